@@ -1,0 +1,61 @@
+# Every target makes its own .venv when it is missing; `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+EXP ?=
+SIZE ?=
+DATA ?=
+ARGS ?=
+
+need_exp = $(if $(EXP),,$(error EXP is missing: name a file of sweeps/, e.g. `make $@ EXP=rank_ablation` (there are: $(notdir $(basename $(wildcard sweeps/*.yaml))))))
+which_study = $(EXP) $(if $(SIZE),--size $(SIZE)) $(if $(DATA),--data $(DATA)) $(ARGS)
+
+.PHONY: help setup sweep plots report test test-slow test-gpu lint format bench clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo "  EXP=name of a file in sweeps/, SIZE=60m and DATA=c4 choose the model size and the corpus"
+
+setup: $(READY)  ## Make the virtual environment
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m elas_lightning.lightning_command
+	@touch $@
+
+sweep: $(READY)  ## Run sweeps/$(EXP).yaml to its end (goes on where it stopped), then plots and report
+	$(need_exp)@$(BIN)/elas sweep $(which_study)
+
+plots: $(READY)  ## Redraw the plots of EXP from the stored results
+	$(need_exp)@$(BIN)/elas plots $(which_study)
+
+report: $(READY)  ## Rewrite plots, tables and report.html of EXP from the stored results
+	$(need_exp)@$(BIN)/elas report $(which_study)
+
+test: $(READY)  ## Run the tests (under 10 minutes on two cores)
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(READY)  ## Run the proofs that take minutes
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-gpu: $(READY)  ## Run the tests that need a CUDA device
+	@$(BIN)/python -m pytest -m gpu $(ARGS)
+
+lint: $(READY)  ## Check style and types; edits nothing
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: $(READY)  ## Rewrite the sources in the house's style
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: $(READY)  ## Measure training steps side by side on this machine
+	@$(BIN)/elas bench $(ARGS)
+
+clean:  ## Remove the virtual environment and caches (never runs/)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,251 @@
+"""Read the result files of a sweep, finished or not, into tables.
+
+Everything the analysis knows comes from here, and here only from files, so that plots and reports can be
+redone on a machine that has neither the model nor the data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from elas_lightning.analysis.parameters import Parameter, level_name, make_parameter, name_of, parse_cell, to_level
+from elas_lightning.errors import UserError
+
+STATES = ("complete", "diverged", "failed", "pruned")
+METRIC_COLUMNS = (
+    "val_loss",
+    "val_perplexity",
+    "val_bits_per_byte",
+    "tokens",
+    "seconds",
+    "tokens_per_second",
+    "parameters",
+    "flops_per_token",
+    "peak_memory_bytes",
+)
+KEY_COLUMNS = ("trial", "seed", "state", "run")
+
+
+@dataclass(frozen=True)
+class SweepResults:
+    """A sweep as its files tell it.
+
+    Args:
+        folder: ``runs/<name>``.
+        summary: ``summary.json``.
+        parameters: the searched parameters, in the sweep's order.
+        trials: one row a finished run; parameter columns hold levels (floats or names), metrics floats.
+        curves: every row of every ``curve.csv`` with ``run``, ``seed``, ``state`` and the parameters joined.
+        telemetry: the same for ``telemetry.csv``.
+        results: ``result.json`` of each run, by run name.
+        missing: one sentence for each thing that a finished sweep would have and this one has not.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    parameters: tuple[Parameter, ...]
+    trials: pd.DataFrame
+    curves: pd.DataFrame
+    telemetry: pd.DataFrame
+    results: dict[str, dict[str, Any]]
+    missing: tuple[str, ...]
+
+    @property
+    def objective(self) -> str:
+        """The metric the sweep minimises."""
+        return str(self.summary.get("objective") or "val_perplexity")
+
+    @property
+    def names(self) -> list[str]:
+        """Short names of the searched parameters."""
+        return [parameter.name for parameter in self.parameters]
+
+    def parameter(self, name: str) -> Parameter:
+        """Look a parameter up; a name the sweep did not search is the user's mistake.
+
+        Raises:
+            UserError: if ``name`` was not searched.
+        """
+        for parameter in self.parameters:
+            if parameter.name == name:
+                return parameter
+        raise UserError(
+            f"plots: {name!r} was not searched in sweep {self.summary['name']!r}; "
+            f"searched: {', '.join(self.names) or 'nothing'}. Correct the sweep's `plots` entry."
+        )
+
+    def where(self, frame: pd.DataFrame, conditions: Mapping[str, Any] | None) -> pd.DataFrame:
+        """Rows of ``frame`` whose parameters have the levels of ``conditions`` (a plot's ``filter``)."""
+        for name, value in (conditions or {}).items():
+            parameter = self.parameter(name)
+            known = {level_name(parameter, level): level for level in parameter.levels}
+            wanted = name_of(name, value)
+            if wanted not in known:
+                raise UserError(f"plots: filter {name}={wanted} matches no value of {name}; use one of {list(known)}.")
+            frame = frame[frame[name] == known[wanted]]
+        return frame
+
+
+def load_sweep(folder: str | Path) -> SweepResults:
+    """Read ``runs/<name>``.
+
+    Args:
+        folder: the directory a sweep wrote.
+
+    Returns:
+        What was found, with ``missing`` naming what a finished sweep would also have.
+
+    Raises:
+        UserError: if the directory, ``summary.json`` or ``trials.csv`` is missing or unreadable, or if a
+            run's file cannot be parsed.
+    """
+    folder = Path(folder)
+    advice = f"run `make sweep EXP={folder.name}` first"
+    if not folder.is_dir():
+        raise UserError(f"no sweep in {folder}: the directory does not exist; {advice}.")
+    summary = _read_json(folder / "summary.json", advice)
+    for key in ("name", "search"):
+        if key not in summary:
+            raise UserError(f"{folder / 'summary.json'}: key {key!r} is missing; {advice}.")
+    cells = _read_csv(folder / "trials.csv", advice)
+    required = [*KEY_COLUMNS, *summary["search"]]
+    if absent := [column for column in required if column not in cells.columns]:
+        raise UserError(f"{folder / 'trials.csv'}: columns {', '.join(absent)} are missing; {advice}.")
+    parameters, trials, notes = _trials(cells, summary, folder)
+    results, curves, telemetry = {}, [], []
+    for run in trials["run"]:
+        home = folder / "runs" / run
+        for name, store in (("curve.csv", curves), ("telemetry.csv", telemetry)):
+            if (home / name).is_file():
+                store.append(_numbers(_read_csv(home / name, advice), keep=("site",)).assign(run=run))
+            elif name == "curve.csv":
+                notes.append(f"Run {run} left no curve.csv: it is absent from the curves.")
+        if (home / "result.json").is_file():
+            results[run] = _read_json(home / "result.json", advice)
+        else:
+            notes.append(f"Run {run} left no result.json: its reason, hardware and versions are unknown.")
+    notes += _unfinished(folder, summary, parameters, trials)
+    joined = trials[["run", "seed", "state", *(parameter.name for parameter in parameters)]]
+    return SweepResults(
+        folder=folder,
+        summary=summary,
+        parameters=parameters,
+        trials=trials,
+        curves=_join(curves, joined),
+        telemetry=_join(telemetry, joined),
+        results=results,
+        missing=tuple(notes),
+    )
+
+
+def _read_json(path: Path, advice: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {advice}.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error}); delete it and {advice}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not an object; delete it and {advice}.")
+    return content
+
+
+def _read_csv(path: Path, advice: str) -> pd.DataFrame:
+    # Cells stay text here: pandas' guesses would turn a method called "none" or "NA" into a hole.
+    try:
+        return pd.read_csv(path, dtype=object, keep_default_na=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {advice}.") from None
+    except pd.errors.EmptyDataError:
+        raise UserError(f"{path} is empty; {advice}.") from None
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} cannot be read ({reason}); delete it and {advice}.") from None
+
+
+def _numbers(frame: pd.DataFrame, keep: tuple[str, ...] = ()) -> pd.DataFrame:
+    return frame.assign(**{c: _column(frame[c]) for c in frame.columns if c not in keep})
+
+
+def _column(cells: pd.Series) -> pd.Series:
+    # errors="coerce": a half-written last line of a stopped run reads as a hole, not as a crash.
+    return pd.to_numeric(cells, errors="coerce").astype(float)
+
+
+def _trials(
+    cells: pd.DataFrame, summary: dict[str, Any], folder: Path
+) -> tuple[tuple[Parameter, ...], pd.DataFrame, list[str]]:
+    where, notes = folder / "trials.csv", []
+    if unknown := sorted(set(cells["state"]) - set(STATES)):
+        raise UserError(f"{where}: state {unknown[0]!r} is unknown; allowed: {', '.join(STATES)}.")
+    seeds = pd.to_numeric(cells["seed"], errors="coerce")
+    if seeds.isna().any():
+        raise UserError(f"{where}: row {int(seeds.isna().idxmax()) + 2} has no seed; every run needs an integer seed.")
+    trials = pd.DataFrame({"trial": cells["trial"], "seed": seeds.astype(int), "state": cells["state"]})
+    parameters = []
+    for name, search in summary["search"].items():
+        raw = [parse_cell(text) for text in cells[name]]
+        parameter = make_parameter(name, search, raw)
+        trials[name] = pd.Series([to_level(parameter, value) for value in raw], index=cells.index, dtype=object)
+        if parameter.numeric:
+            trials[name] = trials[name].astype(float)
+        parameters.append(parameter)
+    for column in METRIC_COLUMNS:
+        trials[column] = _column(cells[column]) if column in cells else np.nan
+    trials["run"] = cells["run"]
+    # A point tried again with the same seed (a resumed sweep, or a sampler that came back) is the same
+    # experiment: counting it twice would shrink the interval for nothing. The last attempt stands.
+    key = [*(parameter.name for parameter in parameters), "seed"]
+    kept = trials.drop_duplicates(key, keep="last").reset_index(drop=True)
+    if len(kept) < len(trials):
+        notes.append(f"{len(trials) - len(kept)} runs repeated a point and seed; the last of each counts.")
+    objective = str(summary.get("objective") or "val_perplexity")
+    blank = kept[(kept["state"] == "complete") & ~np.isfinite(kept[objective])] if objective in kept else kept[:0]
+    notes += [f"Run {run} is marked complete but has no {objective}: it is left out." for run in blank["run"]]
+    return tuple(parameters), kept, notes
+
+
+def planned_seeds(summary: Mapping[str, Any]) -> list[int]:
+    """The seeds of a sweep; ``seeds`` may be a list or a count."""
+    seeds = summary.get("seeds") or []
+    return list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+
+
+def _unfinished(
+    folder: Path, summary: Mapping[str, Any], parameters: tuple[Parameter, ...], trials: pd.DataFrame
+) -> list[str]:
+    notes = []
+    planned = int((summary.get("runs") or {}).get("planned") or 0)
+    if planned > len(trials):
+        notes.append(f"{planned - len(trials)} of {planned} planned runs have not finished.")
+        seeds = planned_seeds(summary)
+        grid = list(product(*(parameter.levels for parameter in parameters)))
+        # Only a full grid says which points are missing; a sampler decides as it goes.
+        if len(grid) * len(seeds) == planned and all(s.get("kind") == "choices" for s in summary["search"].values()):
+            for point in grid:
+                rows = trials
+                for parameter, level in zip(parameters, point, strict=True):
+                    rows = rows[rows[parameter.name] == level]
+                if len(rows) < len(seeds):
+                    names = ", ".join(f"{p.name} {level_name(p, v)}" for p, v in zip(parameters, point, strict=True))
+                    notes.append(f"Point {names}: {len(rows)} of {len(seeds)} seeds.")
+    homes = folder / "runs"
+    started = sorted(path.name for path in homes.iterdir() if path.is_dir()) if homes.is_dir() else []
+    if stray := [name for name in started if name not in set(trials["run"])]:
+        notes.append(f"{len(stray)} runs have a directory but no row in trials.csv (unfinished or repeated): "
+                     f"{', '.join(stray)}.")
+    return notes
+
+
+def _join(frames: list[pd.DataFrame], trials: pd.DataFrame) -> pd.DataFrame:
+    if not frames:
+        return pd.DataFrame(columns=list(trials.columns))
+    return pd.concat(frames, ignore_index=True).merge(trials, on="run", how="left", validate="many_to_one")

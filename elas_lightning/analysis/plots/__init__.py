@@ -1,0 +1,5 @@
+"""The figures of a sweep: one function a kind, each giving a matplotlib figure and a sentence about its data."""
+
+from elas_lightning.analysis.plots.write import KINDS, write_plots
+
+__all__ = ["KINDS", "write_plots"]

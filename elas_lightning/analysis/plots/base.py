@@ -1,0 +1,148 @@
+"""What the kinds of plots share: reading their options and saying why one cannot be drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from elas_lightning.analysis import style
+from elas_lightning.analysis.load import SweepResults
+from elas_lightning.analysis.parameters import Level, Parameter, level_name, spoken
+from elas_lightning.analysis.points import Point
+from elas_lightning.analysis.wording import listing, plural
+from elas_lightning.errors import UserError
+
+Options = Mapping[str, Any]
+# Beyond this many values ticks at each of them run into one another, and a tried value is rarely repeated.
+_MOST_TICKS = 9
+
+
+class CannotDraw(Exception):
+    """The files hold too little for a requested plot; the message says what is lacking."""
+
+
+def required(options: Options, key: str) -> str:
+    """An option that a kind cannot do without.
+
+    Raises:
+        UserError: if it is missing.
+    """
+    if key not in options:
+        raise UserError(f"plots: a {options.get('kind')} plot needs `{key}`: the name of a searched parameter.")
+    return str(options[key])
+
+
+def complete_points(points: Sequence[Point], what: str) -> list[Point]:
+    """The points with a finished run.
+
+    Raises:
+        CannotDraw: if there is none.
+    """
+    done = [point for point in points if point.values]
+    if not done:
+        raise CannotDraw(f"no run with {what} has completed")
+    return done
+
+
+class Scale:
+    """Where the levels of a parameter lie along an axis.
+
+    Numbers keep their distances (log on request, if all are positive); anything else, and numbers mixed with
+    names (rank 8, 16, full rank), stands evenly spaced in the order of the sweep's file.
+    """
+
+    def __init__(self, parameter: Parameter, levels: Sequence[Level], log: bool) -> None:
+        self.parameter = parameter
+        self.levels = [level for level in parameter.levels if level in set(levels)]
+        numbers = [float(level) for level in self.levels] if parameter.numeric else []
+        self.log = bool(numbers) and log and min(numbers) > 0
+        # A zero cannot stand on a log axis (warm-up 0, 500, 1000): then the values stand evenly spaced.
+        self.even = not numbers or (log and not self.log)
+        plain = [float(i) for i in range(len(self.levels))] if self.even else numbers
+        self.crowded = not self.even and len(self.levels) > _MOST_TICKS
+        self._place = dict(zip(self.levels, plain, strict=True))
+
+    def place(self, level: Level, shift: float = 0.0) -> float:
+        """Position of a level, moved by ``shift`` (in hundredths of the axis) so that series do not overlap."""
+        low, high = self._unit(min(self._place.values())), self._unit(max(self._place.values()))
+        moved = self._unit(self._place[level]) + shift * ((high - low) or 1.0) / 100
+        return float(np.exp(moved)) if self.log else moved
+
+    def _unit(self, x: float) -> float:
+        return float(np.log(x)) if self.log else x
+
+    def apply(self, ax: Axes) -> None:
+        """Set scale, limits, ticks and label of the x axis."""
+        if self.log:
+            ax.set_xscale("log")
+        first, last = self._place[self.levels[0]], self._place[self.levels[-1]]
+        low, high = self._unit(min(first, last)), self._unit(max(first, last))
+        margin = 0.07 * (high - low) or 0.5
+        ends = (low - margin, high + margin)
+        ax.set_xlim(*(np.exp(ends) if self.log else ends))
+        names = [level_name(self.parameter, level) for level in self.levels]
+        if not self.crowded:
+            style.level_axis(ax, "x", list(self._place.values()), [style.wrap(name, 11) for name in names])
+            if sum(len(name) for name in names) > 42:
+                ax.tick_params(axis="x", labelrotation=35)
+        else:
+            style.plain_numbers(ax, "x")
+        ax.set_xlabel(self.parameter.label)
+
+
+def value_limits(ax: Axes, which: str, values: Sequence[float], intervals: Sequence[tuple[float, float]]) -> bool:
+    """Choose scale and limits of the axis that shows a metric.
+
+    A spread of more than a factor of five goes on a log axis. The interval of two seeds can be many times
+    wider than everything else (t = 12.7); limits then follow the values, and the interval runs off the edge.
+
+    Returns:
+        True when an interval is cut off by the edge.
+    """
+    low, high = min(values), max(values)
+    log = low > 0 and high / low > 5
+    (ax.set_xscale if which == "x" else ax.set_yscale)("log" if log else "linear")
+    ends_low, ends_high = [a for a, _ in intervals] or [low], [b for _, b in intervals] or [high]
+    if log:
+        limits = (low / 1.3, high * 1.3)
+        shown = limits
+    else:
+        # Equal values up to rounding get a few per cent of room instead of a window of 1e-13.
+        spread = high - low if high - low > 1e-6 * abs(high) else abs(high) * 0.5 or 1.0
+        limits = (max(min(ends_low), low - 1.5 * spread), min(max(ends_high), high + 1.5 * spread))
+        room = 0.07 * max(limits[1] - limits[0], spread)
+        shown = (limits[0] - room, limits[1] + room)
+    (ax.set_xlim if which == "x" else ax.set_ylim)(*shown)
+    style.plain_numbers(ax, which)
+    return min(ends_low) < shown[0] or max(ends_high) > shown[1]
+
+
+def losses_clause(points: Sequence[Point]) -> str:
+    """Say which runs of the figure have no value, and why."""
+    total = sum(sum(point.counts.values()) for point in points)
+    said = []
+    for state in ("diverged", "failed", "pruned"):
+        if count := sum(point.counts[state] for point in points):
+            said.append(f"{count} {state}")
+    if not said:
+        return ""
+    return f"of {plural(total, 'run')} shown, {' and '.join(said)}: these have no part in the means"
+
+
+def rest_clause(results: SweepResults, points: Sequence[Point]) -> str:
+    """Say that other searched parameters were settled at their best."""
+    names = sorted({name for point in points for name in point.rest})
+    if not names:
+        return ""
+    labels = listing([spoken(name) for name in names])
+    if all(point.settings == 1 for point in points):
+        return f"points differ in {labels} too"
+    return f"each point is at its best {labels} among those searched"
+
+
+def note_diverged(ax: Axes) -> None:
+    """Explain the crosses at the edge, once a figure."""
+    ax.text(0.0, 1.03, "\u00d7 diverged", transform=ax.transAxes, ha="left", va="bottom", fontsize=9, color=style.GREY)

@@ -1,0 +1,128 @@
+"""A metric by categories: ``bars``.
+
+Where a metric has a meaningful zero (speed, memory) these are bars from zero. Perplexity and loss have none
+within reach; a bar cut off at 140 would exaggerate, so they are drawn as means with intervals instead.
+"""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from elas_lightning.analysis import style
+from elas_lightning.analysis.load import SweepResults
+from elas_lightning.analysis.metrics import Metric, metric_of
+from elas_lightning.analysis.parameters import level_name, side_name
+from elas_lightning.analysis.plots.base import (
+    Options,
+    complete_points,
+    losses_clause,
+    required,
+    rest_clause,
+    value_limits,
+)
+from elas_lightning.analysis.points import Point, baseline, best, describe, difference, focus, gather
+from elas_lightning.analysis.statistics import Difference
+from elas_lightning.analysis.wording import compare, compare_many, plus_minus, seeds_phrase, sentence
+
+
+@style.styled
+def bars(results: SweepResults, options: Options) -> tuple[Figure, str]:
+    """The metric by the levels of ``x`` (rows, so that long names stay readable), split by ``group``.
+
+    Args:
+        options: ``x``; optionally ``group``, ``metric`` (the objective), ``baseline``, ``focus``, ``filter``.
+    """
+    x, group = required(options, "x"), options.get("group")
+    metric = metric_of(str(options.get("metric", results.objective)))
+    points = gather(results, [x, group] if group else [x], metric.column, options.get("filter"))
+    done = complete_points(points, f"a value of {x}")
+    rows = [level for level in results.parameter(x).levels if any(point.levels[x] == level for point in points)]
+    groups = [g for g in results.parameter(group).levels if any(p.levels[group] == g for p in points)] if group else [""]
+    height = 0.8 / len(groups)
+    figure = style.new_figure(height=1.1 + 0.27 * len(rows) * max(len(groups), 1.6))
+    ax = figure.add_subplot()
+    values = [value * metric.scale for point in done for value in point.values.values()]
+    spans = [(e.low * metric.scale, e.high * metric.scale) for point in done if (e := point.estimate)]
+    if metric.from_zero:
+        ax.set_xlim(0, 1.1 * max(*values, *(high for _, high in spans)))
+        style.plain_numbers(ax, "x")
+    else:
+        value_limits(ax, "x", values, spans)
+    for i, level in enumerate(groups):
+        look = style.look(i)
+        name = level_name(results.parameter(group), level) if group else None
+        mine = [point for point in points if not group or point.levels[group] == level]
+        places = {point.levels[x]: rows.index(point.levels[x]) + (i - (len(groups) - 1) / 2) * height for point in mine}
+        known = [(places[point.levels[x]], point, point.estimate) for point in mine]
+        shown = [(place, point, estimate) for place, point, estimate in known if estimate is not None]
+        if metric.from_zero:
+            ax.barh([place for place, _, _ in shown], [e.mean * metric.scale for _, _, e in shown],
+                    height=0.85 * height, color=look.color, alpha=0.3, zorder=1)
+        ax.errorbar(
+            [e.mean * metric.scale for _, _, e in shown],
+            [place for place, _, _ in shown],
+            xerr=[(e.half_width or 0.0) * metric.scale for _, _, e in shown],
+            color=look.color, marker=look.marker, linestyle="none", label=name, zorder=3,
+        )
+        # Below the interval, where its bar does not hide them.
+        seeds = [(value * metric.scale, place + 0.3 * height) for place, point, e in shown if e.n > 1
+                 for value in point.values.values()]
+        ax.plot([v for v, _ in seeds], [place for _, place in seeds], linestyle="none", marker=look.marker,
+                markersize=3.5, color=look.color, alpha=style.FAINT, zorder=2)
+        for place, point, _ in known:
+            if count := point.counts["diverged"]:
+                ax.plot([1.0], [place], marker="x", markersize=8, markeredgewidth=2, color=look.color, clip_on=False,
+                        linestyle="none", transform=ax.get_yaxis_transform(), zorder=5)
+                note = "diverged" if count == 1 else f"{count} diverged"
+                ax.annotate(note, (1.0, place), xycoords=ax.get_yaxis_transform(), xytext=(7, 0),
+                            textcoords="offset points", va="center", fontsize=8, color=style.GREY)
+    names = [style.wrap(level_name(results.parameter(x), level), 20) for level in rows]
+    style.level_axis(ax, "y", range(len(rows)), names)
+    ax.set_ylim(len(rows) - 0.5, -0.5)  # first level on top, as it is read
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel(metric.label)
+    ax.set_ylabel(results.parameter(x).label)
+    if group:
+        figure.legend(loc="outside upper right", ncols=min(len(groups), 3), frameon=False, borderaxespad=0.0,
+                      title=results.parameter(group).label, title_fontsize=9)
+    clauses = [_lead(results, metric, done)]
+    if group and len(groups) > 1:
+        clauses.append(_by_group(results, options, metric, done))
+    elif len(done) > 1:
+        clauses.append(_against_first(results, options, metric, done))
+    return figure, sentence([*clauses, losses_clause(points), rest_clause(results, points)])
+
+
+def _lead(results: SweepResults, metric: Metric, done: list[Point]) -> str:
+    top = best(done, metric.column)
+    assert top is not None and top.estimate is not None  # every point of `done` has a finished run
+    value = f"{plus_minus(top.estimate, metric.scale)} ({seeds_phrase(top.estimate.n)})"
+    return f"{metric.noun} is best with {describe(results, top.levels)}: {value}"
+
+
+def _by_group(results: SweepResults, options: Options, metric: Metric, done: list[Point]) -> str:
+    """The focus group against the baseline group, for each row that has both."""
+    x, group = str(options["x"]), str(options["group"])
+    ours, theirs = focus(results, group, options), baseline(results, group, options)
+    pairs: dict[str, Difference] = {}
+    for level in results.parameter(x).levels:
+        row = {side_name(results.parameter(group), p.levels[group]): p for p in done if p.levels[x] == level}
+        if ours != theirs and ours in row and theirs in row:
+            found = difference(row[ours], row[theirs], metric.column)
+            if found is not None:
+                pairs[level_name(results.parameter(x), level)] = found
+    return compare_many(pairs, ours, theirs)
+
+
+def _against_first(results: SweepResults, options: Options, metric: Metric, done: list[Point]) -> str:
+    """The best row against the baseline row, or where the baseline is the best, the focus row against it."""
+    x = str(options["x"])
+    rows = {side_name(results.parameter(x), point.levels[x]): point for point in done}
+    top = best(done, metric.column)
+    ours = next(name for name, point in rows.items() if point is top)
+    theirs = baseline(results, x, options)
+    if ours == theirs:
+        ours = focus(results, x, options)
+    if ours == theirs or ours not in rows or theirs not in rows:
+        return ""
+    return compare(difference(rows[ours], rows[theirs], metric.column), ours, theirs)

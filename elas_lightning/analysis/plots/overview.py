@@ -1,0 +1,223 @@
+"""A whole search at a glance: ``heatmap`` of two parameters, ``parallel`` coordinates, ``importance``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from elas_lightning.analysis import style
+from elas_lightning.analysis.load import SweepResults
+from elas_lightning.analysis.metrics import Metric, metric_of
+from elas_lightning.analysis.parameters import Level, Parameter, level_name, spoken
+from elas_lightning.analysis.plots.base import (
+    CannotDraw,
+    Options,
+    complete_points,
+    losses_clause,
+    required,
+    rest_clause,
+)
+from elas_lightning.analysis.points import Point, best, describe, difference, gather
+from elas_lightning.analysis.wording import compare, listing, number, plural, plus_minus, seeds_phrase, sentence
+
+# One hue from light to dark that also reads in grey; yellow stands for the better end.
+_COLOURS = "cividis_r"
+_MOST_TICKS = 9
+
+
+@style.styled
+def heatmap(results: SweepResults, options: Options) -> tuple[Figure, str]:
+    """Mean of the metric for each pair of levels of ``x`` and ``y``, written into the cells.
+
+    Args:
+        options: ``x``, ``y``; optionally ``metric`` (the objective) and ``filter``.
+    """
+    x, y = required(options, "x"), required(options, "y")
+    metric = metric_of(str(options.get("metric", results.objective)))
+    points = gather(results, [y, x], metric.column, options.get("filter"))
+    done = complete_points(points, f"values of {x} and {y}")
+    columns, rows = results.parameter(x).levels, results.parameter(y).levels
+    cells = {(point.levels[y], point.levels[x]): point for point in points}
+    means = np.full((len(rows), len(columns)), np.nan)
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            if (point := cells.get((row, column))) and point.estimate:
+                means[i, j] = point.estimate.mean * metric.scale
+    figure = style.new_figure(height=1.5 + 0.55 * len(rows))
+    ax = figure.add_subplot()
+    norm = _norm(means[np.isfinite(means)])
+    colours = _COLOURS if metric.lower_is_better else _COLOURS.removesuffix("_r")
+    image = ax.imshow(np.ma.masked_invalid(means), cmap=colours, norm=norm, aspect="auto")
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            _cell(ax, i, j, cells.get((row, column)), metric, image)
+    names = [[style.wrap(level_name(results.parameter(key), v), 14) for v in levels]
+             for key, levels in ((x, columns), (y, rows))]
+    style.level_axis(ax, "x", range(len(columns)), names[0])
+    style.level_axis(ax, "y", range(len(rows)), names[1])
+    ax.grid(visible=False)
+    ax.set_xlabel(results.parameter(x).label)
+    ax.set_ylabel(results.parameter(y).label)
+    better = "lower" if metric.lower_is_better else "higher"
+    bar = figure.colorbar(image, ax=ax, location="top", aspect=40, pad=0.02)
+    bar.set_label(f"{metric.label}, {better} is better")
+    style.plain_numbers(bar.ax, "x")
+    top, bottom = best(done, metric.column), _worst(done, metric)
+    assert top is not None and top.estimate is not None and bottom.estimate is not None  # all of `done` finished
+    clauses = [f"{metric.noun} is best with {describe(results, top.levels)}: "
+               f"{plus_minus(top.estimate, metric.scale)} ({seeds_phrase(top.estimate.n)})"]
+    if bottom is not top:
+        clauses.append(f"worst with {describe(results, bottom.levels)}: {plus_minus(bottom.estimate, metric.scale)}")
+        clauses.append(compare(difference(top, bottom, metric.column), "the best", "the worst"))
+    if absent := len(rows) * len(columns) - len(cells):
+        clauses.append(f"{plural(absent, 'pair')} of values not run yet")
+    return figure, sentence([*clauses, losses_clause(points), rest_clause(results, points)])
+
+
+def _norm(values: np.ndarray) -> Normalize:
+    low, high = float(values.min()), float(values.max())
+    if low > 0 and high / low > 5:
+        return LogNorm(low, high)
+    return Normalize(low, high if high > low else low + 1e-9 + abs(low) * 1e-3)
+
+
+def _cell(ax: Axes, i: int, j: int, point: Point | None, metric: Metric, image: ScalarMappable) -> None:
+    if point is None or point.estimate is None:
+        counts = point.counts if point else {}
+        lost = next((state for state in ("diverged", "failed", "pruned") if counts.get(state)), "not run")
+        ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor="#f4f4f4", edgecolor="#bbbbbb", hatch="///", lw=0))
+        ax.text(j, i, lost, ha="center", va="center", fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1.5})
+        return
+    red, green, blue, _ = image.to_rgba(point.estimate.mean * metric.scale)
+    dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45
+    text = plus_minus(point.estimate, metric.scale).replace(" ± ", "\n± ")
+    if count := point.counts["diverged"]:
+        text += f"\n{count} div."
+    ax.text(j, i, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black", linespacing=1.05)
+
+
+def _worst(points: list[Point], metric: Metric) -> Point:
+    sign = -1 if metric.lower_is_better else 1
+    return min(points, key=lambda point: sign * (point.estimate.mean if point.estimate else 0.0))
+
+
+@style.styled
+def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
+    """Each point of the search as a line across all searched parameters to the metric; the best one stands out.
+
+    Args:
+        options: optionally ``metric`` (the objective) and ``filter``.
+    """
+    metric = metric_of(str(options.get("metric", results.objective)))
+    names = [parameter.name for parameter in results.parameters]
+    if not names:
+        raise CannotDraw("the sweep searched no parameter")
+    points = gather(results, names, metric.column, options.get("filter"))
+    done = complete_points(points, "all searched parameters")
+    if len(done) < 2:
+        raise CannotDraw("a comparison of whole settings needs at least two that have finished")
+    means = {id(p): e.mean * metric.scale for p in done if (e := p.estimate)}
+    norm = _norm(np.array(list(means.values())))
+    top = best(done, metric.column)
+    assert top is not None and top.estimate is not None  # `done` has only points with finished runs
+    figure = style.new_figure(width=max(style.WIDTH, 1.15 * (len(names) + 1)), height=3.6)
+    ax = figure.add_subplot()
+    scales = [_unit_scale(parameter) for parameter in results.parameters]
+    colours = ScalarMappable(norm, _COLOURS if metric.lower_is_better else _COLOURS.removesuffix("_r"))
+    lost = [point for point in points if not point.values]
+    for point in lost:
+        heights = [scale[point.levels[name]] for name, scale in zip(names, scales, strict=True)]
+        ax.plot(range(len(names)), heights, color=style.GREY, linestyle=(0, (1, 2)), linewidth=1.0, zorder=1)
+    # Drawn from worst to best, so that the good ones are not buried.
+    for point in sorted(done, key=lambda p: means[id(p)], reverse=metric.lower_is_better):
+        heights = [scale[point.levels[name]] for name, scale in zip(names, scales, strict=True)]
+        heights.append(float(norm(means[id(point)])))
+        chosen = point is top
+        ax.plot(range(len(heights)), heights, color="#D55E00" if chosen else colours.to_rgba(means[id(point)]),
+                linewidth=3.0 if chosen else 1.2, marker="o" if chosen else None, zorder=4 if chosen else 2)
+    for i, (parameter, scale) in enumerate(zip(results.parameters, scales, strict=True)):
+        _upright(ax, i, _ticks(parameter, scale))
+    low, high = norm.vmin or 0.0, norm.vmax or 0.0
+    marks = [low, (low * high) ** 0.5 if isinstance(norm, LogNorm) else (low + high) / 2, high]
+    _upright(ax, len(names), {number(value): float(norm(value)) for value in marks})
+    labels = [style.wrap(parameter.label, 13) for parameter in results.parameters]
+    style.level_axis(ax, "x", range(len(names) + 1), [*labels, style.wrap(metric.label, 13)])
+    ax.set_xlim(-0.35, len(names) + 0.55)
+    ax.set_ylim(-0.06, 1.06)
+    ax.yaxis.set_visible(False)
+    ax.grid(visible=False)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.tick_params(axis="x", length=0)
+    clauses = [
+        f"the best of {plural(len(done), 'finished point')} (thick orange line) is {describe(results, top.levels)}: "
+        f"{metric.noun} {plus_minus(top.estimate, metric.scale)} ({seeds_phrase(top.estimate.n)})"
+    ]
+    if lost:
+        clauses.append(f"dotted grey lines are {plural(len(lost), 'point')} without a finished run")
+    return figure, sentence([*clauses, losses_clause(points)])
+
+
+def _unit_scale(parameter: Parameter) -> dict[Level, float]:
+    levels = parameter.levels
+    if not parameter.numeric:
+        return {level: (i + 0.5) / len(levels) for i, level in enumerate(levels)}
+    numbers = np.array([float(level) for level in levels])
+    # Powers of two (ranks) and learning rates crowd at the low end of a linear scale.
+    if numbers.min() > 0 and (parameter.log or numbers.max() / numbers.min() >= 8):
+        numbers = np.log(numbers)
+    span = numbers.max() - numbers.min()
+    places = (numbers - numbers.min()) / span if span else np.full(len(levels), 0.5)
+    return dict(zip(levels, map(float, places), strict=True))
+
+
+def _ticks(parameter: Parameter, scale: Mapping[Level, float]) -> dict[str, float]:
+    levels = list(parameter.levels)
+    if parameter.numeric and len(levels) > _MOST_TICKS:
+        # A continuous search: its ends and the tried values nearest to the quarters.
+        levels = [min(levels, key=lambda v: abs(scale[v] - q)) for q in (0, 0.25, 0.5, 0.75, 1)]
+    names = {level: number(float(level), 2) if len(parameter.levels) > _MOST_TICKS else level_name(parameter, level)
+             for level in levels}
+    return {style.wrap(names[level], 11): scale[level] for level in levels}
+
+
+def _upright(ax: Axes, i: int, ticks: Mapping[str, float]) -> None:
+    ax.plot([i, i], [0, 1], color="black", linewidth=0.9, zorder=3)
+    for name, height in ticks.items():
+        ax.plot([i - 0.025, i + 0.025], [height, height], color="black", linewidth=0.9, zorder=5)
+        ax.text(i + 0.06, height, name, fontsize=8.5, va="center", ha="left", zorder=6, linespacing=0.95,
+                bbox={"fc": "white", "ec": "none", "pad": 0.8, "alpha": 0.8})
+
+
+@style.styled
+def importance(results: SweepResults, options: Options) -> tuple[Figure, str]:
+    """The share of the objective's variation that the study ascribes to each parameter, as bars from zero."""
+    found = results.summary.get("importances")
+    if not found:
+        raise CannotDraw("the study estimated no importances (it needs several finished points that differ)")
+    ordered = sorted(found.items(), key=lambda item: item[1], reverse=True)
+    labels = {parameter.name: parameter.label for parameter in results.parameters}
+    figure = style.new_figure(height=1.0 + 0.42 * len(ordered))
+    ax = figure.add_subplot()
+    shares = [100.0 * float(value) for _, value in ordered]
+    ax.barh(range(len(shares)), shares, color=style.look(0).color, height=0.62)
+    for i, share in enumerate(shares):
+        ax.text(share, i, f" {share:.0f} %", va="center", fontsize=9)
+    style.level_axis(ax, "y", range(len(shares)), [style.wrap(labels.get(name, name), 18) for name, _ in ordered])
+    ax.set_ylim(len(shares) - 0.5, -0.5)
+    ax.set_xlim(0, max(*shares, 1.0) * 1.15)
+    style.plain_numbers(ax, "x")
+    ax.grid(axis="y", visible=False)
+    metric = metric_of(results.objective)
+    ax.set_xlabel(f"Share of the variation in {metric.noun} (%)")
+    said = listing([f"{spoken(name)} {share:.0f} %" for (name, _), share in zip(ordered, shares, strict=True)])
+    count = int((results.trials["state"] == "complete").sum())
+    return figure, sentence([
+        f"the study ascribes the variation in {metric.noun} to {said}",
+        f"an estimate from {plural(count, 'finished run')} within the searched ranges, without an interval",
+    ])

@@ -1,0 +1,166 @@
+"""Gather runs into points: one combination of parameter levels with its seeds.
+
+Plots and tables share this step, so that a number in a figure, its caption and a table is the same number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from elas_lightning.analysis.load import STATES, SweepResults
+from elas_lightning.analysis.metrics import metric_of
+from elas_lightning.analysis.parameters import Level, level_name, name_of, phrase, side_name
+from elas_lightning.analysis.statistics import Difference, Estimate, estimate, paired_difference
+from elas_lightning.errors import UserError
+
+
+@dataclass(frozen=True)
+class Point:
+    """The runs at one combination of levels.
+
+    Args:
+        levels: level by parameter name, for the parameters that were asked for.
+        values: the metric by seed, complete runs only.
+        counts: number of runs by state.
+        runs: names of the runs, whatever their state.
+        rest: levels of the other parameters that vary in the sweep.
+        settings: how many settings of those were tried here; the best one is the point.
+    """
+
+    levels: Mapping[str, Level]
+    values: Mapping[int, float]
+    counts: Mapping[str, int]
+    runs: tuple[str, ...] = ()
+    rest: Mapping[str, Level] = field(default_factory=dict)
+    settings: int = 1
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """Mean and interval over the complete seeds; None when no run completed."""
+        return estimate(list(self.values.values()))
+
+
+def gather(
+    results: SweepResults,
+    by: Sequence[str],
+    metric: str,
+    conditions: Mapping[str, Any] | None = None,
+) -> list[Point]:
+    """One point for each combination of levels of ``by`` that was run, in the order of the sweep's file.
+
+    Parameters outside ``by`` that vary too (a learning rate tuned for each method) are settled by taking the
+    setting with the best mean objective (see ``best``), and the point says which. Averaging over them instead would mix each method's good settings with its hopeless ones.
+
+    Args:
+        by: parameter names; all of them are searched parameters.
+        metric: a metric column.
+        conditions: a plot's ``filter``.
+
+    Raises:
+        UserError: for a parameter or metric that the sweep does not have.
+    """
+    metric_of(metric)
+    trials = results.where(results.trials, conditions)
+    others = [name for name in results.names if name not in by and trials[name].nunique() > 1]
+    points = []
+    for levels in product(*(results.parameter(name).levels for name in by)):
+        rows = trials
+        for name, level in zip(by, levels, strict=True):
+            rows = rows[rows[name] == level]
+        if not rows.empty:
+            chosen = dict(zip(by, levels, strict=True))
+            rows, rest, tried = _settle(rows, others, results.objective)
+            points.append(Point(chosen, _by_seed(rows, metric), _count(rows), tuple(rows["run"]), rest, tried))
+    return points
+
+
+def _settle(rows: pd.DataFrame, others: list[str], objective: str) -> tuple[pd.DataFrame, dict[str, Level], int]:
+    if not others:
+        return rows, {}, 1
+    settings = []
+    for key, group in rows.groupby(others, sort=False):
+        levels = dict(zip(others, key, strict=True))
+        settings.append((group, levels, Point(levels, _by_seed(group, objective), _count(group))))
+    winner = best([point for _, _, point in settings], objective)
+    group, levels, _ = next((setting for setting in settings if setting[2] is winner), settings[0])
+    return group, levels, len(settings)
+
+
+def _by_seed(rows: pd.DataFrame, metric: str) -> dict[int, float]:
+    good = rows[(rows["state"] == "complete") & np.isfinite(rows[metric])].sort_values("seed")
+    return {int(seed): float(value) for seed, value in zip(good["seed"], good[metric], strict=True)}
+
+
+def _count(rows: pd.DataFrame) -> dict[str, int]:
+    return {state: int((rows["state"] == state).sum()) for state in STATES}
+
+
+def difference(a: Point, b: Point, metric: str) -> Difference | None:
+    """Paired difference of two points in ``metric``."""
+    return paired_difference(a.values, b.values, metric_of(metric).difference)
+
+
+def best(points: Sequence[Point], metric: str) -> Point | None:
+    """The point with the best mean; None when none completed.
+
+    Points with half as many complete seeds as others, or fewer, stand back: one lucky seed would win over
+    three ordinary ones.
+    """
+    done = [(point, point.estimate) for point in points]
+    known = [(point, found) for point, found in done if found is not None]
+    if not known:
+        return None
+    sign = 1 if metric_of(metric).lower_is_better else -1
+    most = max(found.n for _, found in known)
+    return min((pair for pair in known if 2 * pair[1].n > most), key=lambda pair: sign * pair[1].mean)[0]
+
+
+def describe(results: SweepResults, levels: Mapping[str, Level]) -> str:
+    """``rank 32, method elas``."""
+    return ", ".join(phrase(results.parameter(name), level) for name, level in levels.items())
+
+
+def contrast(results: SweepResults) -> tuple[str, str] | None:
+    """The parameter whose levels the sweep compares, and the level the others are held against.
+
+    It is the series or group of the first requested plot that has one, else the only searched parameter with a
+    list of choices. The baseline is that plot's ``baseline``, else the level listed first.
+    """
+    for plot in results.summary.get("plots") or []:
+        name = plot.get("series") or plot.get("group")
+        if name:
+            return name, baseline(results, name, plot)
+    choices = [p for p in results.parameters if results.summary["search"][p.name].get("kind") == "choices"]
+    if len(choices) == 1 and len(results.parameters) == 1 and choices[0].levels:
+        return choices[0].name, baseline(results, choices[0].name, {})
+    return None
+
+
+def baseline(results: SweepResults, name: str, options: Mapping[str, Any]) -> str:
+    """Name of the level that the others of ``name`` are compared with."""
+    return _named_level(results, name, options, "baseline", 0)
+
+
+def focus(results: SweepResults, name: str, options: Mapping[str, Any]) -> str:
+    """Name of the level that a caption is about: ``focus``, else ``elas`` (what this suite is for), else the last."""
+    names = [side_name(results.parameter(name), level) for level in results.parameter(name).levels]
+    if "focus" not in options and "elas" in names:
+        return "elas"
+    return _named_level(results, name, options, "focus", -1)
+
+
+def _named_level(results: SweepResults, name: str, options: Mapping[str, Any], key: str, position: int) -> str:
+    parameter = results.parameter(name)
+    levels = {level_name(parameter, level): level for level in parameter.levels}
+    if key not in options:
+        return side_name(parameter, parameter.levels[position])
+    wanted = name_of(name, options[key])
+    if wanted not in levels:
+        raise UserError(f"plots: {key} {wanted!r} is no value of {name}; use one of {', '.join(levels)}.")
+    return side_name(parameter, levels[wanted])

@@ -1,0 +1,87 @@
+"""One self-contained page about a sweep: opens from disk, asks the network for nothing, needs no script."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from elas_lightning.analysis.answer import answer, facts, limits, losses
+from elas_lightning.analysis.load import load_sweep
+from elas_lightning.analysis.plots import write_plots
+from elas_lightning.analysis.tables import Table, comparison_table, results_table, write_tables
+
+
+def write_report(folder: str | Path) -> Path:
+    """Redo plots and tables of a sweep and write ``report.html`` around them.
+
+    The page depends on the result files alone (not on the time or the machine of the call), so the same
+    results give the same bytes.
+
+    Args:
+        folder: ``runs/<name>``.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        UserError: if the results cannot be read or a plot is asked for wrongly.
+    """
+    results = load_sweep(folder)
+    write_plots(folder)
+    write_tables(folder)
+    captions = json.loads((results.folder / "plots" / "captions.json").read_text(encoding="utf-8"))
+    figures = [{**figure, "source": _data_uri(results.folder / "plots" / f"{figure['name']}.svg")}
+               for figure in captions["figures"]]
+    summary = results.summary
+    lost = losses(results)
+    environment = Environment(
+        loader=PackageLoader("elas_lightning.analysis", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(
+        name=summary["name"],
+        question=summary.get("question") or f"Sweep {summary['name']}",
+        answer=answer(results, figures),
+        figures=figures,
+        not_drawn=captions["not_drawn"],
+        results=_html(results_table(results)),
+        comparisons=_html(comparison_table(results)),
+        facts=facts(results),
+        limits=limits(results),
+        missing=results.missing,
+        losses=_html(_loss_table(lost)) if lost else None,
+        command=summary.get("command"),
+        commands=_commands(results.results),
+    )
+    path = results.folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _data_uri(path: Path) -> str:
+    # An image of its own rather than inline SVG: ids inside one picture cannot clash with another's.
+    return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+
+
+def _html(table: Table | None) -> Markup | None:
+    # Table.html escapes every cell itself.
+    return Markup(table.html()) if table else None
+
+
+def _loss_table(lost: list[tuple[str, str, str, str, str]]) -> Table:
+    caption = "Runs without a result; they have no part in any mean."
+    return Table(caption, ("Run", "Setting", "Seed", "State", "Reason"), tuple(lost), 5)
+
+
+def _commands(results: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """The command of each run, for those who want to repeat a single one."""
+    found = [(run, (result.get("environment") or {}).get("command")) for run, result in results.items()]
+    return [(run, str(command)) for run, command in found if command]

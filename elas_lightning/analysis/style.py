@@ -1,0 +1,202 @@
+"""One look for every figure, and files that come out the same byte for byte.
+
+Figures are made through matplotlib's object-oriented API on the Agg canvas: no pyplot, no window, no state
+that outlives a call. Colours are those of Okabe and Ito, which stay apart for colour-blind readers; markers
+and line styles repeat the distinction for grey print.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import (
+    EngFormatter,
+    FixedFormatter,
+    FixedLocator,
+    FuncFormatter,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
+
+DPI = 200
+# A half column of a paper or a phone is about 3.4 inches wide: at that width 10 pt still reads as 7 pt.
+WIDTH, HEIGHT = 4.8, 3.3
+GREY = "#666666"
+FAINT = 0.35
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.2, 1.2)), (0, (8, 2)), (0, (3, 1)), "-")
+
+_RC: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so every machine draws the same glyphs
+    "font.size": 10,
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e2e2e2",
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.7,
+    "lines.markersize": 5.5,
+    "errorbar.capsize": 3,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "axes.formatter.useoffset": False,
+    # Text as outlines: the picture is the same on a machine without the font. The words are in the caption.
+    "svg.fonttype": "path",
+    # Element ids in an SVG are random unless salted.
+    "svg.hashsalt": "elas-lightning",
+    "path.simplify": True,
+}
+
+
+class Look(NamedTuple):
+    """How one series is drawn."""
+
+    color: str
+    marker: str
+    linestyle: Any
+
+
+def look(index: int) -> Look:
+    """The look of series ``index``; markers shift after seven, so that 49 combinations differ."""
+    n = len(_COLOURS)
+    return Look(_COLOURS[index % n], _MARKERS[(index + index // n) % n], _LINES[(index + index // n) % n])
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Apply the look for the length of a ``with`` block, leaving the caller's settings as they were."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_RC)
+        yield
+
+
+def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a drawing function so that what it makes has the house style."""
+
+    @wraps(draw)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with house_style():
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+def new_figure(width: float = WIDTH, height: float = HEIGHT) -> Figure:
+    """An empty figure on an Agg canvas, sizes in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write ``stem.png`` and ``stem.svg`` without dates or versions in them, so that equal data gives equal bytes."""
+    png, svg = stem.with_suffix(".png"), stem.with_suffix(".svg")
+    with house_style():
+        figure.savefig(png, dpi=DPI, metadata={"Software": None})
+        figure.savefig(svg, metadata={"Date": None, "Creator": None})
+    return [png, svg]
+
+
+def level_axis(ax: Axes, which: str, positions: Sequence[float], names: Sequence[str]) -> None:
+    """Ticks exactly at the tried values, named as a person would write them (4, 8, 16; not 10^1)."""
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    axis.set_major_locator(FixedLocator(list(positions)))
+    axis.set_major_formatter(FixedFormatter(list(names)))
+    axis.set_minor_locator(NullLocator())
+
+
+def plain_numbers(ax: Axes, which: str = "y") -> None:
+    """Round tick values in plain figures (0.001, 250, 1,200,000), on linear and on log axes."""
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}" if value >= 1e-4 else f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+    if axis.get_scale() == "linear":
+        axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+
+
+def large_numbers(ax: Axes) -> None:
+    """Counts along x as 500k or 1.5M: full figures would run into one another."""
+    ax.xaxis.set_major_formatter(EngFormatter(places=None, sep=""))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+
+
+def wrap(text: str, width: int = 16) -> str:
+    """Break a long level name at spaces, underscores and plus signs."""
+    spaced = text.replace("_", "_\u200b")
+    lines = textwrap.wrap(spaced.replace("\u200b", " "), width, break_long_words=False) or [text]
+    return "\n".join(line.replace("_ ", "_") for line in lines)
+
+
+def label_ends(ax: Axes, ends: Sequence[tuple[float, str, Look]], title: str = "") -> None:
+    """Name each series next to where its line ends, instead of in a legend that the eye has to match.
+
+    Labels keep the order of the ends and move apart where they would overlap. Call it when the limits of the
+    axis are final.
+
+    Args:
+        ends: last y in data units, name and look of each series.
+        title: what the names are values of; written above them.
+    """
+    to_axes = ax.transAxes.inverted()
+    height = ax.figure.get_size_inches()[1] * ax.get_position().height * 72
+    wrapped = sorted(
+        ((float(to_axes.transform(ax.transData.transform((1.0, y)))[1]), wrap(name), style) for y, name, style in ends),
+        key=lambda item: item[0],
+    )
+    heights = [(1 + text.count("\n")) * 13.5 / height for _, text, _ in wrapped]
+    places = _spread([y for y, _, _ in wrapped], heights)
+    for y, (_, text, style) in zip(places, wrapped, strict=True):
+        ax.add_artist(
+            Line2D([1.03, 1.10], [y, y], color=style.color, linestyle=style.linestyle, transform=ax.transAxes,
+                   clip_on=False)
+        )
+        ax.add_artist(
+            Line2D([1.065], [y], color=style.color, marker=style.marker, linestyle="none", transform=ax.transAxes,
+                   clip_on=False)
+        )
+        ax.text(1.12, y, text, transform=ax.transAxes, va="center", ha="left", fontsize=9, linespacing=1.0)
+    if title:
+        top = max(places[-1] + heights[-1] / 2 + 9 / height, 0.0)
+        ax.text(1.03, top, wrap(title, 18), transform=ax.transAxes, va="bottom", ha="left", fontsize=9, color=GREY)
+
+
+def _spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
+    """Ascending places at least half of both heights apart, as near to ``wanted`` as a centred block allows."""
+    blocks: list[list[int]] = []
+    centres: list[float] = []
+    for i, y in enumerate(wanted):
+        blocks.append([i])
+        centres.append(min(max(y, 0.0), 1.0))
+        # Two blocks that touch become one, centred on what its members wanted.
+        while len(blocks) > 1:
+            (low, high), (a, b) = blocks[-2:], centres[-2:]
+            if b - a >= (sum(heights[j] for j in low) + sum(heights[j] for j in high)) / 2:
+                break
+            merged = low + high
+            blocks[-2:] = [merged]
+            centres[-2:] = [sum(min(max(wanted[j], 0.0), 1.0) for j in merged) / len(merged)]
+    places = []
+    for block, centre in zip(blocks, centres, strict=True):
+        y = centre - sum(heights[j] for j in block) / 2
+        for j in block:
+            places.append(y + heights[j] / 2)
+            y += heights[j]
+    return places

@@ -1,0 +1,130 @@
+"""Numbers and findings in plain words, the same ones in captions, tables and the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from elas_lightning.analysis.statistics import Difference, Estimate
+
+MINUS = "\u2212"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Three significant digits without an exponent; a real minus sign."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:.{min(decimals, 9)}f}".replace("-", MINUS)
+
+
+def plus_minus(estimate: Estimate, scale: float = 1.0) -> str:
+    """``148.2 ± 3.1``: as many decimals as two digits of the half-width justify; no interval, no ±."""
+    if estimate.half_width is None:
+        return number(estimate.mean * scale, 4)
+    half = estimate.half_width * scale
+    if half < 1e-9 * abs(estimate.mean * scale):
+        return f"{number(estimate.mean * scale, 4)} ± 0"
+    decimals = min(6, max(0, 1 - math.floor(math.log10(half))))
+    return f"{estimate.mean * scale:.{decimals}f} ± {half:.{decimals}f}"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 run``, ``3 runs``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def seeds_phrase(n: int) -> str:
+    """How the ± of a sentence came about."""
+    return f"mean ± 95 % interval over {n} seeds" if n > 1 else "one seed, so no interval"
+
+
+def interval(difference: Difference) -> str:
+    """The interval of a difference with a sign on each end: ``+0.3 to +2.1``; ``none`` without one."""
+    if difference.low is None or difference.high is None:
+        return "none"
+    return f"{signed(difference.low)} to {signed(difference.high)}"
+
+
+def signed(value: float) -> str:
+    """Two significant digits and always a sign."""
+    text = number(value, 2)
+    return f"+{text}" if value > 0 else text
+
+
+def compare(difference: Difference | None, a: str, b: str, context: str = "") -> str:
+    """State a seed-paired difference without claiming more than it shows.
+
+    An interval that includes zero is reported as a difference not found, together with how large it could
+    still be: it does not show that the two are equal.
+
+    Args:
+        difference: ``a`` against ``b``; None where they share no seed.
+        a, b: names of the two sides.
+        context: where they were compared, e.g. ``" at rank 32"`` (with its leading space).
+    """
+    if difference is None:
+        return f"{a} and {b} share no finished seed{context}, so they cannot be compared"
+    unit = " %" if difference.unit == "%" else ""
+    side = "above" if difference.value >= 0 else "below"
+    size = f"{number(abs(difference.value), 2)}{unit}"
+    if difference.low is None or difference.high is None:
+        return f"{a} is {size} {side} {b}{context} in the one seed they share, too few for an interval"
+    paired = f"paired over {difference.n} seeds"
+    if difference.found:
+        ends = sorted((abs(difference.low), abs(difference.high)))
+        span = " to ".join(number(end, 2) for end in ends)
+        return f"{a} is {size} (95 % interval {span}) {side} {b}{context}, {paired}"
+    if difference.value == difference.low == difference.high == 0:
+        return f"{a} and {b} are identical{context} in each of {difference.n} seeds"
+    reach = number(max(abs(difference.low), abs(difference.high)), 2)
+    return (
+        f"no difference was found between {a} and {b}{context} ({signed(difference.value)}{unit}, 95 % interval "
+        f"{interval(difference)}, {paired}), which leaves room for one of up to {reach}{unit} and does not show "
+        f"that they are equal"
+    )
+
+
+def compare_many(found: Mapping[str, Difference], a: str, b: str) -> str:
+    """State the same comparison made in several places, in one clause: how often it went which way, how far.
+
+    Args:
+        found: the difference of ``a`` against ``b`` by the name of the place.
+        a, b: names of the two sides.
+    """
+    if len(found) <= 1:
+        return "".join(compare(difference, a, b, f" with {place}") for place, difference in found.items())
+    if all(difference.low is None for difference in found.values()):
+        spread = _range([difference.value for difference in found.values()], next(iter(found.values())))
+        return f"{a} differs from {b} by {spread} in the one seed they share, too few for intervals"
+    groups: dict[str, list[str]] = {"above": [], "below": [], "": []}
+    for place, difference in found.items():
+        groups[("above" if difference.value > 0 else "below") if difference.found else ""].append(place)
+    clauses = []
+    for side in ("above", "below"):
+        if places := groups[side]:
+            sizes = [abs(found[place].value) for place in places]
+            size = _range(sizes, found[places[0]])
+            clauses.append(f"{a} is {side} {b} with {listing(places)} by {size} (paired by seed, 95 % interval "
+                           f"without zero{' in each' if len(places) > 1 else ''})")
+    if places := groups[""]:
+        clauses.append(f"no difference was found between {a} and {b} with {listing(places)}, which does not show "
+                       f"that they are equal")
+    return "; ".join(clauses)
+
+
+def _range(values: list[float], like: Difference) -> str:
+    unit = " %" if like.unit == "%" else ""
+    low, high = number(min(values), 2), number(max(values), 2)
+    return (low if low == high else f"{low} to {high}") + unit
+
+
+def listing(items: list[str]) -> str:
+    """``a, b and c``."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def sentence(clauses: list[str]) -> str:
+    """Join clauses into one sentence with a capital and a full stop."""
+    text = "; ".join(clause for clause in clauses if clause)
+    return f"{text[:1].upper()}{text[1:]}."

@@ -1,0 +1,209 @@
+"""From overlays of YAML and dotted overrides to objects: the one way a run is configured.
+
+``elas fit`` and every run of a sweep go through :class:`ElasCLI`, a LightningCLI, so that what a sweep ran
+can be repeated with ``elas fit --config …`` and the other way round.
+"""
+
+import argparse
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from elas_lightning.data.module import C4DataModule
+from elas_lightning.errors import UserError
+from elas_lightning.layout import new_run_directory
+from elas_lightning.nn.config import ModelConfig, SparsityConfig
+from elas_lightning.training.interruption import StopBetweenSteps
+from elas_lightning.training.module import ElasModule
+from elas_lightning.training.recorder import RunRecorder
+
+CHECKPOINT_NAME = "last"
+
+# A stream without an end has no epochs: its length is trainer.max_steps and validation counts batches.
+_TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_epochs": -1,
+    "check_val_every_n_epoch": None,
+    "val_check_interval": 100,
+    "num_sanity_val_steps": 0,
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 10,
+    "enable_model_summary": False,
+}
+
+
+class ElasCLI(LightningCLI):
+    """LightningCLI for :class:`ElasModule` and :class:`C4DataModule`.
+
+    After construction ``trainer``, ``model``, ``datamodule``, ``directory`` (the run's own) and
+    ``resolved`` (the whole configuration as plain types) are set.
+
+    Args:
+        args: Command line as a list; ``None`` takes ``sys.argv``.
+        run: Whether the first argument is a subcommand to run.
+        callbacks: Added to those that every run has.
+    """
+
+    directory: Path
+    recorder: RunRecorder
+
+    def __init__(
+        self, args: list[str] | None = None, *, run: bool, callbacks: Sequence[Callback] = ()
+    ) -> None:
+        self._callbacks = list(callbacks)
+        self.arguments = list(sys.argv[1:] if args is None else args)
+        one_line: dict[str, Any] = {"exit_on_error": False}
+        try:
+            super().__init__(
+                ElasModule,
+                C4DataModule,
+                args=args,
+                run=run,
+                save_config_callback=None,
+                trainer_defaults=_TRAINER_DEFAULTS,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                parser_kwargs={
+                    **one_line,
+                    "prog": "elas",
+                    **({name: one_line for name in self.subcommands()} if run else {}),
+                },
+            )
+        except argparse.ArgumentError as error:
+            raise UserError(_in_one_line(str(error))) from error
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """``fit`` and ``validate``; training ends with a validation, so there is no ``test``."""
+        return {name: {"model", "dataloaders", "datamodule", "train_dataloaders", "val_dataloaders"}
+                for name in ("fit", "validate")}  # fmt: skip
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.filename": CHECKPOINT_NAME,
+                "checkpoint.every_n_train_steps": 100,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
+        # LightningCLI's own version warns whenever arguments are given while sys.argv holds some too
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: LightningCLI would let the checkpoint's hyperparameters override the command line in silence.
+
+        :meth:`ElasModule.on_load_checkpoint` refuses a checkpoint that does not fit instead.
+        """
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        config = self._get(self.config_init, "trainer")
+        given = config["default_root_dir"]
+        self.directory = Path(given) if given else new_run_directory(self.subcommand or "run")
+        self.recorder = RunRecorder(self.directory)
+        checkpoint = self._get(self.config_init, "checkpoint")
+        checkpoint.dirpath = str(self.directory / "checkpoints")
+        own: list[Callback] = [self.recorder, StopBetweenSteps(self.checkpoint_path), *self._callbacks]
+        # the dump shows what the user configured, not what was derived here
+        kwargs["default_root_dir"] = str(self.directory)
+        kwargs["callbacks"] = [*_as_list(config["callbacks"]), *own]
+        if config["logger"] in (None, True):
+            kwargs["logger"] = [
+                CSVLogger(self.directory, name="", version="logs"),
+                TensorBoardLogger(self.directory, name="", version="logs"),
+            ]
+        return super().instantiate_trainer(**kwargs)
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The rolling checkpoint of the run."""
+        return self.directory / "checkpoints" / f"{CHECKPOINT_NAME}.ckpt"
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The configuration with every default filled in, as plain types."""
+        parser = self._parser(self.subcommand)
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        plain = yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True, format="yaml"))
+        plain.pop("config", None)
+        return plain
+
+    def fit(self, **kwargs: Any) -> None:
+        """``elas fit``: train, validate at the end, leave a result file."""
+        from elas_lightning.runner import execute
+
+        execute(self, ckpt_path=kwargs.get("ckpt_path"))
+
+
+class _ParseOnly(ElasCLI):
+    """The parser without the objects."""
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _set_seed(self) -> None:
+        pass
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _in_one_line(message: str) -> str:
+    """jsonargparse's message without its line breaks and its advice to run another program's help."""
+    return re.sub(r"\s+", " ", message).strip()
+
+
+def resolve(overlays: Sequence[Path], overrides: dict[str, Any]) -> dict[str, Any]:
+    """The whole configuration of a stack of overlays, as plain types, without building anything.
+
+    Raises:
+        UserError: An unknown key or a value of the wrong type.
+    """
+    return _ParseOnly(command_line(overlays, overrides), run=False).resolved
+
+
+def check(overlays: Sequence[Path], overrides: dict[str, Any]) -> None:
+    """Refuse a configuration that cannot be run; only the model's dataclasses are built.
+
+    Raises:
+        UserError: As :func:`resolve`, or the model's configuration is impossible.
+    """
+    config = resolve(overlays, overrides)["model"]["config"]
+    ModelConfig(**{**config, "sparsity": SparsityConfig(**config["sparsity"])})
+
+
+def command_line(overlays: Sequence[Path], overrides: dict[str, Any]) -> list[str]:
+    """The arguments of ``elas fit`` that stack ``overlays`` and set ``overrides`` (dotted key to value).
+
+    Values are written as flow YAML, which the parser reads back as they were.
+    """
+    arguments = [part for path in overlays for part in ("--config", str(path))]
+    return arguments + [f"--{key}={_as_yaml(value)}" for key, value in overrides.items()]
+
+
+def _as_yaml(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize)
+    return text.removesuffix("\n").removesuffix("...").strip()
+
+
+def quiet_lightning() -> None:
+    """Drop Lightning's greetings (devices found, tips for its cloud), keep its warnings."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # of torch 2.13's about Lightning 2.6's use of it: nothing a user can do
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")

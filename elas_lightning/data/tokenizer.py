@@ -1,0 +1,183 @@
+"""The tokenizer of a run, trained once or fetched: text to ids, and how many bytes each id stands for."""
+
+import gzip
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from elas_lightning.data.cache import build_once
+from elas_lightning.data.hub import fetch
+from elas_lightning.data.sources import Source
+from elas_lightning.errors import UserError
+
+PYDOCS_VOCABULARY = 4096
+END_OF_TEXT = "<|endoftext|>"
+# The paper's tokenizer, pinned; anything else from the hub may be pinned the same way (name@commit).
+_T5_BASE = ("google-t5/t5-base", "a9723ea7f1b39c1eae772870f3b547bf6ef7e6c1")
+_END_TOKENS = ("</s>", END_OF_TEXT, "<|end_of_text|>", "<eos>")
+_TRAINER_VERSION = 1  # raise it when the same corpus would give another vocabulary
+_BYTE_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
+_SENTINEL = re.compile(r"<extra_id_\d+>")
+
+_log = logging.getLogger(__name__)
+
+
+class TextTokenizer:
+    """A tokenizer as this project uses one: documents in, ids out, each document closed by an end token.
+
+    Args:
+        tokenizer: byte-level or sentencepiece-like tokenizer with an end-of-text token.
+        name: how error messages and result files call it.
+
+    Raises:
+        UserError: no end token, or a kind of tokenizer whose tokens have no byte lengths.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, name: str) -> None:
+        self._tokenizer = tokenizer
+        self.name = name
+        ends = [token for token in _END_TOKENS if tokenizer.token_to_id(token) is not None]
+        if not ends:
+            raise UserError(
+                f"data.tokenizer={name!r} has no end-of-text token; it needs one of {', '.join(_END_TOKENS)}"
+            )
+        end_id = tokenizer.token_to_id(ends[0])
+        assert end_id is not None
+        self.end_id: int = end_id
+        self._definition: dict[str, Any] = json.loads(tokenizer.to_str())
+        decoder = json.dumps(self._definition["decoder"])
+        self._byte_level = '"ByteLevel"' in decoder
+        if not self._byte_level and '"Metaspace"' not in decoder and "\\u2581" not in decoder:
+            raise UserError(
+                f"data.tokenizer={name!r} is neither byte-level nor sentencepiece-like, so its tokens have "
+                "no length in bytes to measure bits per byte with; use one that is"
+            )
+        # T5's 100 sentinels close its 32,100 ids and stand for no text: a model of 32,000 ids is whole.
+        size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        while _SENTINEL.fullmatch(tokenizer.id_to_token(size - 1) or ""):
+            size -= 1
+        self.vocab_size: int = size
+        unknown = tokenizer.token_to_id("<unk>")
+        self._stand_in: int = self.end_id if unknown is None else unknown
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the whole definition: equal fingerprints give equal ids for equal text."""
+        return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()[:16]
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """Encode documents, each closed by the end token, which appears nowhere else.
+
+        Args:
+            texts: documents.
+
+        Returns:
+            One int32 array of ids a document, in order (a quarter of the memory of a list).
+        """
+        # A document that talks about "</s>" is text like any other. Set here since pickling forgets it.
+        self._tokenizer.encode_special_tokens = True
+        return [
+            self._ids(encoding.ids)
+            for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ]
+
+    def _ids(self, ids: list[int]) -> np.ndarray:
+        document = np.array([*ids, self.end_id], dtype=np.int32)
+        # The piece "<extra_id_0>" met in running text is no reason for a run to end.
+        document[document >= self.vocab_size] = self._stand_in
+        return document
+
+    @cached_property
+    def byte_lengths(self) -> torch.Tensor:
+        """UTF-8 bytes of text that each id stands for: ``(vocab_size,)`` int64, 0 for special tokens.
+
+        Exact for byte-level vocabularies. A sentencepiece-like one normalises text first (T5: white space
+        runs become one ``▁``, counted as one byte), so there the lengths are those of the normalised text.
+        """
+        special = {token["id"] for token in self._definition["added_tokens"] if token["special"]}
+        special.add(self._stand_in)
+        lengths = torch.zeros(self.vocab_size, dtype=torch.int64)
+        for token, index in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            if index < self.vocab_size and index not in special:
+                lengths[index] = self._bytes_of(token)
+        return lengths
+
+    def _bytes_of(self, token: str) -> int:
+        if self._byte_level:
+            return len(token)  # such vocabularies spell every byte as one printable character
+        if _BYTE_FALLBACK.fullmatch(token):
+            return 1
+        return len(token.replace("▁", " ").encode("utf-8"))
+
+
+def load_tokenizer(name: str, source: Source, cache: Path) -> TextTokenizer:
+    """Make the tokenizer a user asked for.
+
+    Args:
+        name: ``auto`` (``pydocs``: byte-level BPE of 4,096 trained on the corpus; else ``t5-base``), the
+            path of a ``tokenizer.json``, or a model on the hub, pinned by ``name@commit`` where wanted.
+        source: the corpus, for ``auto``.
+        cache: the cache folder.
+
+    Raises:
+        UserError: file missing or no tokenizer, hub out of reach, or a tokenizer this project cannot use.
+    """
+    if name == "auto" and source.name == "pydocs":
+        target = cache / "tokenizers" / f"pydocs-{source.fingerprint}-{PYDOCS_VOCABULARY}-v{_TRAINER_VERSION}"
+        folder = build_once(target, lambda folder: _train(source, folder / "tokenizer.json"))
+        return TextTokenizer(
+            Tokenizer.from_file(str(folder / "tokenizer.json")), f"pydocs-bpe-{PYDOCS_VOCABULARY}"
+        )
+    if name == "auto":
+        name = "t5-base"
+    path = Path(name).expanduser()
+    if path.suffix == ".json" or path.exists():
+        if not path.is_file():
+            raise UserError(
+                f"data.tokenizer={name!r}: there is no such file; give a tokenizer.json, a hub name or 'auto'"
+            )
+    else:
+        repository, _, revision = name.partition("@")
+        if repository == "t5-base":
+            repository, revision = _T5_BASE[0], revision or _T5_BASE[1]
+        advice = "give its tokenizer.json as data.tokenizer, or use data.source=pydocs, which needs no hub"
+        path = fetch(repository, "tokenizer.json", revision or None, advice)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception for every fault of a file
+        raise UserError(
+            f"data.tokenizer={name!r} cannot be read as a tokenizer.json ({' '.join(str(error).split())}); "
+            "it must be a file saved by the tokenizers library"
+        ) from error
+    return TextTokenizer(tokenizer, name)
+
+
+def _train(source: Source, target: Path) -> None:
+    _log.info("training a byte-level BPE of %d tokens on %s (once)", PYDOCS_VOCABULARY, source.name)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=PYDOCS_VOCABULARY,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts(source.train), trainer)
+    tokenizer.save(str(target))
+
+
+def _texts(shards: tuple[str, ...]) -> Iterator[str]:
+    for shard in shards:
+        with gzip.open(shard, "rt", encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)["text"]

@@ -1,0 +1,82 @@
+"""Where things lie: the overlays and sweeps that the project ships, and the folder of runs."""
+
+import os
+import re
+from pathlib import Path
+
+from elas_lightning.errors import UserError
+
+RUNS = Path("runs")
+
+
+def shipped_folder(name: str) -> Path:
+    """``experiments`` or ``sweeps``: of the working directory if it has one, else of the checkout.
+
+    Raises:
+        UserError: Neither has it.
+    """
+    candidates = [Path.cwd() / name, Path(__file__).resolve().parent.parent / name]
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    raise UserError(
+        f"there is no folder {name}/ here or beside the package: run the command from the root of a checkout"
+    )
+
+
+def overlay_path(name: str) -> Path:
+    """The overlay ``experiments/<name>.yaml``.
+
+    Raises:
+        UserError: There is none of that name; the message lists its neighbours.
+    """
+    root = shipped_folder("experiments")
+    path = root / f"{name}.yaml"
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else root
+        there = ", ".join(sorted(p.stem if p.suffix else f"{p.name}/" for p in folder.iterdir()))
+        raise UserError(f"there is no overlay {os.path.relpath(path)}: choose one of {there}")
+    return path
+
+
+def sweep_path(name: str) -> Path:
+    """The sweep ``sweeps/<name>.yaml``, or ``name`` itself if it is the path of a YAML file.
+
+    Raises:
+        UserError: There is none of that name; the message lists those there are.
+    """
+    if name.endswith((".yaml", ".yml")):
+        given = Path(name)
+        if given.is_file():
+            return given
+        raise UserError(f"there is no file {name}: give the path of a sweep's YAML file or a name from sweeps/")
+    folder = shipped_folder("sweeps")
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        there = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise UserError(f"there is no sweep named {name!r}: choose one of {there}")
+    return path
+
+
+def sweep_folder(name: str, size: str | None, data: str | None) -> Path:
+    """Where a sweep's results lie: ``runs/<name>``, or ``runs/<name>_60m_c4`` for a size and data that were asked for.
+
+    Plots and reports find results this way, without the sweep's file.
+    """
+    return RUNS / "_".join(part for part in (Path(name).stem, size, data) if part)
+
+
+def new_run_directory(kind: str) -> Path:
+    """A fresh ``runs/<kind>/NNN``; made at once, so that two runs started together get two."""
+    root = RUNS / kind
+    root.mkdir(parents=True, exist_ok=True)
+    taken = [int(p.name) for p in root.iterdir() if re.fullmatch(r"\d+", p.name)]
+    number = max(taken, default=-1) + 1
+    while True:
+        directory = root / f"{number:03d}"
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return directory

@@ -1,0 +1,6 @@
+"""The model and its accounting; torch is all they need."""
+
+from elas_lightning.nn.config import ModelConfig, SparsityConfig
+from elas_lightning.nn.llama import Llama
+
+__all__ = ["Llama", "ModelConfig", "SparsityConfig"]

@@ -1,0 +1,177 @@
+"""A LLaMA-style decoder, whole.
+
+- pre-normalisation with RMSNorm, no biases, no dropout
+- rotary position embedding in the rotate-half convention of Hugging Face models, so weights carry over
+- causal attention through ``scaled_dot_product_attention``
+- every linear layer of a block at full rank or as two low-rank factors (``nn/linear.py``)
+- gated or ungated feed-forward networks (``nn/ffn.py``)
+- 2:4 activation sparsity at five kinds of site, switched on and off together (``nn/sparsity.py``)
+- embedding and head are full rank and not tied
+
+Module names are those of Hugging Face's LLaMA below its ``model.`` prefix.
+
+Shape suffixes: B batch, T time, V vocabulary, C model width, H heads, D head size.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elas_lightning.nn.config import ModelConfig
+from elas_lightning.nn.ffn import make_ffn
+from elas_lightning.nn.initialization import initialize
+from elas_lightning.nn.linear import make_linear
+from elas_lightning.nn.sparsity import SparsitySite
+from elas_lightning.ops import resolve_backend
+
+logger = logging.getLogger(__name__)
+
+
+def rotary_angles(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and signed sine of the rotary embedding (RoFormer, arXiv 2104.09864).
+
+    Args:
+        length: T.
+        head_dim: D, even.
+        theta: Base of the frequencies.
+        device: Where to make them.
+
+    Returns:
+        Two ``(T, 1, D)`` float32 tensors; the sine carries the minus sign of the first half of the features.
+    """
+    frequency_d = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    angle_T1d = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequency_d)[:, None]
+    cos_T1d, sin_T1d = angle_T1d.cos(), angle_T1d.sin()
+    return torch.cat((cos_T1d, cos_T1d), -1), torch.cat((-sin_T1d, sin_T1d), -1)
+
+
+def rotate(x_BTHD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+    """Turn each pair ``(x[i], x[i + D/2])`` by its angle.
+
+    Args:
+        x_BTHD: Queries or keys.
+        cos_T1D: From ``rotary_angles``.
+        sin_T1D: From ``rotary_angles``.
+
+    Returns:
+        ``(B, T, H, D)`` in the dtype of ``x_BTHD``; computed in float32 where that is wider.
+    """
+    first, second = x_BTHD.chunk(2, -1)
+    return (x_BTHD * cos_T1D + torch.cat((second, first), -1) * sin_T1D).type_as(x_BTHD)
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        """Build the attention of one layer.
+
+        Args:
+            config: The model.
+            layer: Index of the layer.
+        """
+        super().__init__()
+        self.head_dim = config.head_dim
+        sparse = layer in config.sparse_layers
+        self.input_site = SparsitySite("attention_input", config.sparsity, sparse)
+        self.output_site = SparsitySite("attention_output", config.sparsity, sparse)
+        silu = config.bottleneck_activation is not None
+        width, rank = config.hidden_size, config.attention_rank
+        self.q_proj = make_linear(width, width, rank, silu=silu)
+        self.k_proj = make_linear(width, width, rank, silu=silu)
+        self.v_proj = make_linear(width, width, rank, silu=silu)
+        self.o_proj = make_linear(width, width, rank, silu=silu)
+
+    def forward(self, x_BTC: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+        """Attend: ``(B, T, C)`` to ``(B, T, C)``."""
+        x_BTC = self.input_site(x_BTC)
+        per_head = (*x_BTC.shape[:2], -1, self.head_dim)
+        q_BTHD = rotate(self.q_proj(x_BTC).view(per_head), cos_T1D, sin_T1D)
+        k_BTHD = rotate(self.k_proj(x_BTC).view(per_head), cos_T1D, sin_T1D)
+        v_BTHD = self.v_proj(x_BTC).view(per_head)
+        out_BHTD = F.scaled_dot_product_attention(
+            q_BTHD.transpose(1, 2), k_BTHD.transpose(1, 2), v_BTHD.transpose(1, 2), is_causal=True
+        )
+        return self.o_proj(self.output_site(out_BHTD.transpose(1, 2).flatten(2)))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward network, each on a normalised copy of the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        """Build one layer.
+
+        Args:
+            config: The model.
+            layer: Its index.
+        """
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = make_ffn(config, layer)
+
+    def forward(self, x_BTC: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+        """Map the residual stream ``(B, T, C)`` to the next."""
+        x_BTC = x_BTC + self.self_attn(self.input_layernorm(x_BTC), cos_T1D, sin_T1D)
+        return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))
+
+
+class Llama(nn.Module):
+    """The decoder: token ids in, logits of the next token out."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Build and initialise the model on torch's default device, every placed 2:4 site switched on.
+
+        Args:
+            config: What to build.
+
+        Raises:
+            UserError: The configured backend cannot run.
+        """
+        super().__init__()
+        self.config = config
+        choice = resolve_backend(config.backend, torch.get_default_device())
+        logger.info("backend %s (asked for: %s): %s", choice.chosen, choice.requested, choice.why)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        initialize(self, config)
+
+    @property
+    def sparsity_active(self) -> bool:
+        """Whether any site makes its features 2:4 at present; never true of a dense model."""
+        return any(site.active for site in self.modules() if isinstance(site, SparsitySite))
+
+    def set_sparsity(self, active: bool) -> None:
+        """Switch every placed 2:4 site on or off, as the dense warm-up asks.
+
+        The state is not saved with the weights. A compiled model recompiles once at each change.
+
+        Args:
+            active: On or off; a dense model stays dense either way.
+        """
+        for site in self.modules():
+            if isinstance(site, SparsitySite):
+                site.set_active(active)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Predict.
+
+        Args:
+            input_ids: ``(B, T)`` int64.
+
+        Returns:
+            ``(B, T, V)``: at each position the logits of the token after it.
+        """
+        x_BTC = self.embed_tokens(input_ids)
+        config = self.config
+        cos_T1D, sin_T1D = rotary_angles(x_BTC.shape[1], config.head_dim, config.rope_theta, x_BTC.device)
+        for block in self.layers:
+            x_BTC = block(x_BTC, cos_T1D, sin_T1D)
+        return self.lm_head(self.norm(x_BTC))

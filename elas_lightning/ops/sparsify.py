@@ -1,0 +1,129 @@
+"""2:4 sparsification with its two gradients.
+
+Shape suffixes: N features along the 2:4 axis; "..." any other dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from elas_lightning.ops.reference import check_24, keep_mask_24, zero_dropped
+
+Gradient = Literal["ste", "masked"]
+
+
+class _StraightThrough24(torch.autograd.Function):
+    """Backward is the identity, so nothing is saved."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
+        return zero_dropped(x, keep_mask_24(x, dim))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class _Masked24(torch.autograd.Function):
+    """Backward lets through what forward kept; one byte an entry is saved."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
+        keep = keep_mask_24(x, dim)
+        ctx.save_for_backward(keep)
+        return zero_dropped(x, keep)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (keep,) = ctx.saved_tensors
+        return _Dropped.apply(grad, keep), None
+
+
+class _Dropped(torch.autograd.Function):
+    """``zero_dropped`` seen by autograd, so that a masked gradient can itself be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keep: Tensor) -> Tensor:
+        ctx.save_for_backward(keep)
+        return zero_dropped(x, keep)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (keep,) = ctx.saved_tensors
+        return _Dropped.apply(grad, keep), None
+
+
+class _Relu2StraightThrough24(torch.autograd.Function):
+    """Saves the pre-activation alone, which the linear layer before it does not keep."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        activated = x.relu().square()
+        return zero_dropped(activated, keep_mask_24(activated, x.dim() - 1))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * x.relu() * grad
+
+
+def check_gradient(gradient: str) -> None:
+    """Refuse an unknown gradient of the 2:4 step.
+
+    Args:
+        gradient: ``ste`` or ``masked``.
+
+    Raises:
+        ValueError: Any other name.
+    """
+    if gradient not in ("ste", "masked"):
+        raise ValueError(f"gradient {gradient!r} is unknown: choose ste or masked")
+
+
+def sparsify_24(x: Tensor, dim: int = -1, *, gradient: Gradient = "ste") -> Tensor:
+    """Keep the two largest magnitudes of every four consecutive entries, zero the rest.
+
+    Equal magnitudes: the lower index wins. NaN ranks above infinity, so that it stays visible. Kept entries
+    are bit for bit those of ``x``; the others are positive zero.
+
+    Args:
+        x: ``(..., N, ...)`` float16, bfloat16, float32 or float64, any strides; N a multiple of 4.
+        dim: Axis of N.
+        gradient: ``ste``: the step is the identity in backward (ELAS, arXiv 2605.03667); ``masked``: only
+            kept entries carry gradient, which is the exact derivative wherever no two magnitudes are equal.
+
+    Returns:
+        A tensor of the shape and dtype of ``x``.
+
+    Raises:
+        ValueError: N is not a multiple of 4, no such axis, unsupported dtype, or unknown gradient.
+    """
+    check_gradient(gradient)
+    step = _StraightThrough24 if gradient == "ste" else _Masked24
+    return step.apply(x, check_24(x, dim))
+
+
+def relu2_sparsify_24(x: Tensor, *, gradient: Gradient = "ste") -> Tensor:
+    """``sparsify_24(relu(x)**2)`` along the last axis, the hidden step of ELAS (arXiv 2605.03667).
+
+    With ``ste`` one tensor is saved for backward instead of the two that the composition would keep.
+
+    Args:
+        x: ``(..., N)`` pre-activations, N a multiple of 4.
+        gradient: As in ``sparsify_24``; the derivative of ReLU² applies in both.
+
+    Returns:
+        A tensor of the shape and dtype of ``x``.
+
+    Raises:
+        ValueError: As in ``sparsify_24``.
+    """
+    check_gradient(gradient)
+    check_24(x, -1)
+    if gradient == "ste":
+        return _Relu2StraightThrough24.apply(x)
+    return sparsify_24(x.relu().square(), gradient=gradient)

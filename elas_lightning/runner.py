@@ -1,0 +1,203 @@
+"""One run: configuration in, :class:`RunResult` out, which is also what lies on disk afterwards."""
+
+import json
+import math
+import os
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from elas_lightning.configuration import ElasCLI, command_line, quiet_lightning
+from elas_lightning.errors import UserError
+from elas_lightning.nn.account import count_parameters, flops_per_token
+from elas_lightning.ops.backend import resolve_backend
+from elas_lightning.training.hardware import describe_environment, peak_flops
+from elas_lightning.training.interruption import RunEnded
+
+RESULT_NAME = "result.json"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to. ``state`` is ``complete``, ``diverged``, ``pruned`` or ``failed``; ``reason`` says why.
+
+    ``metrics`` holds ``val_loss`` (nats a token), ``val_perplexity``, ``val_perplexity_galore_protocol``,
+    ``val_bits_per_byte``, ``train_loss``, ``tokens`` (targets trained on), ``seconds`` (training without
+    validation), ``tokens_per_second``, ``model_flops_utilisation``, ``parameters``, ``flops_per_token``
+    (training, forward and backward) and ``peak_memory_bytes``; ``None`` where not measured.
+    """
+
+    run: str
+    state: str
+    reason: str | None
+    seed: int
+    config: dict[str, Any]
+    overlays: list[str]
+    overrides: dict[str, Any]
+    metrics: dict[str, Any]
+    backend: dict[str, str]
+    data: dict[str, Any]
+    environment: dict[str, Any]
+    started: str
+    finished: str
+
+    def write(self, directory: Path) -> None:
+        """Write ``result.json``, whole or not at all."""
+        path = directory / RESULT_NAME
+        staged = path.with_suffix(".tmp")
+        staged.write_text(json.dumps(_finite(asdict(self)), indent=1))
+        os.replace(staged, path)
+
+    @classmethod
+    def read(cls, directory: Path) -> "RunResult":
+        """Read ``result.json``.
+
+        Raises:
+            UserError: The file is missing or is not a result.
+        """
+        path = directory / RESULT_NAME
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path} cannot be read ({error}): delete {directory} to run it again") from error
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """A run to be made.
+
+    Args:
+        directory: Where it goes; also its name.
+        overlays: YAML files, later ones over earlier ones.
+        overrides: Dotted keys over the overlays.
+    """
+
+    directory: Path
+    overlays: Sequence[Path]
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def command(self) -> str:
+        """What a person types to make the run again."""
+        return shlex.join(["elas", "fit", *command_line(self.overlays, self.overrides)])
+
+
+def run(request: RunRequest, callbacks: Sequence[Callback] = ()) -> RunResult:
+    """Make a run, or go on with it from its checkpoint, or return its result if it is already there.
+
+    The checkpoint is removed once the run is complete: a sweep of a hundred runs keeps figures, not weights.
+
+    Args:
+        request: What to run.
+        callbacks: Added to the run's own, for progress and pruning.
+
+    Raises:
+        UserError: The configuration cannot be run.
+        Interrupted: The user stopped it; it has saved itself.
+    """
+    if (request.directory / RESULT_NAME).exists():
+        return RunResult.read(request.directory)
+    overrides = {**request.overrides, "trainer.default_root_dir": str(request.directory)}
+    quiet_lightning()
+    cli = ElasCLI(command_line(request.overlays, overrides), run=False, callbacks=callbacks)
+    resume = cli.checkpoint_path if cli.checkpoint_path.exists() else None
+    result = execute(cli, ckpt_path=resume, request=request)
+    shutil.rmtree(cli.checkpoint_path.parent, ignore_errors=True)
+    return result
+
+
+def execute(
+    cli: ElasCLI, ckpt_path: str | Path | None = None, request: RunRequest | None = None
+) -> RunResult:
+    """Train what ``cli`` holds to its last step, validate, and write the result into its directory.
+
+    A run that ends early (``diverged``, ``pruned``) is a result like any other.
+    """
+    started = _now()
+    state, reason = "complete", None
+    try:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, weights_only=True)
+        if cli.recorder.last_validated_step != cli.trainer.global_step:
+            cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
+    except RunEnded as end:
+        state, reason = end.state, end.reason
+    result = _collect(cli, request, state, reason, started)
+    if cli.trainer.is_global_zero:
+        result.write(cli.directory)
+    return result
+
+
+def _collect(
+    cli: ElasCLI, request: RunRequest | None, state: str, reason: str | None, started: str
+) -> RunResult:
+    model, trainer = cli.model, cli.trainer
+    backend = resolve_backend(model.config.backend, model.device)
+    resolved = cli.resolved
+    command = request.command if request else shlex.join(["elas", *cli.arguments])
+    return RunResult(
+        run=cli.directory.name,
+        state=state,
+        reason=reason,
+        seed=int(resolved["seed_everything"]),
+        config=resolved,
+        overlays=[str(p) for p in request.overlays] if request else [],
+        overrides=dict(request.overrides) if request else {},
+        metrics=_metrics(cli, state),
+        backend=asdict(backend),
+        data={**cli.datamodule.description(), "unigram_perplexity": cli.datamodule.unigram_perplexity()},
+        environment={
+            **describe_environment(model.device, command),
+            "world_size": trainer.world_size,
+            "precision": str(trainer.precision),
+            "peak_flops": peak_flops(model.device, str(trainer.precision)),
+        },
+        started=started,
+        finished=_now(),
+    )
+
+
+def _metrics(cli: ElasCLI, state: str) -> dict[str, Any]:
+    recorder, config = cli.recorder, cli.model.config
+    measured = {key: value.item() for key, value in cli.trainer.callback_metrics.items()} if state == "complete" else {}
+    rate = recorder.tokens / recorder.seconds if recorder.seconds else None
+    flops = flops_per_token(config, cli.datamodule.sequence_length)["total"]
+    peak = peak_flops(cli.model.device, str(cli.trainer.precision))
+    return {
+        "val_loss": measured.get("val_loss"),
+        "val_perplexity": measured.get("val_perplexity"),
+        "val_perplexity_galore_protocol": measured.get("val_perplexity_galore_protocol"),
+        "val_bits_per_byte": measured.get("val_bits_per_byte"),
+        "train_loss": recorder.last_train_loss,
+        "tokens": recorder.tokens,
+        "seconds": recorder.seconds,
+        "tokens_per_second": rate,
+        "model_flops_utilisation": rate * flops / (peak * cli.trainer.world_size) if rate and peak else None,
+        "parameters": count_parameters(config)["total"],
+        "flops_per_token": flops,
+        "peak_memory_bytes": recorder.peak_memory.read() if recorder.peak_memory else None,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN or infinity; both become null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def device_kind() -> str:
+    """``gpu`` or ``cpu``: which of a sweep's machine defaults applies."""
+    return "gpu" if torch.cuda.is_available() else "cpu"

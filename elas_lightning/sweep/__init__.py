@@ -1,0 +1,1 @@
+"""Optuna studies around :func:`elas_lightning.runner.run`."""

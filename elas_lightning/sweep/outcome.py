@@ -1,0 +1,92 @@
+"""What a sweep leaves for the analysis: ``trials.csv`` and ``summary.json``, rewritten after every run."""
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from elas_lightning.runner import RunResult
+from elas_lightning.sweep.plan import Plan, PlannedRun
+
+METRIC_FIELDS = (
+    "val_loss", "val_perplexity", "val_bits_per_byte", "tokens", "seconds", "tokens_per_second", "parameters",
+    "flops_per_token", "peak_memory_bytes",
+)  # fmt: skip
+ENDED = ("complete", "diverged", "failed", "pruned")
+
+
+class Outcome:
+    """Collects a sweep's runs and writes its two files.
+
+    Args:
+        plan: The sweep.
+        command: What a person types to run it again.
+    """
+
+    def __init__(self, plan: Plan, command: str) -> None:
+        self.plan = plan
+        self.command = command
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._last: RunResult | None = None
+
+    def add(self, trial: int, planned: PlannedRun, result: RunResult) -> None:
+        """Take in a run; one that is run again replaces its earlier row."""
+        measured = {field: result.metrics.get(field) for field in METRIC_FIELDS}
+        place = {"trial": trial, "seed": planned.seed, "state": result.state}
+        self._rows[result.run] = {**place, **planned.values, **measured, "run": result.run}
+        if result.state == "complete" or self._last is None:
+            self._last = result
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Runs by how they ended."""
+        found = Counter(row["state"] for row in self._rows.values())
+        return {state: found[state] for state in ENDED}
+
+    def write(self, importances: dict[str, float] | None = None) -> None:
+        """Write both files, each whole or not at all."""
+        folder, spec = self.plan.folder, self.plan.spec
+        names = [dimension.name for dimension in spec.search]
+        rows = sorted(self._rows.values(), key=lambda row: (row["trial"], row["seed"]))
+        _write_csv(folder / "trials.csv", ["trial", "seed", "state", *names, *METRIC_FIELDS, "run"], rows)
+        summary = {
+            "name": spec.name,
+            "question": spec.question,
+            "command": self.command,
+            "size": self.plan.size,
+            "data": self._last.data if self._last else {},
+            "environment": {k: v for k, v in self._last.environment.items() if k != "command"} if self._last else {},
+            "backend": self._last.backend if self._last else {},
+            "sampler": spec.sampler,
+            "pruner": spec.pruner,
+            "objective": spec.objective,
+            "search": {dimension.name: self._search(dimension.name) for dimension in spec.search},
+            "seeds": list(spec.seeds),
+            "plots": [dict(plot) for plot in spec.plots],
+            "runs": {"planned": self.plan.planned_runs, **self.counts},
+            "seconds": sum(row["seconds"] or 0.0 for row in rows),
+            "importances": importances,
+        }
+        staged = folder / "summary.tmp"
+        staged.write_text(json.dumps(summary, indent=1, ensure_ascii=False))
+        os.replace(staged, folder / "summary.json")
+
+    def _search(self, name: str) -> dict[str, Any]:
+        dimension = next(d for d in self.plan.spec.search if d.name == name)
+        values = self.plan.values(dimension)
+        label = dimension.label or name.replace("_", " ")
+        if dimension.is_range:
+            return {"kind": "range", "low": values[0], "high": values[1], "log": dimension.log, "label": label}
+        return {"kind": "choices", "values": values, "label": label}
+
+
+def _write_csv(path: Path, fields: list[str], rows: Iterable[dict[str, Any]]) -> None:
+    staged = path.with_suffix(".tmp")
+    with staged.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fields)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(staged, path)

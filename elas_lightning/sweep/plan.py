@@ -1,0 +1,147 @@
+"""From a sweep's points to runs: which overlays and overrides, in which directory."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from elas_lightning.configuration import check, resolve
+from elas_lightning.errors import UserError
+from elas_lightning.layout import overlay_path
+from elas_lightning.runner import RunRequest
+from elas_lightning.sweep.spec import Dimension, Point, SweepSpec
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A point with a seed.
+
+    Args:
+        values: Searched parameters by short name, as tables and plots show them.
+        seed: Initialisation and data order.
+        request: What the runner is to do.
+    """
+
+    values: dict[str, Any]
+    seed: int
+    request: RunRequest
+
+    @property
+    def label(self) -> str:
+        """For people: ``ELAS, rank 8``."""
+        return ", ".join(str(v) if isinstance(v, str) else f"{k} {_short(v)}" for k, v in self.values.items())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep on a machine: the spec with its size, its data and the folder it fills.
+
+    Args:
+        spec: What is asked.
+        size: A name in ``experiments/sizes``.
+        data: A name in ``experiments/data``.
+        folder: ``runs/<name>``.
+        overrides: Dotted keys from the command line, over everything the spec sets.
+    """
+
+    spec: SweepSpec
+    size: str
+    data: str
+    folder: Path
+    overrides: dict[str, Any]
+
+    @cached_property
+    def base_overlays(self) -> tuple[Path, ...]:
+        """The files every run starts from."""
+        return tuple(overlay_path(name.format(size=self.size, data=self.data)) for name in self.spec.base)
+
+    @cached_property
+    def base(self) -> dict[str, Any]:
+        """The configuration of :attr:`base_overlays`, for ``relative_to``."""
+        return resolve(self.base_overlays, {**self.spec.overrides, **self.overrides})
+
+    def run(self, point: Point, seed: int) -> PlannedRun:
+        """The run of a point with a seed."""
+        overlays, overrides, values = list(self.base_overlays), dict(self.spec.overrides), {}
+        for dimension in self.spec.search:
+            choice = point[dimension.name]
+            if dimension.overlays:
+                overlays.append(overlay_path(dimension.overlays[choice]))
+                values[dimension.name] = choice
+            else:
+                value = self._value(dimension, choice)
+                overrides.update(dict.fromkeys(dimension.keys, value))
+                values[dimension.name] = choice_label(value)
+        overrides.update(self.overrides)
+        overrides.update({"seed_everything": seed, "data.seed": seed})
+        directory = self.folder / "runs" / _directory_name(values, seed, overlays, overrides)
+        return PlannedRun(values, seed, RunRequest(directory, tuple(overlays), overrides))
+
+    def runs(self) -> Iterator[PlannedRun]:
+        """All runs of a grid, point by point."""
+        for point in self.spec.grid():
+            for seed in self.spec.seeds:
+                yield self.run(point, seed)
+
+    def check(self) -> None:
+        """Refuse before the first run what a later one would trip over.
+
+        Raises:
+            UserError: A point of the grid is no possible configuration.
+        """
+        if self.spec.is_search:
+            return
+        for point in self.spec.grid():
+            planned = self.run(point, self.spec.seeds[0])
+            try:
+                check(planned.request.overlays, planned.request.overrides)
+            except UserError as error:
+                raise UserError(f"sweep {self.spec.name}, {planned.label}: {error}") from error
+
+    @property
+    def planned_runs(self) -> int:
+        """How many runs the finished sweep has."""
+        points = self.spec.trials or sum(1 for _ in self.spec.grid())
+        return points * len(self.spec.seeds)
+
+    def values(self, dimension: Dimension) -> list[Any]:
+        """The dimension's choices as tables show them; for a range, its two ends."""
+        ends = [dimension.low, dimension.high] if dimension.is_range else dimension.values
+        return [choice_label(v) if dimension.overlays else choice_label(self._value(dimension, v)) for v in ends]
+
+    def _value(self, dimension: Dimension, choice: Any) -> Any:
+        if dimension.relative_to is None:
+            return choice
+        reference: Any = self.base
+        for part in dimension.relative_to.split("."):
+            if not isinstance(reference, dict) or part not in reference:
+                raise UserError(
+                    f"sweeps/{self.spec.name}.yaml: search.{dimension.name}.relative_to is "
+                    f"{dimension.relative_to!r}, which is no configuration key; `elas fit --help` lists them"
+                )
+            reference = reference[part]
+        return round(choice * reference) if isinstance(reference, int) else choice * reference
+
+
+def choice_label(value: Any) -> Any:
+    """A choice as one table cell: scalars as they are, lists joined by ``+``, an empty one ``none``."""
+    if isinstance(value, list | tuple):
+        return " + ".join(map(str, value)) or "none"
+    return value
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _directory_name(values: dict[str, Any], seed: int, overlays: list[Path], overrides: dict[str, Any]) -> str:
+    """Readable, and different whenever anything differs that the run would be made from."""
+    content = [path.read_text() for path in overlays] + [json.dumps(overrides, sort_keys=True, default=str)]
+    digest = hashlib.sha256("\0".join(content).encode()).hexdigest()[:8]
+    words = [f"{name}-{_short(value)}" for name, value in values.items()]
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", "_".join(words).replace("²", "2")).strip("-")
+    return f"{slug[:80]}_seed-{seed}_{digest}"

@@ -1,0 +1,168 @@
+"""What a sweep asks: a YAML file of ``sweeps/`` read into validated dataclasses.
+
+A *point* is one choice for every dimension of the search; a *run* is a point with a seed.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from elas_lightning.errors import UserError
+
+Sampler = Literal["grid", "tpe", "random"]
+Pruner = Literal["none", "median"]
+PLOT_KINDS = ("metric_by", "bars", "curves", "heatmap", "lr_curve", "parallel", "importance", "telemetry")
+OBJECTIVES = ("val_perplexity", "val_loss", "val_bits_per_byte")
+
+Point = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One searched parameter, known by a short name.
+
+    Exactly one of three forms:
+
+    - ``overlays``: choice name to an overlay below ``experiments/`` (a method, say);
+    - ``keys`` with ``choices``: dotted keys that all take the chosen value;
+    - ``keys`` with ``low`` and ``high`` (``log`` for a logarithmic scale): a range, for a sampler that samples.
+
+    With ``relative_to`` the choice is a factor: the keys get it times the value of that dotted key in the base
+    configuration, rounded where that value is an integer. So one file serves every model size.
+    """
+
+    name: str
+    keys: tuple[str, ...] = ()
+    choices: tuple[Any, ...] = ()
+    overlays: dict[str, str] = field(default_factory=dict)
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    relative_to: str | None = None
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        where = f"search.{self.name}"
+        forms = [bool(self.overlays), bool(self.choices), self.low is not None or self.high is not None]
+        if sum(forms) != 1:
+            raise UserError(f"{where}: give exactly one of overlays, choices, or low and high")
+        if bool(self.keys) == bool(self.overlays):
+            raise UserError(f"{where}: choices and ranges need keys (dotted names to set); overlays take none")
+        if self.is_range and (self.low is None or self.high is None or not self.low < self.high):
+            raise UserError(f"{where}: low is {self.low}, high is {self.high}: both are needed, low below high")
+        if self.is_range and self.log and self.low is not None and self.low <= 0:
+            raise UserError(f"{where}: low is {self.low}: a logarithmic range starts above 0")
+
+    @property
+    def is_range(self) -> bool:
+        """Whether values are drawn from an interval."""
+        return self.low is not None or self.high is not None
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """The choices as written in the file; empty for a range."""
+        return tuple(self.overlays) or self.choices
+
+
+@dataclass(frozen=True)
+class SweepSpec:
+    """A sweep, as its file says it.
+
+    Args:
+        name: The file's stem.
+        question: What the sweep answers, in one sentence.
+        base: Overlays below ``experiments/``, in order; ``{size}`` and ``{data}`` stand for the choices below.
+        machines: For ``cpu`` and ``gpu``: the size and data that a plain ``make sweep`` takes there.
+        search: The dimensions.
+        seeds: Each point runs once with each seed; it sets initialisation and data order.
+        sampler: ``grid`` runs every combination; ``tpe`` and ``random`` draw ``trials`` points.
+        trials: Points to draw; only for samplers that draw.
+        pruner: ``median`` stops points that look worse than the median of those before.
+        objective: The validation figure to minimise, averaged over seeds.
+        overrides: Dotted keys set for every run.
+        plots: What to draw, see ``elas_lightning.analysis.plots``.
+    """
+
+    name: str
+    question: str
+    base: tuple[str, ...]
+    machines: dict[str, dict[str, str]]
+    search: tuple[Dimension, ...]
+    seeds: tuple[int, ...]
+    sampler: Sampler = "grid"
+    trials: int | None = None
+    pruner: Pruner = "none"
+    objective: str = "val_perplexity"
+    overrides: dict[str, Any] = field(default_factory=dict)
+    plots: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [dimension.name for dimension in self.search]
+        checks = [
+            (self.sampler in get_args(Sampler), f"sampler is {self.sampler!r}: {', '.join(get_args(Sampler))}"),
+            (self.pruner in get_args(Pruner), f"pruner is {self.pruner!r}: {', '.join(get_args(Pruner))}"),
+            (self.objective in OBJECTIVES, f"objective is {self.objective!r}: {', '.join(OBJECTIVES)}"),
+            (bool(self.search), "search is empty: name at least one dimension"),
+            (bool(self.seeds) and len(set(self.seeds)) == len(self.seeds), "seeds: give at least one, each once"),
+            (set(self.machines) == {"cpu", "gpu"}, "machines: give size and data for cpu and for gpu"),
+            (
+                (self.sampler == "grid") == (self.trials is None),
+                f"trials is {self.trials}: a grid has no trials (it runs every combination), other samplers need them",
+            ),
+            (
+                self.sampler != "grid" or not any(d.is_range for d in self.search),
+                "sampler is grid: a range has no end of values; give choices, or sampler: tpe with trials",
+            ),
+        ]
+        checks += [(p.get("kind") in PLOT_KINDS, f"plots: kind is {p.get('kind')!r}: {', '.join(PLOT_KINDS)}")
+                   for p in self.plots]  # fmt: skip
+        checks += [
+            (value in names, f"plots: {plot['kind']} has {key}={value!r}, which is not searched: {', '.join(names)}")
+            for plot in self.plots
+            for key, value in plot.items()
+            if key in ("x", "y", "series", "group")
+        ]
+        for holds, complaint in checks:
+            if not holds:
+                raise UserError(f"sweeps/{self.name}.yaml: {complaint}")
+
+    @classmethod
+    def read(cls, path: Path) -> "SweepSpec":
+        """Read a sweep file.
+
+        Raises:
+            UserError: It is not YAML, or has unknown, missing or impossible fields.
+        """
+        try:
+            content = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{path} is not a mapping of fields")
+        content.setdefault("name", path.stem)
+        try:
+            search = tuple(
+                Dimension(name, **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+                for name, fields in content.pop("search", {}).items()
+            )
+            lists = {k: tuple(v) for k, v in content.items() if isinstance(v, list)}
+            return cls(search=search, **{**content, **lists})
+        except (TypeError, AttributeError) as error:
+            # "__init__() got an unexpected keyword argument 'sead'" says it well enough without its prefix
+            raise UserError(f"{path}: {str(error).split('__init__() ')[-1]}") from error
+
+    @property
+    def is_search(self) -> bool:
+        """Whether points are drawn one after another rather than all known beforehand."""
+        return self.sampler != "grid"
+
+    def grid(self) -> Iterator[Point]:
+        """Every combination of choices, the first dimension varying fastest: an unfinished sweep then has all
+        methods at some ranks rather than all ranks of one method."""
+        axes = [dimension.values for dimension in reversed(self.search)]
+        for combination in itertools.product(*axes):
+            yield dict(zip((d.name for d in self.search), reversed(combination), strict=True))

@@ -1,0 +1,1 @@
+"""The LightningModule, its optimizer, its metrics and its callbacks."""

@@ -1,0 +1,97 @@
+"""What ran it: device, versions, peak arithmetic, peak memory."""
+
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+# Dense (not 2:4) matrix-multiply peak in FLOP/s by device name, from the vendor's data sheets. A device that
+# is not listed has no model FLOPs utilisation: a guess would look like a measurement.
+_BF16_PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+_REPORTED_PACKAGES = ("elas-lightning", "torch", "lightning", "torchmetrics", "datasets", "optuna", "triton")
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Peak FLOP/s of ``device`` for half-precision matrix multiplication, ``None`` where it is not known.
+
+    Args:
+        device: Where the model runs.
+        precision: Lightning's precision name; only 16-bit ones have a listed peak.
+    """
+    if device.type != "cuda" or "16" not in precision:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in _BF16_PEAKS.items() if key in name), None)
+
+
+def hardware_name(device: torch.device) -> str:
+    """One line for reports: the GPU's name, or the processor's with the threads torch uses."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} ({torch.cuda.device_count()} visible)"
+    cpuinfo = Path("/proc/cpuinfo")
+    match = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    processor = match.group(1) if match else platform.processor() or platform.machine()
+    return f"{processor}, {torch.get_num_threads()} threads"
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide a result, without those that are absent."""
+    found = {}
+    for name in _REPORTED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def describe_environment(device: torch.device, command: str) -> dict[str, object]:
+    """The ``environment`` part of a result file."""
+    return {
+        "hardware": hardware_name(device),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": package_versions(),
+        "command": command,
+    }
+
+
+class PeakMemory:
+    """Peak memory since ``start``: allocated bytes on a GPU, resident bytes of the process on Linux.
+
+    The two are not comparable with each other: the second includes the interpreter and its libraries.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def start(self) -> None:
+        """Begin a new measurement."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            return
+        reset = Path("/proc/self/clear_refs")
+        if reset.exists():
+            # 5 resets the kernel's high-water mark of this process (proc(5)), so that a run inside a sweep
+            # does not report the peak of the runs before it
+            reset.write_text("5")
+
+    def read(self) -> int | None:
+        """Peak bytes, ``None`` where the system does not tell."""
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._device))
+        status = Path("/proc/self/status")
+        match = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
+        return int(match.group(1)) * 1024 if match else None

@@ -1,0 +1,70 @@
+"""Loss over real tokens, and what is derived from it."""
+
+import math
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class TokenLoss(Metric):
+    """Negative log-likelihood summed over tokens, over any number of batches and ranks.
+
+    ``compute`` returns plain numbers:
+
+    - ``loss``: mean over target tokens, in nats: never a mean of batch means, never over padding;
+    - ``perplexity``: ``exp(loss)``;
+    - ``bits_per_byte``: the same likelihood per UTF-8 byte of text, comparable across tokenizers;
+    - ``perplexity_galore_protocol``: what the evaluation loops of the GaLore family print for the same
+      predictions: an unweighted mean of batch means whose counter starts at 1, so N batches are divided
+      by N + 1. It flatters small N and is reported only under this name, per rank 0's batches summed
+      over ranks.
+    """
+
+    full_state_update = False
+    nll: Tensor
+    tokens: Tensor
+    text_bytes: Tensor
+    batch_means: Tensor
+    batches: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # float64: a float32 sum of ten million token losses loses the third decimal of a perplexity
+        self.add_state("nll", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("text_bytes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("batch_means", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("batches", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, nll: Tensor, tokens: Tensor, text_bytes: Tensor) -> None:
+        """Add one batch.
+
+        Args:
+            nll: Summed negative log-likelihood of the batch's targets, in nats, scalar.
+            tokens: Number of targets, scalar.
+            text_bytes: UTF-8 bytes the targets stand for, scalar.
+        """
+        nll = nll.double()
+        self.nll += nll
+        self.tokens += tokens
+        self.text_bytes += text_bytes
+        self.batch_means += torch.where(tokens > 0, nll / tokens.clamp(min=1), 0.0)
+        self.batches += (tokens > 0).long()
+
+    def compute(self) -> dict[str, float]:
+        """The four figures; NaN where there were no tokens."""
+        nll, tokens, text_bytes = self.nll.item(), int(self.tokens), int(self.text_bytes)
+        loss = nll / tokens if tokens else math.nan
+        batches = int(self.batches)
+        return {
+            "loss": loss,
+            "perplexity": _exp(loss),
+            "bits_per_byte": nll / math.log(2) / text_bytes if text_bytes else math.nan,
+            "perplexity_galore_protocol": _exp(self.batch_means.item() / (batches + 1)) if batches else math.nan,
+        }
+
+
+def _exp(loss: float) -> float:
+    """``exp`` that says inf where a diverged loss overflows, instead of raising."""
+    return math.exp(loss) if loss < 700 else math.inf if loss == loss else math.nan

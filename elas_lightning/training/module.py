@@ -1,0 +1,139 @@
+"""The LightningModule: steps, metrics and logging; the model itself lives in ``elas_lightning.nn``."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from elas_lightning.errors import UserError
+from elas_lightning.nn.config import ModelConfig, SparsityConfig
+from elas_lightning.nn.llama import Llama
+from elas_lightning.nn.loss import next_token_loss
+from elas_lightning.training.interruption import RunEnded
+from elas_lightning.training.metrics import TokenLoss
+from elas_lightning.training.optimization import OptimizerConfig, build_optimizer
+
+
+class ElasModule(L.LightningModule):
+    """Next-token pre-training of a :class:`~elas_lightning.nn.llama.Llama`.
+
+    A batch is a dict of ``input_ids (B, T)``, ``labels (B, T)`` (aligned with the positions that predict
+    them, -100 where there is nothing to predict) and ``target_bytes (B,)``.
+
+    Args:
+        config: The model.
+        optimizer: AdamW and its schedule.
+        compile: Run training and validation through ``torch.compile``. Only the inner model is compiled:
+            Lightning's logging cannot be traced.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (frozen)
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        # load_from_checkpoint passes back what was saved below: plain types, since a dataclass in a checkpoint
+        # can be written but not read again with weights_only
+        if isinstance(config, Mapping):
+            config = ModelConfig(**{**config, "sparsity": SparsityConfig(**config["sparsity"])})
+        if isinstance(optimizer, Mapping):
+            optimizer = OptimizerConfig(**optimizer)
+        self.save_hyperparameters(
+            {"config": asdict(config), "optimizer": asdict(optimizer), "compile": compile}, logger=False
+        )
+        self.config = config
+        self.optimizer = optimizer
+        self.model = Llama(config)
+        # in a list, so that the compiled wrapper is no submodule and checkpoints keep one set of names
+        self._forward = [torch.compile(self.model) if compile else self.model]
+        self.val_metric = TokenLoss()
+        self._accumulated_loss: Tensor | float = 0.0
+        self._loaded_step = 0
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Logits ``(B, T, V)`` of token ids ``(B, T)``."""
+        logits: Tensor = self._forward[0](input_ids)
+        return logits
+
+    def setup(self, stage: str) -> None:
+        """Refuse a corpus whose token ids the model has no rows for."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and data.vocab_size > self.config.vocab_size:
+            raise UserError(
+                f"model.config.vocab_size is {self.config.vocab_size} but the tokenizer of data.source="
+                f"{data.source} has {data.vocab_size} ids: set model.config.vocab_size to {data.vocab_size} "
+                "(the overlays in experiments/data/ do)"
+            )
+
+    @property
+    def sparse_phase(self) -> bool:
+        """Whether the dense warm-up is over: a function of the global step alone, so a resume cannot lose it."""
+        # validating a checkpoint leaves the trainer's own step at 0
+        step = max(self.global_step, self._loaded_step)
+        return step >= self.config.sparsity.dense_warmup_steps
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Mean loss over the batch's target tokens."""
+        self.model.set_sparsity(self.sparse_phase)
+        nll, tokens = next_token_loss(self(batch["input_ids"]), batch["labels"])
+        loss = nll / tokens.clamp(min=1)
+        self._accumulated_loss = self._accumulated_loss + loss.detach()
+        self.log("train_loss", loss.detach(), prog_bar=True)
+        return {"loss": loss, "nll": nll.detach(), "tokens": tokens}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Stop on a loss that is not finite, on all ranks together, while the weights are still good."""
+        loss = float(self._accumulated_loss)
+        self._accumulated_loss = 0.0
+        if self.trainer.strategy.reduce_boolean_decision(not math.isfinite(loss), all=False):
+            raise RunEnded("diverged", f"the training loss is {loss} at step {self.global_step}")
+
+    def on_validation_epoch_start(self) -> None:
+        """Validate the model that is being trained: dense during the dense warm-up, sparse after it."""
+        self.model.set_sparsity(self.sparse_phase)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Add one batch to the token-weighted metrics."""
+        nll, tokens = next_token_loss(self(batch["input_ids"]), batch["labels"])
+        self.val_metric.update(nll, tokens, batch["target_bytes"].sum())
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val_loss``, ``val_perplexity``, ``val_bits_per_byte`` and the GaLore-protocol number."""
+        values = self.val_metric.compute()
+        self.val_metric.reset()
+        self.log_dict({f"val_{name}": value for name, value in values.items()}, prog_bar=False)
+        self.log("val_ppl", values["perplexity"], prog_bar=True, logger=False)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with warm-up and cosine over ``trainer.max_steps``."""
+        if self.trainer.max_steps < 1:
+            raise UserError(
+                "trainer.max_steps is not set: the schedule needs the length of the run; stack a size overlay "
+                "(e.g. --config experiments/sizes/tiny.yaml) or give --trainer.max_steps"
+            )
+        optimizer, schedule = build_optimizer(self.model, self.optimizer, self.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the step; refuse a checkpoint of another model, naming each field that differs."""
+        self._loaded_step = checkpoint.get("global_step", 0)
+        saved = checkpoint.get("hyper_parameters", {}).get("config")
+        if saved is None:
+            return
+        mine = asdict(self.config)
+        different = [
+            f"model.config.{key} is {mine[key]!r} but the checkpoint has {saved.get(key)!r}"
+            for key in mine
+            if mine[key] != saved.get(key) and key != "backend"
+        ]
+        if different:
+            raise UserError(
+                "; ".join(different) + ": resume with the checkpoint's own configuration or start a new run"
+            )

@@ -1,0 +1,90 @@
+"""A corpus of a few hundred sentences in C4's format, and a tokenizer of 300 tokens trained on it."""
+
+import gzip
+import json
+import random
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from elas_lightning.data import C4DataModule
+from elas_lightning.data.tokenizer import END_OF_TEXT
+
+WORDS = "the a lane of small dry words runs past every old stone wall and turns twice — née café — before noon".split()
+
+
+def sentences(seed: str, count: int) -> list[str]:
+    """Documents of 5 to 60 words, each recognisable by its first word."""
+    rng = random.Random(seed)
+    return [f"{seed}-{i} " + " ".join(rng.choices(WORDS, k=rng.randint(5, 60))) for i in range(count)]
+
+
+def write_shard(path: Path, texts: list[str]) -> None:
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        for text in texts:
+            file.write(json.dumps({"text": text, "timestamp": "2019-04-25T12:57:54Z", "url": "u"}) + "\n")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four training shards of 23 documents and two validation shards of 15."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for shard in range(4):
+        write_shard(folder / f"c4-train.{shard:05d}-of-00004.json.gz", sentences(f"t{shard}", 23))
+    for shard in range(2):
+        write_shard(folder / f"c4-validation.{shard:05d}-of-00002.json.gz", sentences(f"v{shard}", 15))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sentences("w", 50), trainer)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.fixture
+def make_data(corpus: Path, tokenizer_file: Path, tmp_path: Path) -> Callable[..., C4DataModule]:
+    """A data module on the small corpus; blocks and lanes so small that a few batches cross all their borders."""
+
+    def make(**changes: Any) -> C4DataModule:
+        arguments: dict[str, Any] = {
+            "source": "local",
+            "path": str(corpus),
+            "tokenizer": str(tokenizer_file),
+            "sequence_length": 16,
+            "batch_size": 3,
+            "batching": "pack",
+            "lanes": 4,
+            "shuffle_block": 5,
+            "validation_batch_size": 4,
+            "cache_dir": str(tmp_path / "cache"),
+        }
+        return C4DataModule(**{**arguments, **changes})
+
+    return make
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any attempt to reach another machine fails the test."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        pytest.fail(f"network access: {args[-1]!r}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
