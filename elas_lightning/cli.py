@@ -88,10 +88,11 @@ def _override(text: str) -> tuple[str, Any]:
 
 
 def _lightning_command(arguments: list[str]) -> int:
-    from elas_lightning.configuration import ElasCLI, quiet_lightning
+    from elas_lightning.configuration import quiet_lightning
+    from elas_lightning.runner import RunCommand
 
     quiet_lightning()
-    cli = ElasCLI(arguments, run=True)
+    cli = RunCommand(arguments, run=True)
     if cli.subcommand == "fit":
         print(f"results: {cli.directory}")
     return 0

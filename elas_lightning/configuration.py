@@ -25,6 +25,7 @@ from elas_lightning.layout import new_run_directory
 from elas_lightning.nn.config import ModelConfig, SparsityConfig
 from elas_lightning.training.interruption import StopBetweenSteps
 from elas_lightning.training.module import ElasModule
+from elas_lightning.training.progress import StepProgressBar
 from elas_lightning.training.recorder import RunRecorder
 
 CHECKPOINT_NAME = "last"
@@ -116,6 +117,8 @@ class ElasCLI(LightningCLI):
         checkpoint = self._get(self.config_init, "checkpoint")
         checkpoint.dirpath = str(self.directory / "checkpoints")
         own: list[Callback] = [self.recorder, StopBetweenSteps(self.checkpoint_path), *self._callbacks]
+        if config["enable_progress_bar"] is not False:
+            own.append(StepProgressBar())
         # the dump shows what the user configured, not what was derived here
         kwargs["default_root_dir"] = str(self.directory)
         kwargs["callbacks"] = [*_as_list(config["callbacks"]), *own]
@@ -139,12 +142,6 @@ class ElasCLI(LightningCLI):
         plain = yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True, format="yaml"))
         plain.pop("config", None)
         return plain
-
-    def fit(self, **kwargs: Any) -> None:
-        """``elas fit``: train, validate at the end, leave a result file."""
-        from elas_lightning.runner import execute
-
-        execute(self, ckpt_path=kwargs.get("ckpt_path"))
 
 
 class _ParseOnly(ElasCLI):

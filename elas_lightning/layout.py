@@ -15,7 +15,7 @@ def shipped_folder(name: str) -> Path:
     Raises:
         UserError: Neither has it.
     """
-    candidates = [Path.cwd() / name, Path(__file__).resolve().parent.parent / name]
+    candidates = [Path(name), Path(__file__).resolve().parent.parent / name]
     for folder in candidates:
         if folder.is_dir():
             return folder

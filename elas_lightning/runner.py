@@ -104,13 +104,23 @@ def run(request: RunRequest, callbacks: Sequence[Callback] = ()) -> RunResult:
     """
     if (request.directory / RESULT_NAME).exists():
         return RunResult.read(request.directory)
-    overrides = {**request.overrides, "trainer.default_root_dir": str(request.directory)}
+    # a sweep shows its own progress
+    own = {"trainer.default_root_dir": str(request.directory), "trainer.enable_progress_bar": False}
+    overrides = {**request.overrides, **own}
     quiet_lightning()
     cli = ElasCLI(command_line(request.overlays, overrides), run=False, callbacks=callbacks)
     resume = cli.checkpoint_path if cli.checkpoint_path.exists() else None
     result = execute(cli, ckpt_path=resume, request=request)
     shutil.rmtree(cli.checkpoint_path.parent, ignore_errors=True)
     return result
+
+
+class RunCommand(ElasCLI):
+    """``elas fit`` and ``elas validate``."""
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train, validate at the end, leave a result file."""
+        execute(self, ckpt_path=kwargs.get("ckpt_path"))
 
 
 def execute(

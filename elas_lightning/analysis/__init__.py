@@ -1,4 +1,4 @@
-"""From the result files of a sweep to statistics, tables, plots and a report; needs neither torch nor lightning."""
+"""From a sweep's result files to tables, plots and a report; needs neither torch nor lightning."""
 
 from elas_lightning.analysis.load import SweepResults, load_sweep
 from elas_lightning.analysis.plots import write_plots

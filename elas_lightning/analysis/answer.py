@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import pandas as pd
+
 from elas_lightning.analysis.load import SweepResults, planned_seeds
 from elas_lightning.analysis.metrics import metric_of
 from elas_lightning.analysis.points import best, describe, gather
@@ -16,27 +18,31 @@ _USUAL_TOKENS_PER_PARAMETER = 20
 
 
 def answer(results: SweepResults, captions: list[dict[str, Any]]) -> list[str]:
-    """Two to four sentences: the first figure's finding, the best point, what pulled through correction, the losses."""
+    """Two to four sentences: the first figure's finding, the best point, the comparisons, the losses."""
     metric = metric_of(results.objective)
     points = gather(results, results.names, metric.column)
     top = best(points, metric.column)
     if top is None or top.estimate is None:
         return ["No run has completed, so there is no answer yet."]
     said = [captions[0]["caption"]] if captions else []
-    how = seeds_phrase(top.estimate.n)
+    value = plus_minus(top.estimate, metric.scale)
+    count = sum(bool(point.values) for point in points)
     setting = describe(results, top.levels)
+    which = f"best of {count} settings" if count > 1 else "one setting"
     said.append(
-        f"The best of {plural(len([p for p in points if p.values]), 'setting')} tried reaches a {metric.noun} of "
-        f"{plus_minus(top.estimate, metric.scale)} ({how}){f', with {setting}' if setting else ''}"
-        + _against_unigram(results, top.estimate.mean) + "."
+        f"The {which} tried reaches a {metric.noun} of {value} "
+        f"({seeds_phrase(top.estimate.n)}){f', with {setting}' if setting else ''}"
+        + _against_unigram(results, top.estimate.mean)
+        + "."
     )
     found = [d for *_, d in comparisons(results) if d is not None and d.p is not None]
     if len(found) > 1:
         clear = sum(d.found for d in found)
         said.append(
-            f"Of {len(found)} comparisons paired by seed, {clear} have a 95 % interval without zero; for the others no "
-            f"difference was found, which is not the same as none." if clear < len(found) else
-            f"All {len(found)} comparisons paired by seed have a 95 % interval without zero."
+            f"Of {len(found)} comparisons paired by seed, {clear} have a 95 % interval without zero; for the "
+            f"others no difference was found, which is not the same as none."
+            if clear < len(found)
+            else f"All {len(found)} comparisons paired by seed have a 95 % interval without zero."
         )
     said.append(_completeness(results))
     return said
@@ -47,8 +53,8 @@ def _against_unigram(results: SweepResults, perplexity: float) -> str:
     if results.objective != "val_perplexity" or not unigram:
         return ""
     if perplexity >= unigram:
-        return f", no better than the {number(unigram)} of guessing by word frequency alone"
-    return f", against {number(unigram)} for guessing by word frequency alone"
+        return f", no better than the {number(unigram)} of guessing by token frequency alone"
+    return f", against {number(unigram)} for guessing by token frequency alone"
 
 
 def _completeness(results: SweepResults) -> str:
@@ -69,32 +75,49 @@ def limits(results: SweepResults) -> list[str]:
     known = done[(done["parameters"] > 0) & done["tokens"].notna()]
     if len(known):
         ratio = known["tokens"] / known["parameters"]
-        span = number(ratio.min(), 2) if ratio.min() == ratio.max() else f"{number(ratio.min(), 2)} to {number(ratio.max(), 2)}"
-        size = f"{number(known['parameters'].min() / 1e6)} to {number(known['parameters'].max() / 1e6)} million"
-        text = f"The models have {size} parameters and saw {span} training tokens per parameter"
+        size = f"{_span(known['parameters'] / 1e6)} million"
+        text = f"The models have {size} parameters and saw {_span(ratio)} training tokens per parameter"
         if ratio.max() < _USUAL_TOKENS_PER_PARAMETER:
-            text += (f", less than the {_USUAL_TOKENS_PER_PARAMETER} usual for a trained model: an order between methods "
-                     f"seen this early may change with a larger budget")
+            text += (
+                f", less than the {_USUAL_TOKENS_PER_PARAMETER} usual for a trained model: an order between "
+                f"methods seen this early may change with a larger budget"
+            )
         said.append(text + ".")
-    seeds = planned_seeds(results.summary)
-    if len(seeds) == 1:
+    # Seeds that really completed, not those that were planned.
+    points = gather(results, results.names, results.objective)
+    seeds = [found.n for point in points if (found := point.estimate)]
+    if seeds and max(seeds) == 1:
         said.append("There is one seed: nothing here can tell a difference between settings from chance.")
     elif seeds:
-        said.append(f"Intervals rest on {len(seeds)} seeds and take the seeds' values as normally distributed; they cover "
-                    f"initialisation and data order, not another corpus, tokenizer or size.")
+        count = str(max(seeds)) if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
+        said.append(
+            f"Intervals rest on {count} seeds and take the seeds' values as normally distributed; they "
+            f"cover initialisation and data order, not another corpus, tokenizer or size."
+        )
     if "lr" not in results.names:
-        said.append("The learning rate was not searched in this sweep: a setting that would have liked another one is "
-                    "shown at a disadvantage.")
-    names = [name for name in results.names if done[name].nunique() > 1]
+        said.append(
+            "The learning rate was not searched in this sweep: a setting that would have liked another one "
+            "is shown at a disadvantage."
+        )
+    names = [name for name in results.names if len(done[name].unique()) > 1]
     if len(done) and len(names) > 0:
-        said.append("The best setting was picked by the same validation data it is reported on, so its value flatters it "
-                    "slightly, the more the more settings were tried.")
+        said.append(
+            "The best setting was picked by the same validation data it is reported on, so it is flattered "
+            "slightly, the more the more settings were tried."
+        )
     if done["peak_memory_bytes"].isna().all():
         said.append("Peak memory was not measured on this device.")
     hardware = {str((r.get("environment") or {}).get("hardware")) for r in results.results.values()}
     if len(hardware) > 1:
-        said.append(f"Runs ran on different hardware ({listing(sorted(hardware))}): their speeds are not comparable.")
+        said.append(
+            f"Runs ran on different hardware ({listing(sorted(hardware))}): their speeds are not comparable."
+        )
     return said
+
+
+def _span(values: pd.Series) -> str:
+    low, high = number(values.min()), number(values.max())
+    return low if low == high else f"{low} to {high}"
 
 
 def losses(results: SweepResults) -> list[tuple[str, str, str, str, str]]:
@@ -109,31 +132,61 @@ def losses(results: SweepResults) -> list[tuple[str, str, str, str, str]]:
 
 def facts(results: SweepResults) -> list[tuple[str, str]]:
     """What ran, on what, with which versions: label and value."""
-    summary, data, environment = results.summary, results.summary.get("data") or {}, results.summary.get("environment") or {}
+    summary, data, environment = (
+        results.summary,
+        results.summary.get("data") or {},
+        results.summary.get("environment") or {},
+    )
     done = results.trials[results.trials["state"] == "complete"]
     tokens = done["tokens"].dropna()
     backends = Counter(
-        f"{b.get('chosen')} ({b.get('why')})" for r in results.results.values() if (b := r.get("backend") or {})
+        f"{b.get('chosen')} ({b.get('why')})"
+        for r in results.results.values()
+        if (b := r.get("backend") or {})
     )
-    times = sorted(str(r[key]) for r in results.results.values() for key in ("started", "finished") if r.get(key))
+    times = sorted(
+        str(r[key]) for r in results.results.values() for key in ("started", "finished") if r.get(key)
+    )
     unigram = data.get("unigram_perplexity")
     rows = [
         ("Size", summary.get("size")),
-        ("Data", _joined([data.get("source"), data.get("fingerprint") and f"fingerprint {data['fingerprint']}"])),
+        (
+            "Data",
+            _joined([data.get("source"), data.get("fingerprint") and f"fingerprint {data['fingerprint']}"]),
+        ),
         ("Tokenizer", data.get("tokenizer")),
-        ("Unigram baseline", unigram and f"perplexity {number(unigram)}: guessing each token by its frequency alone"),
+        (
+            "Unigram baseline",
+            unigram and f"perplexity {number(unigram)}: guessing each token by its frequency alone",
+        ),
         ("Seeds", ", ".join(map(str, planned_seeds(summary)))),
         ("Sampler", summary.get("sampler")),
-        ("Training tokens", len(tokens) and (f"{tokens.min():,.0f} a run" if tokens.min() == tokens.max() else
-                                             f"{tokens.min():,.0f} to {tokens.max():,.0f} a run")),
+        (
+            "Training tokens",
+            len(tokens)
+            and (
+                f"{tokens.min():,.0f} a run"
+                if tokens.min() == tokens.max()
+                else f"{tokens.min():,.0f} to {tokens.max():,.0f} a run"
+            ),
+        ),
         ("Backend", ", ".join(f"{name}: {plural(count, 'run')}" for name, count in sorted(backends.items()))),
         ("Hardware", _joined(environment.get("hardware"))),
         ("Python", environment.get("python")),
         ("Versions", _joined(environment.get("versions"))),
-        ("Time", summary.get("seconds") is not None and f"{float(summary['seconds']) / 60:.1f} minutes in all"),
-        ("Ran", times and f"{times[0]} to {times[-1]}"),
+        (
+            "Time",
+            summary.get("seconds") is not None and f"{float(summary['seconds']) / 60:.1f} minutes in all",
+        ),
+        ("Ran", times and f"{_minute(times[0])} to {_minute(times[-1])}"),
     ]
     return [(label, str(value)) for label, value in rows if value]
+
+
+def _minute(timestamp: str) -> str:
+    """An ISO time without its seconds and its T; the zone stays as it was written."""
+    zone = timestamp[19:].lstrip(".0123456789").replace("+00:00", "UTC")
+    return f"{timestamp[:16].replace('T', ' ')} {zone}".strip()
 
 
 def _joined(value: Any) -> str:

@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from elas_lightning.analysis.parameters import Parameter, level_name, make_parameter, name_of, parse_cell, to_level
+from elas_lightning.analysis.parameters import (
+    Parameter,
+    level_name,
+    make_parameter,
+    name_of,
+    parse_cell,
+    phrase,
+    to_level,
+)
 from elas_lightning.errors import UserError
 
 STATES = ("complete", "diverged", "failed", "pruned")
@@ -89,7 +97,10 @@ class SweepResults:
             known = {level_name(parameter, level): level for level in parameter.levels}
             wanted = name_of(name, value)
             if wanted not in known:
-                raise UserError(f"plots: filter {name}={wanted} matches no value of {name}; use one of {list(known)}.")
+                raise UserError(
+                    f"plots: filter {name}={wanted} matches no value of {name}; use one of "
+                    f"{', '.join(known)}."
+                )
             frame = frame[frame[name] == known[wanted]]
         return frame
 
@@ -120,7 +131,9 @@ def load_sweep(folder: str | Path) -> SweepResults:
     if absent := [column for column in required if column not in cells.columns]:
         raise UserError(f"{folder / 'trials.csv'}: columns {', '.join(absent)} are missing; {advice}.")
     parameters, trials, notes = _trials(cells, summary, folder)
-    results, curves, telemetry = {}, [], []
+    results: dict[str, dict[str, Any]] = {}
+    curves: list[pd.DataFrame] = []
+    telemetry: list[pd.DataFrame] = []
     for run in trials["run"]:
         home = folder / "runs" / run
         for name, store in (("curve.csv", curves), ("telemetry.csv", telemetry)):
@@ -152,7 +165,9 @@ def _read_json(path: Path, advice: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {advice}.") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error}); delete it and {advice}.") from None
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); delete it and {advice}."
+        ) from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not an object; delete it and {advice}.")
     return content
@@ -188,13 +203,18 @@ def _trials(
         raise UserError(f"{where}: state {unknown[0]!r} is unknown; allowed: {', '.join(STATES)}.")
     seeds = pd.to_numeric(cells["seed"], errors="coerce")
     if seeds.isna().any():
-        raise UserError(f"{where}: row {int(seeds.isna().idxmax()) + 2} has no seed; every run needs an integer seed.")
+        raise UserError(
+            f"{where}: row {int(np.flatnonzero(seeds.isna())[0]) + 2} has no seed; "
+            f"every run needs an integer seed."
+        )
     trials = pd.DataFrame({"trial": cells["trial"], "seed": seeds.astype(int), "state": cells["state"]})
     parameters = []
     for name, search in summary["search"].items():
         raw = [parse_cell(text) for text in cells[name]]
         parameter = make_parameter(name, search, raw)
-        trials[name] = pd.Series([to_level(parameter, value) for value in raw], index=cells.index, dtype=object)
+        trials[name] = pd.Series(
+            [to_level(parameter, value) for value in raw], index=cells.index, dtype=object
+        )
         if parameter.numeric:
             trials[name] = trials[name].astype(float)
         parameters.append(parameter)
@@ -208,7 +228,9 @@ def _trials(
     if len(kept) < len(trials):
         notes.append(f"{len(trials) - len(kept)} runs repeated a point and seed; the last of each counts.")
     objective = str(summary.get("objective") or "val_perplexity")
-    blank = kept[(kept["state"] == "complete") & ~np.isfinite(kept[objective])] if objective in kept else kept[:0]
+    blank = (
+        kept[(kept["state"] == "complete") & ~np.isfinite(kept[objective])] if objective in kept else kept[:0]
+    )
     notes += [f"Run {run} is marked complete but has no {objective}: it is left out." for run in blank["run"]]
     return tuple(parameters), kept, notes
 
@@ -225,23 +247,40 @@ def _unfinished(
     notes = []
     planned = int((summary.get("runs") or {}).get("planned") or 0)
     if planned > len(trials):
-        notes.append(f"{planned - len(trials)} of {planned} planned runs have not finished.")
-        seeds = planned_seeds(summary)
-        grid = list(product(*(parameter.levels for parameter in parameters)))
-        # Only a full grid says which points are missing; a sampler decides as it goes.
-        if len(grid) * len(seeds) == planned and all(s.get("kind") == "choices" for s in summary["search"].values()):
-            for point in grid:
-                rows = trials
-                for parameter, level in zip(parameters, point, strict=True):
-                    rows = rows[rows[parameter.name] == level]
-                if len(rows) < len(seeds):
-                    names = ", ".join(f"{p.name} {level_name(p, v)}" for p, v in zip(parameters, point, strict=True))
-                    notes.append(f"Point {names}: {len(rows)} of {len(seeds)} seeds.")
+        drawn = summary.get("sampler", "grid") != "grid"
+        repeats = ", or the sampler drew a point again" if drawn else ""
+        notes.append(f"{planned - len(trials)} of {planned} planned runs have not finished{repeats}.")
+        notes += _missing_points(summary, parameters, trials, planned)
     homes = folder / "runs"
     started = sorted(path.name for path in homes.iterdir() if path.is_dir()) if homes.is_dir() else []
     if stray := [name for name in started if name not in set(trials["run"])]:
-        notes.append(f"{len(stray)} runs have a directory but no row in trials.csv (unfinished or repeated): "
-                     f"{', '.join(stray)}.")
+        notes.append(f"Started but without a row in trials.csv (unfinished or repeated): {', '.join(stray)}.")
+    return notes
+
+
+def _missing_points(
+    summary: Mapping[str, Any], parameters: tuple[Parameter, ...], trials: pd.DataFrame, planned: int
+) -> list[str]:
+    seeds = planned_seeds(summary)
+    grid = list(product(*(parameter.levels for parameter in parameters)))
+    # Only a full grid says which points are missing: a sampler decides as it goes, and a sweep may leave
+    # combinations out.
+    if len(grid) * len(seeds) != planned or any(
+        s.get("kind") != "choices" for s in summary["search"].values()
+    ):
+        return []
+    notes, untouched = [], []
+    for point in grid:
+        rows = trials
+        for parameter, level in zip(parameters, point, strict=True):
+            rows = rows[rows[parameter.name] == level]
+        names = ", ".join(phrase(p, level) for p, level in zip(parameters, point, strict=True))
+        if rows.empty:
+            untouched.append(names)
+        elif len(rows) < len(seeds):
+            notes.append(f"Point {names}: {len(rows)} of {len(seeds)} seeds.")
+    if untouched:
+        notes.append(f"Without any run yet: {'; '.join(untouched)}.")
     return notes
 
 

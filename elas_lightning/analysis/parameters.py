@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Level = float | str
+_LONG_LABEL = 20
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,16 @@ def name_of(parameter: str, value: Any) -> str:
     return str(value)
 
 
-def spoken(name: str) -> str:
-    """A parameter's short name inside a sentence."""
-    return "learning rate" if name == "lr" else name.replace("_", " ")
+def spoken(parameter: Parameter) -> str:
+    """A parameter in a sentence: its label where that is short (``peak learning rate``), else its name."""
+    if len(parameter.label) >= _LONG_LABEL:
+        return parameter.name.replace("_", " ")
+    return lower_first(parameter.label)
+
+
+def lower_first(text: str) -> str:
+    """A label as it continues a sentence; an acronym keeps its capitals."""
+    return text if text[:2].isupper() else text[:1].lower() + text[1:]
 
 
 def level_name(parameter: Parameter, level: Level) -> str:
@@ -80,14 +88,14 @@ def level_name(parameter: Parameter, level: Level) -> str:
 
 def phrase(parameter: Parameter, level: Level) -> str:
     """A parameter with its level inside a sentence: ``rank 8``, ``learning rate 0.00103``, ``full rank``."""
-    name, value = spoken(parameter.name), level_name(parameter, level)
+    name, value = spoken(parameter), level_name(parameter, level)
     if parameter.numeric and not float(level).is_integer():
         value = f"{float(level):.3g}"
     return value if name in value else f"{name} {value}"
 
 
 def side_name(parameter: Parameter, level: Level) -> str:
-    """A level as one side of a comparison: names speak for themselves (``elas``), numbers do not (``rank 8``)."""
+    """A level as one side of a comparison: ``elas`` as it is, a number with its parameter (``rank 8``)."""
     return phrase(parameter, level) if parameter.numeric else level_name(parameter, level)
 
 
@@ -100,13 +108,16 @@ def make_parameter(name: str, search: Mapping[str, Any], found: Iterable[Any]) -
     planned = list(search.get("values") or [])
     values = planned + list(found)
     label = str(search.get("label") or name.replace("_", " "))
+    label = label[:1].upper() + label[1:]
     log = bool(search.get("log", False))
     if values and all(is_number(value) for value in values):
         return Parameter(name, label, tuple(sorted({float(value) for value in values})), True, log)
     # Where numbers and names mix (rank 4, 8, full rank) the numbers still read best in ascending order.
     if any(is_number(value) for value in values):
         values = sorted(values, key=lambda value: (not is_number(value), value if is_number(value) else 0))
-    return Parameter(name, label, tuple(dict.fromkeys(name_of(name, value) for value in values)), False, False)
+    return Parameter(
+        name, label, tuple(dict.fromkeys(name_of(name, value) for value in values)), False, False
+    )
 
 
 def to_level(parameter: Parameter, value: Any) -> Level:

@@ -19,6 +19,8 @@ from elas_lightning.analysis.parameters import Level, level_name, name_of, phras
 from elas_lightning.analysis.statistics import Difference, Estimate, estimate, paired_difference
 from elas_lightning.errors import UserError
 
+_COMPARING = ("metric_by", "bars", "lr_curve", "heatmap")
+
 
 @dataclass(frozen=True)
 class Point:
@@ -55,7 +57,8 @@ def gather(
     """One point for each combination of levels of ``by`` that was run, in the order of the sweep's file.
 
     Parameters outside ``by`` that vary too (a learning rate tuned for each method) are settled by taking the
-    setting with the best mean objective (see ``best``), and the point says which. Averaging over them instead would mix each method's good settings with its hopeless ones.
+    setting with the best mean objective (see ``best``), and the point says which. Averaging over them would
+    mix each method's good settings with its hopeless ones.
 
     Args:
         by: parameter names; all of them are searched parameters.
@@ -67,7 +70,7 @@ def gather(
     """
     metric_of(metric)
     trials = results.where(results.trials, conditions)
-    others = [name for name in results.names if name not in by and trials[name].nunique() > 1]
+    others = [name for name in results.names if name not in by and len(trials[name].unique()) > 1]
     points = []
     for levels in product(*(results.parameter(name).levels for name in by)):
         rows = trials
@@ -76,16 +79,20 @@ def gather(
         if not rows.empty:
             chosen = dict(zip(by, levels, strict=True))
             rows, rest, tried = _settle(rows, others, results.objective)
-            points.append(Point(chosen, _by_seed(rows, metric), _count(rows), tuple(rows["run"]), rest, tried))
+            points.append(
+                Point(chosen, _by_seed(rows, metric), _count(rows), tuple(rows["run"]), rest, tried)
+            )
     return points
 
 
-def _settle(rows: pd.DataFrame, others: list[str], objective: str) -> tuple[pd.DataFrame, dict[str, Level], int]:
+def _settle(
+    rows: pd.DataFrame, others: list[str], objective: str
+) -> tuple[pd.DataFrame, dict[str, Level], int]:
     if not others:
         return rows, {}, 1
     settings = []
-    for key, group in rows.groupby(others, sort=False):
-        levels = dict(zip(others, key, strict=True))
+    for _, group in rows.groupby(others, sort=False):
+        levels: dict[str, Level] = {name: group[name].iloc[0] for name in others}
         settings.append((group, levels, Point(levels, _by_seed(group, objective), _count(group))))
     winner = best([point for _, _, point in settings], objective)
     group, levels, _ = next((setting for setting in settings if setting[2] is winner), settings[0])
@@ -126,20 +133,28 @@ def describe(results: SweepResults, levels: Mapping[str, Level]) -> str:
     return ", ".join(phrase(results.parameter(name), level) for name, level in levels.items())
 
 
-def contrast(results: SweepResults) -> tuple[str, str] | None:
-    """The parameter whose levels the sweep compares, and the level the others are held against.
+def contrasts(results: SweepResults) -> list[tuple[str, str]]:
+    """The parameters whose levels the sweep compares, each with the level that the others are held against.
 
-    It is the series or group of the first requested plot that has one, else the only searched parameter with a
-    list of choices. The baseline is that plot's ``baseline``, else the level listed first.
+    These are the series and groups of the requested plots, and the named (not numeric) axes of bars and
+    heatmaps; in a sweep of one list of choices it is that one. The baseline is the plot's ``baseline`` for
+    its series, group or only axis, else the level listed first.
     """
+    found: dict[str, str] = {}
     for plot in results.summary.get("plots") or []:
-        name = plot.get("series") or plot.get("group")
-        if name:
-            return name, baseline(results, name, plot)
-    choices = [p for p in results.parameters if results.summary["search"][p.name].get("kind") == "choices"]
-    if len(choices) == 1 and len(results.parameters) == 1 and choices[0].levels:
-        return choices[0].name, baseline(results, choices[0].name, {})
-    return None
+        if plot.get("kind") not in _COMPARING:
+            continue
+        split = plot.get("series") or plot.get("group")
+        axes = [plot[key] for key in ("y", "x") if key in plot and plot["kind"] in ("bars", "heatmap")]
+        for name in [split, *(axis for axis in axes if not results.parameter(axis).numeric)]:
+            if name and name not in found:
+                owns_baseline = name == split or (not split and len(axes) == 1)
+                found[name] = baseline(results, name, plot if owns_baseline else {})
+    if not found and len(results.parameters) == 1 and results.parameters[0].levels:
+        only = results.parameters[0]
+        if results.summary["search"][only.name].get("kind") == "choices":
+            found[only.name] = baseline(results, only.name, {})
+    return list(found.items())
 
 
 def baseline(results: SweepResults, name: str, options: Mapping[str, Any]) -> str:
@@ -148,14 +163,17 @@ def baseline(results: SweepResults, name: str, options: Mapping[str, Any]) -> st
 
 
 def focus(results: SweepResults, name: str, options: Mapping[str, Any]) -> str:
-    """Name of the level that a caption is about: ``focus``, else ``elas`` (what this suite is for), else the last."""
+    """Name of the level a caption is about: ``focus``, else ELAS (this suite's subject), else the last."""
     names = [side_name(results.parameter(name), level) for level in results.parameter(name).levels]
-    if "focus" not in options and "elas" in names:
-        return "elas"
+    ours = [name for name in names if "elas" in name.lower()]
+    if "focus" not in options and ours:
+        return ours[0]
     return _named_level(results, name, options, "focus", -1)
 
 
-def _named_level(results: SweepResults, name: str, options: Mapping[str, Any], key: str, position: int) -> str:
+def _named_level(
+    results: SweepResults, name: str, options: Mapping[str, Any], key: str, position: int
+) -> str:
     parameter = results.parameter(name)
     levels = {level_name(parameter, level): level for level in parameter.levels}
     if key not in options:

@@ -35,8 +35,10 @@ def write_report(folder: str | Path) -> Path:
     write_plots(folder)
     write_tables(folder)
     captions = json.loads((results.folder / "plots" / "captions.json").read_text(encoding="utf-8"))
-    figures = [{**figure, "source": _data_uri(results.folder / "plots" / f"{figure['name']}.svg")}
-               for figure in captions["figures"]]
+    figures = [
+        {**figure, "source": _data_uri(results.folder / "plots" / f"{figure['name']}.svg")}
+        for figure in captions["figures"]
+    ]
     summary = results.summary
     lost = losses(results)
     environment = Environment(
@@ -52,12 +54,12 @@ def write_report(folder: str | Path) -> Path:
         answer=answer(results, figures),
         figures=figures,
         not_drawn=captions["not_drawn"],
-        results=_html(results_table(results)),
-        comparisons=_html(comparison_table(results)),
+        results=_html(results_table(results), "Results by setting"),
+        comparisons=_html(comparison_table(results), "Comparisons paired by seed"),
         facts=facts(results),
         limits=limits(results),
         missing=results.missing,
-        losses=_html(_loss_table(lost)) if lost else None,
+        losses=_html(_loss_table(lost), "Divergences and failures") if lost else None,
         command=summary.get("command"),
         commands=_commands(results.results),
     )
@@ -71,9 +73,9 @@ def _data_uri(path: Path) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
-def _html(table: Table | None) -> Markup | None:
+def _html(table: Table | None, label: str) -> Markup | None:
     # Table.html escapes every cell itself.
-    return Markup(table.html()) if table else None
+    return Markup(table.html(label)) if table else None
 
 
 def _loss_table(lost: list[tuple[str, str, str, str, str]]) -> Table:

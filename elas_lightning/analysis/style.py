@@ -36,9 +36,18 @@ GREY = "#666666"
 FAINT = 0.35
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.2, 1.2)), (0, (8, 2)), (0, (3, 1)), "-")
+_LINES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (5, 1.5, 1, 1.5)),
+    (0, (1.2, 1.2)),
+    (0, (8, 2)),
+    (0, (3, 1)),
+    "-",
+)
 
-_RC: dict[str, Any] = {
+# Typed loosely: matplotlib's own type for this is a list of some 300 literal names.
+_RC: Any = {
     "font.family": "DejaVu Sans",  # ships with matplotlib, so every machine draws the same glyphs
     "font.size": 10,
     "axes.labelsize": 10,
@@ -107,7 +116,7 @@ def new_figure(width: float = WIDTH, height: float = HEIGHT) -> Figure:
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write ``stem.png`` and ``stem.svg`` without dates or versions in them, so that equal data gives equal bytes."""
+    """Write ``stem.png`` and ``.svg`` without dates or versions in them: equal data gives equal bytes."""
     png, svg = stem.with_suffix(".png"), stem.with_suffix(".svg")
     with house_style():
         figure.savefig(png, dpi=DPI, metadata={"Software": None})
@@ -126,7 +135,9 @@ def level_axis(ax: Axes, which: str, positions: Sequence[float], names: Sequence
 def plain_numbers(ax: Axes, which: str = "y") -> None:
     """Round tick values in plain figures (0.001, 250, 1,200,000), on linear and on log axes."""
     axis = ax.xaxis if which == "x" else ax.yaxis
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}" if value >= 1e-4 else f"{value:g}"))
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,.10g}" if value >= 1e-4 else f"{value:g}")
+    )
     axis.set_minor_formatter(NullFormatter())
     if axis.get_scale() == "linear":
         axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
@@ -156,30 +167,50 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, Look]], title: str = "
         title: what the names are values of; written above them.
     """
     to_axes = ax.transAxes.inverted()
-    height = ax.figure.get_size_inches()[1] * ax.get_position().height * 72
+    figure = ax.get_figure(root=True)
+    assert figure is not None  # an axes that is drawn on has a figure
+    height = figure.get_size_inches()[1] * ax.get_position().height * 72
     wrapped = sorted(
-        ((float(to_axes.transform(ax.transData.transform((1.0, y)))[1]), wrap(name), style) for y, name, style in ends),
+        (
+            (float(to_axes.transform(ax.transData.transform((1.0, y)))[1]), wrap(name), style)
+            for y, name, style in ends
+        ),
         key=lambda item: item[0],
     )
     heights = [(1 + text.count("\n")) * 13.5 / height for _, text, _ in wrapped]
     places = _spread([y for y, _, _ in wrapped], heights)
     for y, (_, text, style) in zip(places, wrapped, strict=True):
         ax.add_artist(
-            Line2D([1.03, 1.10], [y, y], color=style.color, linestyle=style.linestyle, transform=ax.transAxes,
-                   clip_on=False)
+            Line2D(
+                [1.03, 1.10],
+                [y, y],
+                color=style.color,
+                linestyle=style.linestyle,
+                transform=ax.transAxes,
+                clip_on=False,
+            )
         )
         ax.add_artist(
-            Line2D([1.065], [y], color=style.color, marker=style.marker, linestyle="none", transform=ax.transAxes,
-                   clip_on=False)
+            Line2D(
+                [1.065],
+                [y],
+                color=style.color,
+                marker=style.marker,
+                linestyle="none",
+                transform=ax.transAxes,
+                clip_on=False,
+            )
         )
         ax.text(1.12, y, text, transform=ax.transAxes, va="center", ha="left", fontsize=9, linespacing=1.0)
     if title:
         top = max(places[-1] + heights[-1] / 2 + 9 / height, 0.0)
-        ax.text(1.03, top, wrap(title, 18), transform=ax.transAxes, va="bottom", ha="left", fontsize=9, color=GREY)
+        ax.text(
+            1.03, top, wrap(title, 18), transform=ax.transAxes, va="bottom", ha="left", fontsize=9, color=GREY
+        )
 
 
 def _spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
-    """Ascending places at least half of both heights apart, as near to ``wanted`` as a centred block allows."""
+    """Ascending places half of both heights apart or more, as near to ``wanted`` as centred blocks allow."""
     blocks: list[list[int]] = []
     centres: list[float] = []
     for i, y in enumerate(wanted):

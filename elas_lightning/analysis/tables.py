@@ -10,9 +10,9 @@ from pathlib import Path
 from elas_lightning.analysis.load import SweepResults, load_sweep
 from elas_lightning.analysis.metrics import metric_of
 from elas_lightning.analysis.parameters import level_name, side_name
-from elas_lightning.analysis.points import Point, contrast, describe, difference, gather
+from elas_lightning.analysis.points import Point, contrasts, describe, difference, gather
 from elas_lightning.analysis.statistics import Difference, holm
-from elas_lightning.analysis.wording import interval, number, plus_minus, signed
+from elas_lightning.analysis.wording import decimals_of, interval, number, plus_minus, signed
 
 _NOT_MEASURED = "not measured"
 # Seeds of one point share the model, so these are the same for each; speed is not.
@@ -40,23 +40,32 @@ class Table:
         """The table in GitHub's Markdown, its caption below."""
         rule = ["---" if i < self.names else "---:" for i in range(len(self.columns))]
         cells = [self.columns, tuple(rule), *self.rows]
-        lines = ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in cells]
+        lines = [
+            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
+            for row in cells
+        ]
         return "\n".join([*lines, "", self.caption, ""])
 
-    def html(self) -> str:
-        """The table as an HTML ``table`` with scoped headings; every cell is escaped."""
-        head = "".join(f'<th scope="col"{self._side(i)}>{html.escape(c)}</th>' for i, c in enumerate(self.columns))
+    def html(self, label: str = "Table") -> str:
+        """The table in a box that scrolls sideways by itself, the caption below it; every cell is escaped.
+
+        Args:
+            label: what a screen reader calls the box.
+        """
+        head = "".join(
+            f'<th scope="col"{self._side(i)}>{html.escape(c)}</th>' for i, c in enumerate(self.columns)
+        )
         body = []
         for row in self.rows:
-            cells = [
-                f'<th scope="row">{html.escape(cell)}</th>' if i == 0 else f"<td{self._side(i)}>{html.escape(cell)}</td>"
-                for i, cell in enumerate(row)
-            ]
+            cells = [f"<td{self._side(i)}>{html.escape(cell)}</td>" for i, cell in enumerate(row)]
+            cells[0] = f'<th scope="row">{html.escape(row[0])}</th>'
             body.append(f"<tr>{''.join(cells)}</tr>")
+        rows = "\n".join(body)
+        # The caption stands outside the box: inside it would be as wide as the table and scroll away with it.
         return (
-            f"<table>\n<caption>{html.escape(self.caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n"
-            + "\n".join(body)
-            + "\n</tbody>\n</table>"
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(label)}">\n<table>\n'
+            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n</div>\n"
+            f'<p class="note">{html.escape(self.caption)}</p>'
         )
 
     def _side(self, i: int) -> str:
@@ -64,28 +73,40 @@ class Table:
 
 
 def results_table(results: SweepResults) -> Table:
-    """One row a point of the search, best means not sorted to the top: the order is that of the sweep's file."""
+    """One row a point of the search, in the order of the sweep's file rather than by success."""
     objective = metric_of(results.objective)
-    columns = [*(p.label for p in results.parameters), objective.label, "Bits per byte", "Seeds", "Lost runs",
-               "Tokens/s", "Parameters (M)", "Training MFLOPs per token", "Peak memory (MB)"]
+    columns = [
+        *(p.label for p in results.parameters),
+        objective.label,
+        "Bits per byte",
+        "Seeds",
+        "Lost runs",
+        "Tokens/s",
+        "Parameters (M)",
+        "Training MFLOPs per token",
+        "Peak memory (MB)",
+    ]
     speed = {p.runs: p for p in gather(results, results.names, "tokens_per_second")}
     bits = {p.runs: p for p in gather(results, results.names, "val_bits_per_byte")}
     rows = []
     for point in gather(results, results.names, objective.column):
         names = [level_name(results.parameter(name), level) for name, level in point.levels.items()]
         lost = [f"{count} {state}" for state, count in point.counts.items() if state != "complete" and count]
-        rows.append((
-            *names,
-            _mean(point, objective.scale),
-            _mean(bits[point.runs]),
-            str(point.counts["complete"]),
-            ", ".join(lost) or "0",
-            _mean(speed[point.runs]),
-            *(_amount(results, point, column) for column in _AMOUNTS),
-        ))
+        rows.append(
+            (
+                *names,
+                _mean(point, objective.scale),
+                _mean(bits[point.runs]),
+                str(point.counts["complete"]),
+                ", ".join(lost) or "0",
+                _mean(speed[point.runs]),
+                *(_amount(results, point, column) for column in _AMOUNTS),
+            )
+        )
     caption = (
-        "Mean ± half of the 95 % t-interval over the complete seeds of each point; a point with one seed has no "
-        "interval. Memory is the peak of the training process's device, where the device reports it."
+        "Mean ± half of the 95 % t-interval over the complete seeds of each point; a point with one seed has "
+        "no interval. Peak memory is what was allocated on a GPU, or the whole process on a CPU, whose "
+        "interpreter and libraries it includes."
     )
     return Table(caption, tuple(columns), tuple(rows), len(results.parameters))
 
@@ -100,36 +121,32 @@ def _amount(results: SweepResults, point: Point, column: str) -> str:
 
 
 def comparisons(results: SweepResults) -> list[tuple[str, str, str, Difference | None]]:
-    """Each level of the sweep's contrast against its baseline, at every combination of the other parameters.
+    """Each level of the sweep's contrasts against its baseline, at every combination of the other parameters.
 
-    Points differ in nothing but the contrast here; nothing is picked as the best, so that p means what it says.
+    The two sides differ in the contrast alone; none is picked as the best, so that p means what it says.
 
     Returns:
         ``(context, level, baseline, difference)``; empty when the sweep has no contrast.
     """
-    found = contrast(results)
-    if found is None:
-        return []
-    name, base = found
-    parameter = results.parameter(name)
-    others = [other for other in results.names if other != name]
-    by_context: dict[tuple[object, ...], dict[str, Point]] = {}
-    for point in gather(results, results.names, results.objective):
-        context = tuple(point.levels[other] for other in others)
-        by_context.setdefault(context, {})[side_name(parameter, point.levels[name])] = point
+    points = [point for point in gather(results, results.names, results.objective) if point.values]
     rows = []
-    for points in by_context.values():
-        if base not in points:
-            continue
-        where = describe(results, {other: points[base].levels[other] for other in others})
-        for level, point in points.items():
-            if level != base:
-                rows.append((where, level, base, difference(point, points[base], results.objective)))
+    for name, base in contrasts(results):
+        parameter = results.parameter(name)
+        by_context: dict[str, dict[str, Point]] = {}
+        for point in points:
+            context = describe(results, {key: level for key, level in point.levels.items() if key != name})
+            by_context.setdefault(context, {})[side_name(parameter, point.levels[name])] = point
+        for context, sides in by_context.items():
+            rows += [
+                (context, level, base, difference(point, sides[base], results.objective))
+                for level, point in sides.items()
+                if base in sides and level != base
+            ]
     return rows
 
 
 def comparison_table(results: SweepResults) -> Table | None:
-    """The comparisons as a table; None when the sweep compares no two points that differ in its contrast alone."""
+    """The comparisons as a table; None when no two points differ in a contrast alone."""
     found = comparisons(results)
     if not found:
         return None
@@ -138,20 +155,51 @@ def comparison_table(results: SweepResults) -> Table | None:
     rows = []
     for (where, level, base, d), p in zip(found, adjusted, strict=True):
         if d is None:
-            rows.append((where or "all runs", level, base, "no shared seed", "none", "0", "none", "none", "not comparable"))
+            rows.append(
+                (
+                    where or "all runs",
+                    level,
+                    base,
+                    "no shared seed",
+                    "none",
+                    "0",
+                    "none",
+                    "none",
+                    "not comparable",
+                )
+            )
             continue
-        rows.append((
-            where or "all runs", level, base, signed(d.value), interval(d), str(d.n), _p(d.p), _p(p), _verdict(d, p)
-        ))
+        rows.append(
+            (
+                where or "all runs",
+                level,
+                base,
+                signed(d.value, decimals_of(d)),
+                interval(d),
+                str(d.n),
+                _p(d.p),
+                _p(p),
+                _verdict(d, p),
+            )
+        )
     unit = "%" if metric.difference == "%" else "nats"
     count = sum(p is not None for p in adjusted)
     caption = (
-        f"Differences in {metric.noun}, paired by seed, with 95 % t-intervals of each comparison on its own. The "
-        f"last p is corrected for all {count} comparisons of this table (Holm). “Not found” means that the "
-        "interval includes zero: it bounds the difference and does not show that there is none."
+        f"Differences in {metric.noun}, paired by seed, with 95 % t-intervals of each comparison on its own. "
+        f"The last p is corrected for all {count} comparisons of this table (Holm). “Not found” means that "
+        "the interval includes zero: it bounds the difference and does not show that there is none."
     )
-    columns = ("Where", "Level", "Against", f"Difference ({unit})", f"95 % interval ({unit})", "Seeds", "p", "p (Holm)",
-               "Reading")
+    columns = (
+        "Where",
+        "Level",
+        "Against",
+        f"Difference ({unit})",
+        f"95 % interval ({unit})",
+        "Seeds",
+        "p",
+        "p (Holm)",
+        "Reading",
+    )
     return Table(caption, columns, tuple(rows), 3)
 
 
@@ -187,14 +235,15 @@ def write_tables(folder: str | Path) -> list[Path]:
     home.mkdir(exist_ok=True)
     written = []
     tables: Sequence[tuple[str, Table | None]] = [
-        ("results", results_table(results)), ("comparisons", comparison_table(results))
+        ("results", results_table(results)),
+        ("comparisons", comparison_table(results)),
     ]
     for name, table in tables:
-        for suffix, text in ((".md", table and table.markdown()), (".html", table and table.html() + "\n")):
+        for suffix in (".md", ".html"):
             path = home / f"{name}{suffix}"
-            if text is None:
+            if table is None:
                 path.unlink(missing_ok=True)
-            else:
-                path.write_text(text, encoding="utf-8")
-                written.append(path)
+                continue
+            path.write_text(table.markdown() if suffix == ".md" else table.html() + "\n", encoding="utf-8")
+            written.append(path)
     return written

@@ -39,17 +39,28 @@ def seeds_phrase(n: int) -> str:
     return f"mean ± 95 % interval over {n} seeds" if n > 1 else "one seed, so no interval"
 
 
+def decimals_of(difference: Difference) -> int:
+    """Decimals that a difference deserves: two digits of its half-width, no more than three decimals."""
+    if difference.low is None or difference.high is None or difference.high <= difference.low:
+        return 1 if difference.unit == "%" else 3
+    half = (difference.high - difference.low) / 2
+    return min(3, max(0, 1 - math.floor(math.log10(half))))
+
+
+def signed(value: float, decimals: int) -> str:
+    """A number with its sign: ``+1.2``, ``−0.4``; zero, also after rounding, has none."""
+    text = f"{abs(value):.{decimals}f}"
+    if float(text) == 0:
+        return text
+    return f"{'+' if value > 0 else MINUS}{text}"
+
+
 def interval(difference: Difference) -> str:
     """The interval of a difference with a sign on each end: ``+0.3 to +2.1``; ``none`` without one."""
     if difference.low is None or difference.high is None:
         return "none"
-    return f"{signed(difference.low)} to {signed(difference.high)}"
-
-
-def signed(value: float) -> str:
-    """Two significant digits and always a sign."""
-    text = number(value, 2)
-    return f"+{text}" if value > 0 else text
+    decimals = decimals_of(difference)
+    return f"{signed(difference.low, decimals)} to {signed(difference.high, decimals)}"
 
 
 def compare(difference: Difference | None, a: str, b: str, context: str = "") -> str:
@@ -65,23 +76,24 @@ def compare(difference: Difference | None, a: str, b: str, context: str = "") ->
     """
     if difference is None:
         return f"{a} and {b} share no finished seed{context}, so they cannot be compared"
-    unit = " %" if difference.unit == "%" else ""
+    unit = " %" if difference.unit == "%" else " nats"
+    decimals = decimals_of(difference)
     side = "above" if difference.value >= 0 else "below"
-    size = f"{number(abs(difference.value), 2)}{unit}"
+    size = f"{abs(difference.value):.{decimals}f}{unit}"
     if difference.low is None or difference.high is None:
         return f"{a} is {size} {side} {b}{context} in the one seed they share, too few for an interval"
     paired = f"paired over {difference.n} seeds"
     if difference.found:
         ends = sorted((abs(difference.low), abs(difference.high)))
-        span = " to ".join(number(end, 2) for end in ends)
+        span = " to ".join(f"{end:.{decimals}f}" for end in ends)
         return f"{a} is {size} (95 % interval {span}) {side} {b}{context}, {paired}"
     if difference.value == difference.low == difference.high == 0:
         return f"{a} and {b} are identical{context} in each of {difference.n} seeds"
-    reach = number(max(abs(difference.low), abs(difference.high)), 2)
+    reach = f"{max(abs(difference.low), abs(difference.high)):.{decimals}f}{unit}"
     return (
-        f"no difference was found between {a} and {b}{context} ({signed(difference.value)}{unit}, 95 % interval "
-        f"{interval(difference)}, {paired}), which leaves room for one of up to {reach}{unit} and does not show "
-        f"that they are equal"
+        f"no difference was found between {a} and {b}{context} ({signed(difference.value, decimals)}{unit}, "
+        f"95 % interval {interval(difference)}, {paired}), which leaves room for one of up to {reach} and "
+        f"does not show that they are equal"
     )
 
 
@@ -105,16 +117,20 @@ def compare_many(found: Mapping[str, Difference], a: str, b: str) -> str:
         if places := groups[side]:
             sizes = [abs(found[place].value) for place in places]
             size = _range(sizes, found[places[0]])
-            clauses.append(f"{a} is {side} {b} with {listing(places)} by {size} (paired by seed, 95 % interval "
-                           f"without zero{' in each' if len(places) > 1 else ''})")
+            clauses.append(
+                f"{a} is {side} {b} with {listing(places)} by {size} (paired by seed, 95 % interval "
+                f"without zero{' in each' if len(places) > 1 else ''})"
+            )
     if places := groups[""]:
-        clauses.append(f"no difference was found between {a} and {b} with {listing(places)}, which does not show "
-                       f"that they are equal")
+        clauses.append(
+            f"no difference was found between {a} and {b} with {listing(places)}, which does not show "
+            f"that they are equal"
+        )
     return "; ".join(clauses)
 
 
 def _range(values: list[float], like: Difference) -> str:
-    unit = " %" if like.unit == "%" else ""
+    unit = " %" if like.unit == "%" else " nats"
     low, high = number(min(values), 2), number(max(values), 2)
     return (low if low == high else f"{low} to {high}") + unit
 

@@ -64,8 +64,10 @@ def _documenting_call(node: ast.expr) -> Iterator[tuple[str, str]]:
     ]
     if strings:
         text = max(strings, key=len)
-        owner = ast.unparse(node.args[0]).strip("'\"")
-        yield ".".join([owner, *(s for s in strings if s not in (text, owner))]), inspect.cleandoc(text)
+        names = [s for s in strings if s is not text and s.replace(".", "").isidentifier()]
+        if not isinstance(node.args[0], ast.Constant):
+            names.insert(0, ast.unparse(node.args[0]))
+        yield ".".join(names), inspect.cleandoc(text)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from elas_lightning.errors import UserError
 
 Answer = TypeVar("Answer")
 
-# On top of the client's own quick retries; half a minute outlasts the usual hiccup.
+# For reads in the midst of a run, which the client gives up at once; half a minute outlasts the usual hiccup.
 BACK_OFF_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 _MISSING = (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError)
@@ -30,18 +30,21 @@ _PASSING = (OSError, HTTPError, EOFError, ZlibError, RuntimeError)
 _log = logging.getLogger(__name__)
 
 
-def with_retries(ask: Callable[[], Answer], what: str, advice: str) -> Answer:
+def with_retries(
+    ask: Callable[[], Answer], what: str, advice: str, waits: tuple[float, ...] = BACK_OFF_SECONDS
+) -> Answer:
     """Call ``ask`` until it answers.
 
     Args:
         ask: talks to the hub; may be called again after any failure.
         what: the thing asked for, for messages.
         advice: what the user can do without the hub.
+        waits: seconds before each further attempt.
 
     Raises:
         UserError: the thing does not exist, or the hub could not be reached after several attempts.
     """
-    for delay in (*BACK_OFF_SECONDS, None):
+    for delay in (*waits, None):
         try:
             return ask()
         except _MISSING as error:
@@ -70,7 +73,10 @@ def fetch(repository: str, filename: str, revision: str | None, advice: str) -> 
         UserError: as ``with_retries``.
     """
     what = f"{repository}/{filename}" + (f" at {revision}" if revision else "")
-    return Path(with_retries(lambda: hf_hub_download(repository, filename, revision=revision), what, advice))
+    # No waits of our own: a download has the client's, five of them in 23 seconds.
+    return Path(
+        with_retries(lambda: hf_hub_download(repository, filename, revision=revision), what, advice, waits=())
+    )
 
 
 def _first_line(error: BaseException) -> str:

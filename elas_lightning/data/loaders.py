@@ -22,8 +22,11 @@ class TrainLoader(DataLoader[Any]):
         try:
             yield from super().__iter__()
         except UserError as error:
-            # The worker's traceback is the message here; it ends with the name of the class and our line.
-            raise UserError(str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()) from None
+            # A worker's traceback is in the message; it ends with the name of the class and our line.
+            message = str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()
+        # Out here, where the error and with it the workers are gone: they end at once, not when the garbage
+        # of a traceback is collected. (The stream has no end, so an error is the only way to this line.)
+        raise UserError(message)
 
 
 def train_loader(stream: TrainStream, num_workers: int) -> TrainLoader:

@@ -30,7 +30,7 @@ class C4DataModule(L.LightningDataModule):
     was prefetched, and any number of ranks that divides ``lanes`` can go on from it.
 
     Args:
-        source: ``pydocs`` (made on the spot, no network), ``c4`` (streamed from the hub) or ``local``. (order)
+        source: ``pydocs`` (made here, no network), ``c4`` (streamed from the hub) or ``local``. (order)
         path: folder of ``c4-train.*.json.gz`` and ``c4-validation.*.json.gz``; only for ``local``. (order)
         revision: commit of ``allenai/c4``; None for the pinned one; only for ``c4``. (order)
         tokenizer: ``auto`` (``pydocs``: its own byte-level BPE of 4,096; else ``t5-base``), the path of a

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from datasets import IterableDataset, load_dataset
+from datasets import IterableDataset
 
 from elas_lightning.data.hub import with_retries
 from elas_lightning.errors import UserError
@@ -30,7 +30,7 @@ class ShardReader:
         self._shards = shards
         self._shard = 0
         self._dataset: IterableDataset | None = None
-        self._lines: Iterator[dict[str, Any]] | None = None
+        self._lines: Iterator[dict[str, list[str]]] | None = None
         self._resume: dict[str, Any] | None = None
 
     @property
@@ -92,17 +92,20 @@ class ShardReader:
                 self._shard += 1
                 self._dataset = self._lines = self._resume = None
             else:
-                texts.append(_text_of(line["text"], shard))
+                texts.append(_text_of(line["text"][0], shard))
         return texts
 
     def _open(self, shard: str) -> None:
         # Escaped, since the library takes brackets in a path for a pattern.
         address = shard if shard.startswith("hf://") else glob.escape(shard)
-        self._dataset = load_dataset("text", data_files=[address], split="train", streaming=True)
+        # Not load_dataset("text", …): that calls a counter on the network, even for a file on disk.
+        self._dataset = IterableDataset.from_text(address)
         if self._resume is not None:
             self._dataset.load_state_dict(self._resume)
             self._resume = None
-        self._lines = iter(self._dataset)
+        # Batches of one, not iter(dataset): that looks whether it is in a loader worker and would leave the
+        # shard to one worker of them all, while here every worker has lanes of its own.
+        self._lines = self._dataset.iter(batch_size=1)
 
 
 def _text_of(line: str, shard: str) -> str:

@@ -68,14 +68,12 @@ class Plan:
         """The run of a point with a seed."""
         overlays, overrides, values = list(self.base_overlays), dict(self.spec.overrides), {}
         for dimension in self.spec.search:
-            choice = point[dimension.name]
+            label = point[dimension.name]
             if dimension.overlays:
-                overlays.append(overlay_path(dimension.overlays[choice]))
-                values[dimension.name] = choice
+                overlays.append(overlay_path(dimension.overlays[label]))
             else:
-                value = self._value(dimension, choice)
-                overrides.update(dict.fromkeys(dimension.keys, value))
-                values[dimension.name] = choice_label(value)
+                overrides.update(dict.fromkeys(dimension.keys, self._value(dimension, label)))
+            values[dimension.name] = self._shown(dimension, label)
         overrides.update(self.overrides)
         overrides.update({"seed_everything": seed, "data.seed": seed})
         directory = self.folder / "runs" / _directory_name(values, seed, overlays, overrides)
@@ -110,10 +108,15 @@ class Plan:
 
     def values(self, dimension: Dimension) -> list[Any]:
         """The dimension's choices as tables show them; for a range, its two ends."""
-        ends = [dimension.low, dimension.high] if dimension.is_range else dimension.values
-        return [choice_label(v) if dimension.overlays else choice_label(self._value(dimension, v)) for v in ends]
+        ends = [dimension.low, dimension.high] if dimension.is_range else dimension.options
+        return [self._shown(dimension, label) for label in ends]
 
-    def _value(self, dimension: Dimension, choice: Any) -> Any:
+    def _shown(self, dimension: Dimension, label: Any) -> Any:
+        """A label as tables have it: what a factor came to, and any other label as it is."""
+        return self._value(dimension, label) if dimension.relative_to else label
+
+    def _value(self, dimension: Dimension, label: Any) -> Any:
+        choice = label if dimension.is_range else dimension.options[label]
         if dimension.relative_to is None:
             return choice
         reference: Any = self.base
@@ -125,13 +128,6 @@ class Plan:
                 )
             reference = reference[part]
         return round(choice * reference) if isinstance(reference, int) else choice * reference
-
-
-def choice_label(value: Any) -> Any:
-    """A choice as one table cell: scalars as they are, lists joined by ``+``, an empty one ``none``."""
-    if isinstance(value, list | tuple):
-        return " + ".join(map(str, value)) or "none"
-    return value
 
 
 def _short(value: Any) -> str:

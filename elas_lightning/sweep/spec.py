@@ -1,6 +1,7 @@
 """What a sweep asks: a YAML file of ``sweeps/`` read into validated dataclasses.
 
-A *point* is one choice for every dimension of the search; a *run* is a point with a seed.
+A *point* is one choice for every dimension of the search, by its label (for a range, a number); a *run* is a point
+with a seed.
 """
 
 import itertools
@@ -28,7 +29,7 @@ class Dimension:
     Exactly one of three forms:
 
     - ``overlays``: choice name to an overlay below ``experiments/`` (a method, say);
-    - ``keys`` with ``choices``: dotted keys that all take the chosen value;
+    - ``keys`` with ``choices``: dotted keys that all take the chosen value; a list, or a mapping of labels to values;
     - ``keys`` with ``low`` and ``high`` (``log`` for a logarithmic scale): a range, for a sampler that samples.
 
     With ``relative_to`` the choice is a factor: the keys get it times the value of that dotted key in the base
@@ -37,7 +38,7 @@ class Dimension:
 
     name: str
     keys: tuple[str, ...] = ()
-    choices: tuple[Any, ...] = ()
+    choices: tuple[Any, ...] | dict[str, Any] = ()
     overlays: dict[str, str] = field(default_factory=dict)
     low: float | None = None
     high: float | None = None
@@ -63,9 +64,18 @@ class Dimension:
         return self.low is not None or self.high is not None
 
     @property
-    def values(self) -> tuple[Any, ...]:
-        """The choices as written in the file; empty for a range."""
-        return tuple(self.overlays) or self.choices
+    def options(self) -> dict[Any, Any]:
+        """Labels to values (for overlays, to their names); empty for a range."""
+        if self.overlays or isinstance(self.choices, dict):
+            return self.overlays or dict(self.choices)  # type: ignore[arg-type]
+        return {label_of(value): value for value in self.choices}
+
+
+def label_of(value: Any) -> Any:
+    """A value as one table cell: scalars as they are, lists joined by ``+``, an empty one ``none``."""
+    if isinstance(value, list | tuple):
+        return " + ".join(map(str, value)) or "none"
+    return value
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,7 @@ class SweepSpec:
         base: Overlays below ``experiments/``, in order; ``{size}`` and ``{data}`` stand for the choices below.
         machines: For ``cpu`` and ``gpu``: the size and data that a plain ``make sweep`` takes there.
         search: The dimensions.
+        without: Points of the grid to leave out, by the labels of some or all dimensions.
         seeds: Each point runs once with each seed; it sets initialisation and data order.
         sampler: ``grid`` runs every combination; ``tpe`` and ``random`` draw ``trials`` points.
         trials: Points to draw; only for samplers that draw.
@@ -94,6 +105,7 @@ class SweepSpec:
     search: tuple[Dimension, ...]
     seeds: tuple[int, ...]
     sampler: Sampler = "grid"
+    without: tuple[Point, ...] = ()
     trials: int | None = None
     pruner: Pruner = "none"
     objective: str = "val_perplexity"
@@ -117,6 +129,13 @@ class SweepSpec:
                 self.sampler != "grid" or not any(d.is_range for d in self.search),
                 "sampler is grid: a range has no end of values; give choices, or sampler: tpe with trials",
             ),
+        ]
+        checks += [
+            (
+                point.items() <= {d.name: point.get(d.name) for d in self.search if point.get(d.name) in d.options}.items(),
+                f"without: {point} is no point of the search",
+            )
+            for point in self.without
         ]
         checks += [(p.get("kind") in PLOT_KINDS, f"plots: kind is {p.get('kind')!r}: {', '.join(PLOT_KINDS)}")
                    for p in self.plots]  # fmt: skip
@@ -163,6 +182,8 @@ class SweepSpec:
     def grid(self) -> Iterator[Point]:
         """Every combination of choices, the first dimension varying fastest: an unfinished sweep then has all
         methods at some ranks rather than all ranks of one method."""
-        axes = [dimension.values for dimension in reversed(self.search)]
+        axes = [dimension.options for dimension in reversed(self.search)]
         for combination in itertools.product(*axes):
-            yield dict(zip((d.name for d in self.search), reversed(combination), strict=True))
+            point = dict(zip((d.name for d in self.search), reversed(combination), strict=True))
+            if not any(left_out.items() <= point.items() for left_out in self.without):
+                yield point

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 
 from elas_lightning.errors import UserError
 from elas_lightning.runner import RESULT_NAME, RunResult, run
-from elas_lightning.sweep.plan import Plan, PlannedRun, choice_label
+from elas_lightning.sweep.plan import Plan, PlannedRun
 from elas_lightning.sweep.spec import Dimension, Point
 from elas_lightning.training.interruption import RunEnded
 
@@ -80,7 +80,7 @@ class Study:
             again = [t.params for t in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,)) if t.params]
             missing = (self.plan.spec.trials or 0) - len(settled)
         else:
-            again = [_optuna_point(point) for point in self.plan.spec.grid()]
+            again = list(self.plan.spec.grid())
             missing = sum(_point_key(point) not in settled for point in again)
         known = settled | {_point_key(t.system_attrs["fixed_params"]) for t in self._waiting()}
         for point in again:
@@ -93,9 +93,8 @@ class Study:
     def replay(self) -> None:
         """Tell ``on_run`` of the runs of earlier processes, so that tables and progress have them."""
         for trial in self._settled():
-            point = {d.name: _choice(d, trial.params[d.name]) for d in self.plan.spec.search}
             for seed in self.plan.spec.seeds:
-                planned = self.plan.run(point, seed)
+                planned = self.plan.run(trial.params, seed)
                 if (planned.request.directory / RESULT_NAME).exists():
                     result = RunResult.read(planned.request.directory)
                     self._on_run(RunEvent(trial.number, planned, result, fresh=False))
@@ -220,18 +219,7 @@ def _suggest(trial: optuna.Trial, dimension: Dimension) -> Any:
         assert dimension.low is not None
         assert dimension.high is not None
         return trial.suggest_float(dimension.name, dimension.low, dimension.high, log=dimension.log)
-    label = trial.suggest_categorical(dimension.name, [choice_label(value) for value in dimension.values])
-    return _choice(dimension, label)
-
-
-def _choice(dimension: Dimension, stored: Any) -> Any:
-    """The choice that Optuna stored by its label; a range's value is itself."""
-    return next((value for value in dimension.values if choice_label(value) == stored), stored)
-
-
-def _optuna_point(point: Point) -> Point:
-    """Optuna's choices are scalars; lists go by their label."""
-    return {name: choice_label(value) for name, value in point.items()}
+    return trial.suggest_categorical(dimension.name, list(dimension.options))
 
 
 def _point_key(point: Point) -> str:

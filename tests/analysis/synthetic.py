@@ -21,7 +21,9 @@ STEPS = tuple(range(0, 401, 20))
 def rank_method_loss(point: Mapping[str, Any], seed: int) -> float:
     """True effects: every doubling of the rank saves 0.1 nats, ELAS costs 0.01, a seed shifts both alike."""
     shift = 0.02 * np.sin(1.7 * seed + 0.3)
-    noise = 0.002 * np.sin(11.0 * seed + 3.0 * float(point.get("rank", 1)) + len(str(point.get("method", ""))))
+    noise = 0.002 * np.sin(
+        11.0 * seed + 3.0 * float(point.get("rank", 1)) + len(str(point.get("method", "")))
+    )
     extra = 0.01 if point.get("method") == "elas" else 0.0
     return float(5.4 - 0.1 * np.log2(float(point.get("rank", 4)) / 4) + extra + shift + noise)
 
@@ -48,7 +50,10 @@ def write_sweep(
     """
     folder.mkdir(parents=True)
     if points is None:
-        points = [dict(zip(search, values, strict=True)) for values in product(*(s["values"] for s in search.values()))]
+        points = [
+            dict(zip(search, values, strict=True))
+            for values in product(*(s["values"] for s in search.values()))
+        ]
     todo = [(trial, point, seed) for trial, point in enumerate(points) for seed in seeds]
     rows = []
     for number, (trial, point, seed) in enumerate(todo[:stop_after]):
@@ -59,20 +64,30 @@ def write_sweep(
         writer = csv.DictWriter(file, ["trial", "seed", "state", *search, *TRIAL_METRICS, "run"])
         writer.writeheader()
         writer.writerows(rows)
-    counts = {state: sum(row["state"] == state for row in rows) for state in ("complete", "diverged", "failed", "pruned")}
+    counts = {
+        state: sum(row["state"] == state for row in rows)
+        for state in ("complete", "diverged", "failed", "pruned")
+    }
     summary = {
         "name": folder.name,
         "question": question,
         "command": f"make sweep EXP={folder.name}",
         "size": "tiny",
-        "data": {"source": "tinystories", "fingerprint": "1f2e3d4c5b6a", "tokenizer": "byte-bpe-2048",
-                 "unigram_perplexity": 471.3},
+        "data": {
+            "source": "tinystories",
+            "fingerprint": "1f2e3d4c5b6a",
+            "tokenizer": "byte-bpe-2048",
+            "unigram_perplexity": 471.3,
+        },
         "sampler": "grid",
         "search": search,
         "seeds": list(seeds),
         "plots": list(plots),
-        "environment": {"hardware": "2-core CPU, 8 GB", "python": "3.11.7",
-                        "versions": {"torch": "2.13.0", "lightning": "2.6.6", "elas-lightning": "0.1.0"}},
+        "environment": {
+            "hardware": "2-core CPU, 8 GB",
+            "python": "3.11.7",
+            "versions": {"torch": "2.13.0", "lightning": "2.6.6", "elas-lightning": "0.1.0"},
+        },
         "runs": {"planned": planned or len(todo), **counts},
         "seconds": 31.5 * len(rows),
         "objective": "val_perplexity",
@@ -82,22 +97,26 @@ def write_sweep(
     return folder
 
 
-def _write_run(home: Path, trial: int, point: Mapping[str, Any], seed: int, state: str, loss: float) -> dict[str, Any]:
+def _write_run(
+    home: Path, trial: int, point: Mapping[str, Any], seed: int, state: str, loss: float
+) -> dict[str, Any]:
     home.mkdir(parents=True)
     metrics: dict[str, Any] = dict.fromkeys(TRIAL_METRICS)
     rank = point.get("rank") if isinstance(point.get("rank"), int) else 16
     last = STEPS[-1] if state == "complete" else STEPS[len(STEPS) // 3]
     if state == "complete":
         metrics = {
-            "val_loss": loss, "val_perplexity": float(np.exp(loss)), "val_bits_per_byte": loss / np.log(2) / 3.4,
-            "tokens": 819200, "seconds": 30.0 + seed, "tokens_per_second": 819200 / (30.0 + seed),
+            "val_loss": loss, "val_perplexity": float(np.exp(loss)),
+            "val_bits_per_byte": loss / np.log(2) / 3.4, "tokens": 819200,
+            "seconds": 30.0 + seed, "tokens_per_second": 819200 / (30.0 + seed),
             "parameters": 900_000 + 12_000 * rank, "flops_per_token": 6 * (700_000 + 12_000 * rank),
             "peak_memory_bytes": 61_000_000 + 90_000 * rank,
         }  # fmt: skip
     _write_curve(home / "curve.csv", loss, seed, last, state)
     _write_telemetry(home / "telemetry.csv", seed, last)
     result = {
-        "run": home.name, "state": state, "reason": None if state == "complete" else f"loss became nan at step {last}",
+        "run": home.name, "state": state,
+        "reason": None if state == "complete" else f"loss became nan at step {last}",
         "seed": seed, "config": {}, "overlays": [], "overrides": dict(point),
         "metrics": metrics, "backend": {"requested": "auto", "chosen": "reference", "why": "no CUDA device"},
         "data": {"source": "tinystories"},
@@ -113,8 +132,19 @@ def _write_run(home: Path, trial: int, point: Mapping[str, Any], seed: int, stat
 def _write_curve(path: Path, loss: float, seed: int, last: int, state: str) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["step", "tokens", "seconds", "train_loss", "val_loss", "val_perplexity", "val_bits_per_byte",
-                         "lr", "tokens_per_second"])
+        writer.writerow(
+            [
+                "step",
+                "tokens",
+                "seconds",
+                "train_loss",
+                "val_loss",
+                "val_perplexity",
+                "val_bits_per_byte",
+                "lr",
+                "tokens_per_second",
+            ]
+        )
         for step in (s for s in STEPS if s <= last):
             now = loss + 2.2 * np.exp(-step / 70) + 0.004 * np.sin(seed + step) * (step < STEPS[-1])
             if state == "diverged":
@@ -133,8 +163,8 @@ def _write_telemetry(path: Path, seed: int, last: int) -> None:
             writer.writerow([step, layer, "ffn_hidden", zeros, energy, 0.4 * (1 - zeros)])
 
 
-RANKS = {"kind": "choices", "values": [4, 8, 16, 32], "label": "Rank of every factor"}
-METHODS = {"kind": "choices", "values": ["lowrank", "elas"], "label": "Method"}
+RANKS = {"kind": "choices", "values": [4, 8, 16, 32], "label": "rank"}
+METHODS = {"kind": "choices", "values": ["lowrank", "elas"], "label": "method"}
 RANK_PLOTS = (
     {"kind": "metric_by", "x": "rank", "series": "method", "log_x": True},
     {"kind": "curves", "series": "method"},
@@ -144,4 +174,6 @@ RANK_PLOTS = (
 
 def rank_sweep(folder: Path, **changes: Any) -> Path:
     """Four ranks by two methods by three seeds, all complete unless changed."""
-    return write_sweep(folder, {"rank": RANKS, "method": METHODS}, changes.pop("plots", RANK_PLOTS), **changes)
+    return write_sweep(
+        folder, {"rank": RANKS, "method": METHODS}, changes.pop("plots", RANK_PLOTS), **changes
+    )

@@ -1,32 +1,16 @@
 """A corpus of a few hundred sentences in C4's format, and a tokenizer of 300 tokens trained on it."""
 
-import gzip
-import json
-import random
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_corpus import sentences, write_shard
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from elas_lightning.data import C4DataModule
 from elas_lightning.data.tokenizer import END_OF_TEXT
-
-WORDS = "the a lane of small dry words runs past every old stone wall and turns twice — née café — before noon".split()
-
-
-def sentences(seed: str, count: int) -> list[str]:
-    """Documents of 5 to 60 words, each recognisable by its first word."""
-    rng = random.Random(seed)
-    return [f"{seed}-{i} " + " ".join(rng.choices(WORDS, k=rng.randint(5, 60))) for i in range(count)]
-
-
-def write_shard(path: Path, texts: list[str]) -> None:
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        for text in texts:
-            file.write(json.dumps({"text": text, "timestamp": "2019-04-25T12:57:54Z", "url": "u"}) + "\n")
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +43,7 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_data(corpus: Path, tokenizer_file: Path, tmp_path: Path) -> Callable[..., C4DataModule]:
-    """A data module on the small corpus; blocks and lanes so small that a few batches cross all their borders."""
+    """Makes data modules on the small corpus, with blocks and lanes so small that few batches cross them."""
 
     def make(**changes: Any) -> C4DataModule:
         arguments: dict[str, Any] = {

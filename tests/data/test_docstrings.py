@@ -7,16 +7,17 @@ SOURCE = '''
 class Outer:
     """Of the class.
 
-        indented
+    Dedented:
+        this far.
     """
     if True:
         async def method(self):
             """Of the method."""
             x = "not a docstring"
 try:
-    add_docstr(torch.abs, r"""abs(x) -> Tensor""" + """
+    add_docstr(torch.abs, r"""abs(x) -> Tensor
 
-    The absolute value.""")
+    The {absolute} value.""".format(**common_args))
     add_newdoc("numpy", "ndarray", ("copy", """The copy."""))
     print("""not documentation""")
 except ImportError:
@@ -29,9 +30,9 @@ def test_finds_all_that_is_documentation_and_nothing_else():
     found = dict(docstrings(SOURCE))
     assert found == {
         "": "Of the module.",
-        "Outer": "Of the class.\n\n    indented",
+        "Outer": "Of the class.\n\nDedented:\n    this far.",
         "Outer.method": "Of the method.",
-        "torch.abs.abs(x) -> Tensor": "The absolute value.",
+        "torch.abs": "abs(x) -> Tensor\n\nThe {absolute} value.",
         "numpy.ndarray.copy": "The copy.",
         "fallback": "Of the fallback.",
     }

@@ -15,7 +15,13 @@ LOW_RANK = ModelConfig(attention_rank=128, ffn_rank=128, ffn="relu2")
 
 @pytest.mark.parametrize(
     ("ffn", "intermediate", "width"),
-    [("swiglu", 1376, 1376), ("relu2", 1376, 2064), ("relu2", 2048, 3072), ("gelu", 2736, 4112), ("silu", 5461, 8192)],
+    [
+        ("swiglu", 1376, 1376),
+        ("relu2", 1376, 2064),
+        ("relu2", 2048, 3072),
+        ("gelu", 2736, 4112),
+        ("silu", 5461, 8192),
+    ],
 )
 def test_ffn_width(ffn: Any, intermediate: int, width: int) -> None:
     assert ModelConfig(ffn=ffn, intermediate_size=intermediate).ffn_width == width
@@ -77,7 +83,10 @@ SPARSE = {"ffn_rank": 128, "ffn": "relu2"}
         ({"initialization": "zeros"}, r"initialization = 'zeros' .* xavier, cola, spectral, wide_lowrank"),
         ({"initialization": "spectral"}, r"initialization = 'spectral' .* set attention_rank or ffn_rank"),
         ({"backend": "cuda"}, r"backend = 'cuda' .* auto, reference, triton, cusparselt"),
-        ({"bottleneck_activation": "silu"}, r"bottleneck_activation = 'silu' .* set attention_rank or ffn_rank"),
+        (
+            {"bottleneck_activation": "silu"},
+            r"bottleneck_activation = 'silu' .* set attention_rank or ffn_rank",
+        ),
         ({"bottleneck_activation": "gelu", "ffn_rank": 8}, r"bottleneck_activation = 'gelu' .* one of silu"),
         ({"sparsity": {"placement": []}}, r"model\.config\.sparsity = .* SparsityConfig"),
     ],
@@ -91,7 +100,10 @@ def test_model_refusals(values: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"placement": ("hidden",)}, r"model\.config\.sparsity\.placement = 'hidden' .* ffn_hidden, ffn_input"),
+        (
+            {"placement": ("hidden",)},
+            r"model\.config\.sparsity\.placement = 'hidden' .* ffn_hidden, ffn_input",
+        ),
         ({"placement": "ffn_hidden"}, r"sparsity\.placement = 'ffn_hidden' .* give a list"),
         ({"placement": None}, r"sparsity\.placement = None .* give a list"),
         ({"placement": ["ffn_input", "ffn_input"]}, r"sparsity\.placement .* each placement once"),
@@ -118,7 +130,11 @@ def test_sparsity_refusals(values: dict[str, Any], message: str) -> None:
         ({"num_layers": 1}, {"layers": "first_half"}, r"sparsity\.layers = 'first_half' .* none of 1 layers"),
         ({}, {"layers": ()}, r"sparsity\.layers = \[\] .* none of 8 layers"),
         ({"intermediate_size": 5461}, {}, r"intermediate_size = 5461 .* ffn_hidden needs .* by 4, not 5461"),
-        ({}, {"placement": ("ffn_bottleneck",)}, r"sparsity\.placement = \['ffn_bottleneck'\] .* set ffn_rank"),
+        (
+            {},
+            {"placement": ("ffn_bottleneck",)},
+            r"sparsity\.placement = \['ffn_bottleneck'\] .* set ffn_rank",
+        ),
         ({"ffn_rank": 10}, {"placement": ("ffn_bottleneck",)}, r"ffn_rank = 10 .* divisible by 4"),
         ({"hidden_size": 6, "num_heads": 1}, {"placement": ("ffn_input",)}, r"hidden_size = 6 .* ffn_input"),
         ({"hidden_size": 6, "num_heads": 1}, {"placement": ("attention_input",)}, r"hidden_size = 6"),

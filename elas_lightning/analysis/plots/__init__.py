@@ -1,4 +1,4 @@
-"""The figures of a sweep: one function a kind, each giving a matplotlib figure and a sentence about its data."""
+"""The figures of a sweep: one function a kind, each giving a figure and a sentence about its data."""
 
 from elas_lightning.analysis.plots.write import KINDS, write_plots
 

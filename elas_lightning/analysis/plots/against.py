@@ -15,6 +15,7 @@ from elas_lightning.analysis.plots.base import (
     Options,
     Scale,
     complete_points,
+    cut_clause,
     losses_clause,
     note_diverged,
     required,
@@ -34,10 +35,13 @@ def metric_by(results: SweepResults, options: Options) -> tuple[Figure, str]:
         options: ``x``; optionally ``series``, ``metric`` (the objective), ``log_x``, ``baseline``, ``focus``,
             ``filter``.
     """
-    figure, metric, lines = _draw(results, options, bool(options.get("log_x", False)))
+    figure, metric, lines, cut = _draw(results, options, bool(options.get("log_x", False)))
     points = [point for _, line in lines for point in line]
-    caption = [_trend(results, options, metric, _focused(results, options, lines)), _against(results, options, lines)]
-    return figure, sentence([*caption, losses_clause(points), rest_clause(results, points)])
+    caption = [
+        _trend(results, options, metric, _focused(results, options, lines)),
+        _against(results, options, lines),
+    ]
+    return figure, sentence([*caption, cut_clause(cut), losses_clause(points), rest_clause(results, points)])
 
 
 @style.styled
@@ -47,28 +51,39 @@ def lr_curve(results: SweepResults, options: Options) -> tuple[Figure, str]:
     The caption names the best value of each series and whether it lies at an end of the range, where the true
     optimum may be outside.
     """
-    figure, metric, lines = _draw(results, {"x": "lr", **options}, True)
+    figure, metric, lines, cut = _draw(results, {"x": "lr", **options}, True)
     x = str(options.get("x", "lr"))
-    winners, edges, seeds = [], [], []
+    winners: list[str] = []
+    edges: list[str] = []
+    seeds: list[int] = []
     for name, line in lines:
         winner = best(line, metric.column)
         if winner is None or winner.estimate is None:
             continue
         whose = f" for {name}" if name else ""
-        winners.append(f"{phrase(results.parameter(x), winner.levels[x])}{whose} ({plus_minus(winner.estimate, metric.scale)})")
+        at = phrase(results.parameter(x), winner.levels[x])
+        # "peak learning rate" is said once, with the first series.
+        at = at if not winners else at.removeprefix(spoken(results.parameter(x))).strip()
+        winners.append(f"{at}{whose} ({plus_minus(winner.estimate, metric.scale)})")
         seeds.append(winner.estimate.n)
         tried = [point.levels[x] for point in line]
         if len(tried) > 1 and winner.levels[x] in (tried[0], tried[-1]):
             edges.append(name or "it")
     lead = f"{metric.noun} is best at {listing(winners)} ({seeds_phrase(min(seeds))})"
-    edge = f"for {listing(edges)} that is an end of the tried range, so the optimum may lie outside" if edges else ""
+    edge = (
+        f"for {listing(edges)} that is an end of the tried range, so the optimum may lie outside"
+        if edges
+        else ""
+    )
     points = [point for _, line in lines for point in line]
-    return figure, sentence([lead, edge, losses_clause(points), rest_clause(results, points)])
+    return figure, sentence(
+        [lead, edge, cut_clause(cut), losses_clause(points), rest_clause(results, points)]
+    )
 
 
 def _draw(
     results: SweepResults, options: Options, log_x: bool
-) -> tuple[Figure, Metric, list[tuple[str, list[Point]]]]:
+) -> tuple[Figure, Metric, list[tuple[str, list[Point]]], bool]:
     x, series = required(options, "x"), options.get("series")
     metric = metric_of(str(options.get("metric", results.objective)))
     points = gather(results, [x, series] if series else [x], metric.column, options.get("filter"))
@@ -79,7 +94,7 @@ def _draw(
     scale.apply(ax)
     values = [value * metric.scale for point in done for value in point.values.values()]
     spans = [(e.low * metric.scale, e.high * metric.scale) for point in done if (e := point.estimate)]
-    value_limits(ax, "y", values, spans)
+    cut = value_limits(ax, "y", values, spans)
     ax.set_ylabel(metric.label)
     lines = _lines(results, points, series)
     ends = []
@@ -87,15 +102,24 @@ def _draw(
         shift = 2.6 * (i - (len(lines) - 1) / 2)
         _series(ax, metric, scale, x, line, style.look(i), shift)
         if last := [point.estimate for point in line if point.estimate]:
-            ends.append((last[-1].mean * metric.scale, name, style.look(i)))
-    if any(point.counts["diverged"] for point in points):
-        note_diverged(ax)
+            look = style.look(i)
+            ends.append(
+                (
+                    last[-1].mean * metric.scale,
+                    name,
+                    look._replace(linestyle="none") if scale.crowded else look,
+                )
+            )
+    if dead := [count for point in points if (count := point.counts["diverged"])]:
+        note_diverged(ax, numbered=max(dead) > 1)
     if series:
         style.label_ends(ax, ends, results.parameter(str(series)).label)
-    return figure, metric, lines
+    return figure, metric, lines, cut
 
 
-def _lines(results: SweepResults, points: Sequence[Point], series: str | None) -> list[tuple[str, list[Point]]]:
+def _lines(
+    results: SweepResults, points: Sequence[Point], series: str | None
+) -> list[tuple[str, list[Point]]]:
     if series is None:
         return [("", list(points))]
     parameter = results.parameter(series)
@@ -146,11 +170,30 @@ def _series(
 
 def _mark_diverged(ax: Axes, place: float, count: int, look: style.Look) -> None:
     # A diverged run has no height. The top edge says "off the scale" without inventing one.
-    ax.plot([place], [1.0], marker="x", markersize=7, markeredgewidth=1.8, color=look.color, clip_on=False,
-            linestyle="none", transform=ax.get_xaxis_transform(), zorder=5)
+    ax.plot(
+        [place],
+        [1.0],
+        marker="x",
+        markersize=7,
+        markeredgewidth=1.8,
+        color=look.color,
+        clip_on=False,
+        linestyle="none",
+        transform=ax.get_xaxis_transform(),
+        zorder=5,
+    )
     if count > 1:
-        ax.annotate(str(count), (place, 1.0), xycoords=ax.get_xaxis_transform(), xytext=(0, 5),
-                    textcoords="offset points", ha="center", va="bottom", fontsize=8, color=style.GREY)
+        ax.annotate(
+            str(count),
+            (place, 1.0),
+            xycoords=ax.get_xaxis_transform(),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            color=style.GREY,
+        )
 
 
 def _focused(
@@ -207,7 +250,7 @@ def _against(results: SweepResults, options: Options, lines: Sequence[tuple[str,
     twins = {point.levels[x]: point for point in by_name[theirs] if point.values}
     shared = [point for point in by_name[ours] if point.values and point.levels[x] in twins]
     if not shared:
-        return f"{ours} and {theirs} have no finished run at the same {spoken(x)}"
+        return f"{ours} and {theirs} have no finished run at the same {spoken(results.parameter(x))}"
     point = shared[-1]
     where = f" at {phrase(results.parameter(x), point.levels[x])}"
     found = paired_difference(point.values, twins[point.levels[x]].values, metric.difference)

@@ -18,6 +18,9 @@ from elas_lightning.errors import UserError
 Options = Mapping[str, Any]
 # Beyond this many values ticks at each of them run into one another, and a tried value is rarely repeated.
 _MOST_TICKS = 9
+# With more measurements than this, markers hide the line they sit on.
+MOST_MARKERS = 25
+TIME_LABELS = {"tokens": "Training tokens", "step": "Optimizer step", "seconds": "Training time (s)"}
 
 
 class CannotDraw(Exception):
@@ -31,8 +34,22 @@ def required(options: Options, key: str) -> str:
         UserError: if it is missing.
     """
     if key not in options:
-        raise UserError(f"plots: a {options.get('kind')} plot needs `{key}`: the name of a searched parameter.")
+        raise UserError(
+            f"plots: a {options.get('kind')} plot needs `{key}`: the name of a searched parameter."
+        )
     return str(options[key])
+
+
+def time_axis(options: Options, default: str) -> str:
+    """The ``x`` of a plot over time.
+
+    Raises:
+        UserError: if it is not one of ``TIME_LABELS``.
+    """
+    x = str(options.get("x", default))
+    if x not in TIME_LABELS:
+        raise UserError(f"plots: x={x!r} is not allowed over time; use one of {', '.join(TIME_LABELS)}.")
+    return x
 
 
 def complete_points(points: Sequence[Point], what: str) -> list[Point]:
@@ -66,7 +83,7 @@ class Scale:
         self._place = dict(zip(self.levels, plain, strict=True))
 
     def place(self, level: Level, shift: float = 0.0) -> float:
-        """Position of a level, moved by ``shift`` (in hundredths of the axis) so that series do not overlap."""
+        """Position of a level, moved by ``shift`` hundredths of the axis so that series do not overlap."""
         low, high = self._unit(min(self._place.values())), self._unit(max(self._place.values()))
         moved = self._unit(self._place[level]) + shift * ((high - low) or 1.0) / 100
         return float(np.exp(moved)) if self.log else moved
@@ -93,7 +110,9 @@ class Scale:
         ax.set_xlabel(self.parameter.label)
 
 
-def value_limits(ax: Axes, which: str, values: Sequence[float], intervals: Sequence[tuple[float, float]]) -> bool:
+def value_limits(
+    ax: Axes, which: str, values: Sequence[float], intervals: Sequence[tuple[float, float]]
+) -> bool:
     """Choose scale and limits of the axis that shows a metric.
 
     A spread of more than a factor of five goes on a log axis. The interval of two seeds can be many times
@@ -120,6 +139,11 @@ def value_limits(ax: Axes, which: str, values: Sequence[float], intervals: Seque
     return min(ends_low) < shown[0] or max(ends_high) > shown[1]
 
 
+def cut_clause(cut: bool) -> str:
+    """Say that an interval is longer than it looks."""
+    return "an interval that reaches the edge goes on beyond it" if cut else ""
+
+
 def losses_clause(points: Sequence[Point]) -> str:
     """Say which runs of the figure have no value, and why."""
     total = sum(sum(point.counts.values()) for point in points)
@@ -137,12 +161,13 @@ def rest_clause(results: SweepResults, points: Sequence[Point]) -> str:
     names = sorted({name for point in points for name in point.rest})
     if not names:
         return ""
-    labels = listing([spoken(name) for name in names])
+    labels = listing([spoken(results.parameter(name)) for name in names])
     if all(point.settings == 1 for point in points):
         return f"points differ in {labels} too"
     return f"each point is at its best {labels} among those searched"
 
 
-def note_diverged(ax: Axes) -> None:
-    """Explain the crosses at the edge, once a figure."""
-    ax.text(0.0, 1.03, "\u00d7 diverged", transform=ax.transAxes, ha="left", va="bottom", fontsize=9, color=style.GREY)
+def note_diverged(ax: Axes, numbered: bool) -> None:
+    """Explain the crosses at the edge and the numbers above them, once a figure."""
+    text = "\u00d7 diverged (with the number of runs)" if numbered else "\u00d7 diverged"
+    ax.text(0.0, 1.07, text, transform=ax.transAxes, ha="left", va="bottom", fontsize=9, color=style.GREY)

@@ -24,7 +24,15 @@ from elas_lightning.analysis.plots.base import (
     rest_clause,
 )
 from elas_lightning.analysis.points import Point, best, describe, difference, gather
-from elas_lightning.analysis.wording import compare, listing, number, plural, plus_minus, seeds_phrase, sentence
+from elas_lightning.analysis.wording import (
+    compare,
+    listing,
+    number,
+    plural,
+    plus_minus,
+    seeds_phrase,
+    sentence,
+)
 
 # One hue from light to dark that also reads in grey; yellow stands for the better end.
 _COLOURS = "cividis_r"
@@ -57,8 +65,10 @@ def heatmap(results: SweepResults, options: Options) -> tuple[Figure, str]:
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
             _cell(ax, i, j, cells.get((row, column)), metric, image)
-    names = [[style.wrap(level_name(results.parameter(key), v), 14) for v in levels]
-             for key, levels in ((x, columns), (y, rows))]
+    names = [
+        [style.wrap(level_name(results.parameter(key), v), 14) for v in levels]
+        for key, levels in ((x, columns), (y, rows))
+    ]
     style.level_axis(ax, "x", range(len(columns)), names[0])
     style.level_axis(ax, "y", range(len(rows)), names[1])
     ax.grid(visible=False)
@@ -69,14 +79,20 @@ def heatmap(results: SweepResults, options: Options) -> tuple[Figure, str]:
     bar.set_label(f"{metric.label}, {better} is better")
     style.plain_numbers(bar.ax, "x")
     top, bottom = best(done, metric.column), _worst(done, metric)
-    assert top is not None and top.estimate is not None and bottom.estimate is not None  # all of `done` finished
-    clauses = [f"{metric.noun} is best with {describe(results, top.levels)}: "
-               f"{plus_minus(top.estimate, metric.scale)} ({seeds_phrase(top.estimate.n)})"]
+    assert top is not None  # every point of `done` has a finished run
+    assert top.estimate is not None
+    assert bottom.estimate is not None
+    clauses = [
+        f"{metric.noun} is best with {describe(results, top.levels)}: "
+        f"{plus_minus(top.estimate, metric.scale)} ({seeds_phrase(top.estimate.n)})"
+    ]
     if bottom is not top:
-        clauses.append(f"worst with {describe(results, bottom.levels)}: {plus_minus(bottom.estimate, metric.scale)}")
+        clauses.append(
+            f"worst with {describe(results, bottom.levels)}: {plus_minus(bottom.estimate, metric.scale)}"
+        )
         clauses.append(compare(difference(top, bottom, metric.column), "the best", "the worst"))
     if absent := len(rows) * len(columns) - len(cells):
-        clauses.append(f"{plural(absent, 'pair')} of values not run yet")
+        clauses.append(f"{plural(absent, 'pair')} of values without a run")
     return figure, sentence([*clauses, losses_clause(points), rest_clause(results, points)])
 
 
@@ -91,15 +107,28 @@ def _cell(ax: Axes, i: int, j: int, point: Point | None, metric: Metric, image: 
     if point is None or point.estimate is None:
         counts = point.counts if point else {}
         lost = next((state for state in ("diverged", "failed", "pruned") if counts.get(state)), "not run")
-        ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor="#f4f4f4", edgecolor="#bbbbbb", hatch="///", lw=0))
-        ax.text(j, i, lost, ha="center", va="center", fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1.5})
+        ax.add_patch(
+            Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor="#f4f4f4", edgecolor="#bbbbbb", hatch="///", lw=0)
+        )
+        ax.text(
+            j, i, lost, ha="center", va="center", fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1.5}
+        )
         return
-    red, green, blue, _ = image.to_rgba(point.estimate.mean * metric.scale)
+    red, green, blue, _ = image.to_rgba(np.asarray(point.estimate.mean * metric.scale))
     dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45
     text = plus_minus(point.estimate, metric.scale).replace(" ± ", "\n± ")
     if count := point.counts["diverged"]:
         text += f"\n{count} div."
-    ax.text(j, i, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black", linespacing=1.05)
+    ax.text(
+        j,
+        i,
+        text,
+        ha="center",
+        va="center",
+        fontsize=8.5,
+        color="white" if dark else "black",
+        linespacing=1.05,
+    )
 
 
 def _worst(points: list[Point], metric: Metric) -> Point:
@@ -109,7 +138,7 @@ def _worst(points: list[Point], metric: Metric) -> Point:
 
 @style.styled
 def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
-    """Each point of the search as a line across all searched parameters to the metric; the best one stands out.
+    """Each point as a line across all searched parameters to the metric; the best one stands out.
 
     Args:
         options: optionally ``metric`` (the objective) and ``filter``.
@@ -125,7 +154,8 @@ def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
     means = {id(p): e.mean * metric.scale for p in done if (e := p.estimate)}
     norm = _norm(np.array(list(means.values())))
     top = best(done, metric.column)
-    assert top is not None and top.estimate is not None  # `done` has only points with finished runs
+    assert top is not None  # `done` has only points with finished runs
+    assert top.estimate is not None
     figure = style.new_figure(width=max(style.WIDTH, 1.15 * (len(names) + 1)), height=3.6)
     ax = figure.add_subplot()
     scales = [_unit_scale(parameter) for parameter in results.parameters]
@@ -139,15 +169,24 @@ def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
         heights = [scale[point.levels[name]] for name, scale in zip(names, scales, strict=True)]
         heights.append(float(norm(means[id(point)])))
         chosen = point is top
-        ax.plot(range(len(heights)), heights, color="#D55E00" if chosen else colours.to_rgba(means[id(point)]),
-                linewidth=3.0 if chosen else 1.2, marker="o" if chosen else None, zorder=4 if chosen else 2)
+        ax.plot(
+            range(len(heights)),
+            heights,
+            color="#D55E00" if chosen else colours.to_rgba(np.asarray(means[id(point)])),
+            linewidth=3.0 if chosen else 1.2,
+            marker="o" if chosen else None,
+            zorder=4 if chosen else 2,
+        )
     for i, (parameter, scale) in enumerate(zip(results.parameters, scales, strict=True)):
         _upright(ax, i, _ticks(parameter, scale))
     low, high = norm.vmin or 0.0, norm.vmax or 0.0
     marks = [low, (low * high) ** 0.5 if isinstance(norm, LogNorm) else (low + high) / 2, high]
     _upright(ax, len(names), {number(value): float(norm(value)) for value in marks})
     labels = [style.wrap(parameter.label, 13) for parameter in results.parameters]
-    style.level_axis(ax, "x", range(len(names) + 1), [*labels, style.wrap(metric.label, 13)])
+    better = "lower" if metric.lower_is_better else "higher"
+    style.level_axis(
+        ax, "x", range(len(names) + 1), [*labels, style.wrap(f"{metric.label} ({better} is better)", 13)]
+    )
     ax.set_xlim(-0.35, len(names) + 0.55)
     ax.set_ylim(-0.06, 1.06)
     ax.yaxis.set_visible(False)
@@ -155,7 +194,8 @@ def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
     ax.spines[["left", "bottom"]].set_visible(False)
     ax.tick_params(axis="x", length=0)
     clauses = [
-        f"the best of {plural(len(done), 'finished point')} (thick orange line) is {describe(results, top.levels)}: "
+        f"the best of {plural(len(done), 'finished point')} (thick orange line) is "
+        f"{describe(results, top.levels)}: "
         f"{metric.noun} {plus_minus(top.estimate, metric.scale)} ({seeds_phrase(top.estimate.n)})"
     ]
     if lost:
@@ -181,8 +221,12 @@ def _ticks(parameter: Parameter, scale: Mapping[Level, float]) -> dict[str, floa
     if parameter.numeric and len(levels) > _MOST_TICKS:
         # A continuous search: its ends and the tried values nearest to the quarters.
         levels = [min(levels, key=lambda v: abs(scale[v] - q)) for q in (0, 0.25, 0.5, 0.75, 1)]
-    names = {level: number(float(level), 2) if len(parameter.levels) > _MOST_TICKS else level_name(parameter, level)
-             for level in levels}
+    names = {
+        level: number(float(level), 2)
+        if len(parameter.levels) > _MOST_TICKS
+        else level_name(parameter, level)
+        for level in levels
+    }
     return {style.wrap(names[level], 11): scale[level] for level in levels}
 
 
@@ -190,8 +234,17 @@ def _upright(ax: Axes, i: int, ticks: Mapping[str, float]) -> None:
     ax.plot([i, i], [0, 1], color="black", linewidth=0.9, zorder=3)
     for name, height in ticks.items():
         ax.plot([i - 0.025, i + 0.025], [height, height], color="black", linewidth=0.9, zorder=5)
-        ax.text(i + 0.06, height, name, fontsize=8.5, va="center", ha="left", zorder=6, linespacing=0.95,
-                bbox={"fc": "white", "ec": "none", "pad": 0.8, "alpha": 0.8})
+        ax.text(
+            i + 0.06,
+            height,
+            name,
+            fontsize=8.5,
+            va="center",
+            ha="left",
+            zorder=6,
+            linespacing=0.95,
+            bbox={"fc": "white", "ec": "none", "pad": 0.8, "alpha": 0.8},
+        )
 
 
 @style.styled
@@ -200,24 +253,32 @@ def importance(results: SweepResults, options: Options) -> tuple[Figure, str]:
     found = results.summary.get("importances")
     if not found:
         raise CannotDraw("the study estimated no importances (it needs several finished points that differ)")
-    ordered = sorted(found.items(), key=lambda item: item[1], reverse=True)
-    labels = {parameter.name: parameter.label for parameter in results.parameters}
+    ordered = sorted(
+        ((name, found[name]) for name in results.names if name in found),
+        key=lambda item: item[1],
+        reverse=True,
+    )
+    known = {parameter.name: parameter for parameter in results.parameters}
     figure = style.new_figure(height=1.0 + 0.42 * len(ordered))
     ax = figure.add_subplot()
     shares = [100.0 * float(value) for _, value in ordered]
     ax.barh(range(len(shares)), shares, color=style.look(0).color, height=0.62)
     for i, share in enumerate(shares):
         ax.text(share, i, f" {share:.0f} %", va="center", fontsize=9)
-    style.level_axis(ax, "y", range(len(shares)), [style.wrap(labels.get(name, name), 18) for name, _ in ordered])
+    style.level_axis(ax, "y", range(len(shares)), [style.wrap(known[name].label, 18) for name, _ in ordered])
     ax.set_ylim(len(shares) - 0.5, -0.5)
     ax.set_xlim(0, max(*shares, 1.0) * 1.15)
     style.plain_numbers(ax, "x")
     ax.grid(axis="y", visible=False)
     metric = metric_of(results.objective)
     ax.set_xlabel(f"Share of the variation in {metric.noun} (%)")
-    said = listing([f"{spoken(name)} {share:.0f} %" for (name, _), share in zip(ordered, shares, strict=True)])
+    said = listing(
+        [f"{spoken(known[name])} {share:.0f} %" for (name, _), share in zip(ordered, shares, strict=True)]
+    )
     count = int((results.trials["state"] == "complete").sum())
-    return figure, sentence([
-        f"the study ascribes the variation in {metric.noun} to {said}",
-        f"an estimate from {plural(count, 'finished run')} within the searched ranges, without an interval",
-    ])
+    return figure, sentence(
+        [
+            f"the study ascribes the variation in {metric.noun} to {said}",
+            f"an estimate from {plural(count, 'finished run')} in the searched ranges, without an interval",
+        ]
+    )

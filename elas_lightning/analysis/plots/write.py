@@ -13,11 +13,13 @@ from matplotlib.figure import Figure
 from elas_lightning.analysis import style
 from elas_lightning.analysis.load import SweepResults, load_sweep
 from elas_lightning.analysis.metrics import metric_of
+from elas_lightning.analysis.parameters import lower_first
 from elas_lightning.analysis.plots.against import lr_curve, metric_by
 from elas_lightning.analysis.plots.base import CannotDraw
+from elas_lightning.analysis.plots.curves import curves
 from elas_lightning.analysis.plots.dots import bars
-from elas_lightning.analysis.plots.over_time import curves, telemetry
 from elas_lightning.analysis.plots.overview import heatmap, importance, parallel
+from elas_lightning.analysis.plots.telemetry import telemetry
 from elas_lightning.errors import UserError
 
 Draw = Callable[[SweepResults, Mapping[str, Any]], tuple[Figure, str]]
@@ -32,7 +34,7 @@ KINDS: dict[str, Draw] = {
     "importance": importance,
     "telemetry": telemetry,
 }
-_NAMING = ("x", "y", "series", "group", "metric", "value", "site")
+_NAMING = ("x", "y", "series", "style", "group", "metric", "value", "site")
 
 
 def write_plots(folder: str | Path) -> list[Path]:
@@ -63,8 +65,11 @@ def write_plots(folder: str | Path) -> list[Path]:
         kind = options.get("kind")
         if kind not in KINDS:
             raise UserError(f"plots: kind {kind!r} is unknown; allowed: {', '.join(KINDS)}.")
-        entry = {"kind": kind, "options": {k: v for k, v in options.items() if k != "kind"},
-                 "title": _title(results, options)}
+        entry = {
+            "kind": kind,
+            "options": {k: v for k, v in options.items() if k != "kind"},
+            "title": _title(results, options),
+        }
         try:
             figure, caption = KINDS[kind](results, options)
         except CannotDraw as reason:
@@ -75,7 +80,8 @@ def write_plots(folder: str | Path) -> list[Path]:
         figures.append({"name": name, **entry, "caption": caption})
     captions = home / "captions.json"
     captions.write_text(
-        json.dumps({"figures": figures, "not_drawn": not_drawn}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        json.dumps({"figures": figures, "not_drawn": not_drawn}, indent=2, ensure_ascii=False) + "\n",
+        encoding="utf-8",
     )
     for old in home.iterdir():
         if old.suffix in {".png", ".svg"} and old not in written:
@@ -104,21 +110,23 @@ def _title(results: SweepResults, options: Mapping[str, Any]) -> str:
     def label(key: str) -> str:
         name = str(options.get(key, "lr" if key == "x" else ""))
         known = {parameter.name: parameter.label for parameter in results.parameters}
-        text = known.get(name, name.replace("_", " "))
-        # "Rank" starts a label but continues a title; an acronym keeps its capitals.
-        return text if text[:2].isupper() else text[:1].lower() + text[1:]
+        return lower_first(known.get(name, name.replace("_", " ")))
 
     titles = {
         "parallel": lambda: "The search at a glance",
         "importance": lambda: "Which parameter matters",
         "curves": lambda: "Loss during training",
-        "telemetry": lambda: f"{str(options.get('value', '')).replace('_', ' ').capitalize()} by layer during training",
+        "telemetry": lambda: (
+            f"{str(options.get('value', '')).replace('_', ' ').capitalize()} by layer during training"
+        ),
         "heatmap": lambda: f"{metric} by {label('x')} and {label('y')}",
     }
     if kind in titles:
         text = titles[kind]()
     else:
         split = options.get("series") or options.get("group")
-        text = f"{metric} by {label('x')}" + (f" and {label('series' if options.get('series') else 'group')}" if split else "")
+        text = f"{metric} by {label('x')}" + (
+            f" and {label('series' if options.get('series') else 'group')}" if split else ""
+        )
     conditions = ", ".join(f"{key} {value}" for key, value in (options.get("filter") or {}).items())
     return text[:1].upper() + text[1:] + (f" ({conditions})" if conditions else "")

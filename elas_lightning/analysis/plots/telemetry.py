@@ -1,0 +1,101 @@
+"""The sparsity of the activations while training runs, layer by layer: ``telemetry``."""
+
+from __future__ import annotations
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from elas_lightning.analysis import style
+from elas_lightning.analysis.load import SweepResults
+from elas_lightning.analysis.plots.base import MOST_MARKERS, TIME_LABELS, CannotDraw, Options, time_axis
+from elas_lightning.analysis.points import Point, describe, gather
+from elas_lightning.analysis.statistics import estimate
+from elas_lightning.analysis.wording import number, plus_minus, seeds_phrase, sentence
+from elas_lightning.errors import UserError
+
+_TELEMETRY = {
+    "natural_zeros": ("Zeros before the 2:4 step (%)", "share of zeros before the 2:4 step"),
+    "dropped_energy": ("Energy dropped by 2:4 (%)", "energy dropped by the 2:4 step"),
+    "dropped_nonzeros": ("Non-zeros dropped by 2:4 (%)", "share of non-zeros dropped by the 2:4 step"),
+}
+_MOST_LAYER_LABELS = 8
+
+
+@style.styled
+def telemetry(results: SweepResults, options: Options) -> tuple[Figure, str]:
+    """A statistic of the activations by layer over training, mean over seeds; dark is shallow, light is deep.
+
+    Args:
+        options: ``value`` (``natural_zeros``, ``dropped_energy``, ``dropped_nonzeros``); optionally ``site``
+            (``ffn_hidden``), ``x`` (``step``), ``filter``.
+    """
+    value, site, x = (
+        str(options.get("value", "")),
+        str(options.get("site", "ffn_hidden")),
+        time_axis(options, "step"),
+    )
+    if value not in _TELEMETRY:
+        raise UserError(
+            f"plots: telemetry value={value!r} is not allowed; use one of {', '.join(_TELEMETRY)}."
+        )
+    label, noun = _TELEMETRY[value]
+    points = gather(results, [], results.objective, options.get("filter"))
+    rows = results.telemetry
+    if not points or value not in rows:
+        raise CannotDraw("no matching run has a telemetry.csv")
+    (point,) = points
+    rows = rows[rows["run"].isin(point.runs) & (rows["site"] == site) & (rows["state"] == "complete")]
+    rows = rows[rows[value].notna()]
+    if rows.empty:
+        raise CannotDraw(f"no complete run has {value} of {site} in its telemetry.csv")
+    layers = sorted(rows["layer"].unique())
+    figure = style.new_figure()
+    ax = figure.add_subplot()
+    colours = matplotlib.colormaps["viridis"]
+    ends = []
+    every = -(-len(layers) // _MOST_LAYER_LABELS)
+    for i, layer in enumerate(layers):
+        line = 100.0 * rows[rows["layer"] == layer].groupby(x)[value].mean()
+        # The light end of the map is left out: pale yellow on white paper cannot be seen.
+        color = matplotlib.colors.to_hex(colours(0.88 * i / max(len(layers) - 1, 1)))
+        look = style.Look(color, style.look(i).marker, "-")
+        markers = look.marker if len(line) <= MOST_MARKERS else None
+        ax.plot(line.index, line.to_numpy(), color=color, marker=markers, markersize=4)
+        if i % every == 0 or i == len(layers) - 1:
+            ends.append((float(line.iloc[-1]), f"layer {layer:.0f}", look))
+    ax.set_xlabel(TIME_LABELS[x])
+    ax.set_ylabel(label)
+    ax.set_ylim(*ax.get_ylim())  # final, as the labels at the ends need it
+    style.plain_numbers(ax, "y")
+    style.large_numbers(ax)
+    style.label_ends(ax, ends)
+    return figure, _telemetry_caption(results, rows, point, value, noun, options)
+
+
+def _telemetry_caption(
+    results: SweepResults, rows: pd.DataFrame, point: Point, value: str, noun: str, options: Options
+) -> str:
+    by_layer = 100.0 * rows[rows["step"] == rows["step"].max()].groupby("layer")[value].mean()
+    # One value a seed (mean over layers): layers of one run are not independent repeats.
+    ends = []
+    for step in (rows["step"].min(), rows["step"].max()):
+        found = estimate((100.0 * rows[rows["step"] == step].groupby("seed")[value].mean()).to_list())
+        if found is None:
+            raise CannotDraw(f"no complete run has {value} at its first and last step")
+        ends.append(found)
+    first, last = ends
+    kept = {**(options.get("filter") or {}), **point.rest}
+    which = f" ({describe(results, kept)})" if kept else ""
+    span = ""
+    if len(by_layer) > 1:
+        low, high = by_layer.idxmin(), by_layer.idxmax()
+        span = (
+            f"at the end it is lowest in layer {low:.0f} ({number(by_layer[low], 2)} %) "
+            f"and highest in layer {high:.0f} ({number(by_layer[high], 2)} %)"
+        )
+    move = (
+        f"goes from {plus_minus(first)} % at step {rows['step'].min():.0f} "
+        f"to {plus_minus(last)} % at step {rows['step'].max():.0f}"
+    )
+    return sentence([f"the {noun}{which}, averaged over layers, {move} ({seeds_phrase(last.n)})", span])

@@ -1,0 +1,181 @@
+"""The report: complete, self-contained, deterministic, and honest about what is missing."""
+
+from __future__ import annotations
+
+import base64
+import json
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+from synthetic import METHODS, RANKS, rank_sweep, write_sweep
+
+from elas_lightning.analysis.load import load_sweep
+from elas_lightning.analysis.report import write_report
+from elas_lightning.errors import UserError
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask about a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.headings, self.images, self.resources, self.tags = [], [], [], []
+        self.text = ""
+        self.open = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        named = dict(attrs)
+        self.tags.append(tag)
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+        if tag in ("h1", "h2", "h3"):
+            self.headings.append([tag, ""])
+        if tag == "img":
+            self.images.append(named)
+        self.resources += [
+            named[key] for key in ("src", "href", "srcset", "action", "data", "poster") if key in named
+        ]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            assert "url(" not in data
+            assert "@import" not in data
+            return
+        self.text += " " + " ".join(data.split())
+        if self.open and self.open[-1] in ("h1", "h2", "h3"):
+            self.headings[-1][1] += data
+
+    @property
+    def titles(self):
+        return [text for _, text in self.headings]
+
+
+def read(folder):
+    return Page(write_report(folder).read_text(encoding="utf-8"))
+
+
+def test_every_figure_with_its_sentence(rank_ablation):
+    page = read(rank_ablation)
+    captions = json.loads((rank_ablation / "plots" / "captions.json").read_text())["figures"]
+    assert len(page.images) == len(captions) == 3
+    for image, figure in zip(page.images, captions, strict=True):
+        assert image["alt"] == figure["caption"]
+        assert page.text.count(figure["caption"]) >= 1
+        kind, data = image["src"].split(",", 1)
+        assert kind == "data:image/svg+xml;base64"
+        assert base64.b64decode(data) == (rank_ablation / "plots" / f"{figure['name']}.svg").read_bytes()
+
+
+def test_the_page_asks_for_nothing_and_runs_nothing(rank_ablation):
+    page = read(rank_ablation)
+    assert all(resource.startswith("data:") for resource in page.resources)
+    assert not {"script", "iframe", "object", "embed"} & set(page.tags)
+    assert not page.open
+
+
+def test_headings_descend_and_name_every_part(rank_ablation):
+    page = read(rank_ablation)
+    levels = [int(tag[1]) for tag, _ in page.headings]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in pairwise(levels))
+    assert page.titles[0] == load_sweep(rank_ablation).summary["question"]
+    for part in (
+        "Answer",
+        "Figures",
+        "Results by setting",
+        "Comparisons paired by seed",
+        "Divergences and failures",
+        "Limits",
+        "What ran, and on what",
+        "How to run it again",
+    ):
+        assert part in page.titles
+    assert "This sweep is unfinished" not in page.titles
+
+
+def test_answer_facts_and_limits_come_from_the_data(rank_ablation):
+    text = read(rank_ablation).text
+    assert "Validation perplexity of elas falls from" in text
+    assert "against 471 for guessing by token frequency alone" in text
+    assert "All 24 planned runs completed." in text
+    assert "All 4 comparisons paired by seed have a 95 % interval without zero." in text
+    assert "0.638 to 0.864 training tokens per parameter, less than the 20 usual" in text
+    assert "Intervals rest on 3 seeds" in text
+    assert "The learning rate was not searched" in text
+    assert "None: every run that finished completed." in text
+    for fact in (
+        "make sweep EXP=rank_ablation",
+        "2-core CPU, 8 GB",
+        "torch 2.13.0",
+        "fingerprint 1f2e3d4c5b6a",
+        "byte-bpe-2048",
+        "819,200 a run",
+        "reference (no CUDA device): 24 runs",
+        "elas fit --seed_everything=3",
+        "2026-05-01 10:00 UTC",
+    ):
+        assert fact in text, fact
+
+
+def test_unfinished_sweep_with_losses(tmp_path):
+    plots = [{"kind": "metric_by", "x": "rank", "series": "method"}, {"kind": "importance"}]
+    folder = rank_sweep(tmp_path / "lossy", plots=plots, states={0: "diverged", 4: "failed"}, stop_after=20)
+    page = read(folder)
+    assert "This sweep is unfinished" in page.titles
+    assert "4 of 24 planned runs have not finished." in page.text
+    assert "18 of 24 planned runs completed; 1 diverged, 1 failed and 4 not finished." in page.text
+    assert "loss became nan at step 140" in page.text
+    assert "000-seed1" in page.text
+    assert "Asked for but not drawn:" in page.text
+    assert "the study estimated no importances" in page.text
+
+
+@pytest.mark.parametrize("stop_after", [0, 2])
+def test_nothing_finished_yet(tmp_path, stop_after):
+    folder = rank_sweep(tmp_path / "none", states=dict.fromkeys(range(2), "failed"), stop_after=stop_after)
+    page = read(folder)
+    assert "No run has completed, so there is no answer yet." in page.text
+    assert "No figure could be drawn." in page.text
+    assert page.images == []
+
+
+def test_one_point_and_one_seed(tmp_path):
+    search = {"rank": {**RANKS, "values": [8]}}
+    folder = write_sweep(
+        tmp_path / "one", search, [{"kind": "metric_by", "x": "rank"}, {"kind": "curves"}], seeds=[1]
+    )
+    page = read(folder)
+    assert len(page.images) == 2
+    assert "Comparisons paired by seed" not in page.titles
+    assert "There is one seed" in page.text
+    assert "The one setting tried reaches" in page.text
+    assert "±" not in page.text.split("Results by setting")[0]
+
+
+def test_worse_than_the_baseline_is_said(tmp_path):
+    folder = write_sweep(tmp_path / "bad", {"method": METHODS}, [], loss=lambda p, s: 7.0 + 0.01 * s)
+    assert "no better than the 471 of guessing by token frequency alone" in read(folder).text
+
+
+def test_same_results_same_page(rank_ablation):
+    assert write_report(rank_ablation).read_bytes() == write_report(rank_ablation).read_bytes()
+
+
+def test_words_from_the_files_are_escaped(rank_ablation):
+    summary = json.loads((rank_ablation / "summary.json").read_text())
+    summary["question"] = "Is a < b & <script>alert(1)</script>?"
+    (rank_ablation / "summary.json").write_text(json.dumps(summary))
+    page = read(rank_ablation)
+    assert "script" not in page.tags
+    assert page.titles[0] == "Is a < b & <script>alert(1)</script>?"
+
+
+def test_missing_sweep_is_the_users_to_mend(tmp_path):
+    with pytest.raises(UserError, match="run `make sweep EXP=nothing` first"):
+        write_report(tmp_path / "nothing")

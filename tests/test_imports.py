@@ -1,0 +1,72 @@
+"""The direction of imports: ops -> nn -> training -> runner -> sweep, and analysis from result files alone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import elas_lightning
+
+ROOT = Path(elas_lightning.__file__).parent
+HEAVY = {"torch", "lightning", "torchmetrics", "datasets", "tokenizers", "optuna", "pandas", "scipy", "matplotlib"}
+# room -> (rooms of ours it may import, outside packages of HEAVY it may import)
+ALLOWED = {
+    "ops": ({"ops"}, {"torch"}),
+    "nn": ({"nn", "ops"}, {"torch"}),
+    "data": ({"data"}, {"torch", "lightning", "datasets", "tokenizers"}),
+    "training": ({"training", "nn", "ops"}, {"torch", "lightning", "torchmetrics"}),
+    "configuration": ({"data", "training", "nn", "layout"}, {"torch", "lightning"}),
+    "runner": ({"configuration", "training", "nn", "ops", "data"}, {"torch", "lightning"}),
+    "sweep": (
+        {"sweep", "runner", "configuration", "layout", "training", "data"},
+        {"lightning", "optuna"},
+    ),
+    "analysis": ({"analysis"}, {"pandas", "scipy", "matplotlib"}),
+    "layout": (set(), set()),
+    "errors": (set(), set()),
+}
+
+
+def _modules(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("room", sorted(ALLOWED))
+def test_rooms_import_only_what_lies_before_them(room: str) -> None:
+    ours, outside = ALLOWED[room]
+    files = [ROOT / f"{room}.py"] if (ROOT / f"{room}.py").exists() else sorted((ROOT / room).rglob("*.py"))
+    assert files
+    for path in files:
+        for module in _modules(path):
+            first, _, rest = module.partition(".")
+            if first == "elas_lightning" and rest:
+                assert rest.split(".")[0] in ours | {"errors"}, f"{path.name} imports {module}"
+            else:
+                assert first not in HEAVY - outside, f"{path.name} imports {module}"
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import elas_lightning.cli", {"torch", "lightning", "pandas", "optuna"}),
+        ("import elas_lightning.ops, elas_lightning.nn.llama", {"lightning", "datasets", "optuna", "jsonargparse"}),
+        ("import elas_lightning.analysis.report", {"torch", "lightning", "optuna"}),
+    ],
+)
+def test_light_doors_stay_light(statement: str, absent: set[str]) -> None:
+    code = f"import sys\n{statement}\nprint(','.join(sys.modules))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not absent & {name.split(".")[0] for name in output.strip().split(",")}
+
+
+def test_every_file_reads_in_one_sitting() -> None:
+    long = {str(p.relative_to(ROOT)): n for p in ROOT.rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
+    assert long == {}

@@ -1,0 +1,47 @@
+"""Descriptions of the machine, and memory that is measured rather than remembered."""
+
+import sys
+
+import pytest
+import torch
+
+from elas_lightning.training.hardware import PeakMemory, describe_environment, package_versions, peak_flops
+
+
+def test_a_processor_has_no_listed_peak() -> None:
+    assert peak_flops(torch.device("cpu"), "bf16-mixed") is None
+
+
+def test_a_listed_gpu_has_its_half_precision_peak_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H200")
+    assert peak_flops(torch.device("cuda"), "bf16-mixed") == 989e12
+    assert peak_flops(torch.device("cuda"), "32-true") is None
+
+
+def test_an_unknown_gpu_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA Imaginary 1")
+    assert peak_flops(torch.device("cuda"), "bf16-mixed") is None
+
+
+def test_environment_names_hardware_versions_and_command() -> None:
+    environment = describe_environment(torch.device("cpu"), "elas fit")
+    assert environment["command"] == "elas fit"
+    assert f"{torch.get_num_threads()} threads" in str(environment["hardware"])
+    assert package_versions()["torch"] == torch.__version__
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc, on Linux only")
+def test_peak_memory_starts_anew_for_each_run() -> None:
+    memory = PeakMemory(torch.device("cpu"))
+    memory.start()
+    before = memory.read()
+    block = torch.ones(64 * 2**20 // 4)
+    with_block = memory.read()
+    del block
+    memory.start()
+    after = memory.read()
+    assert before is not None
+    assert with_block is not None
+    assert after is not None
+    assert with_block - before > 48 * 2**20
+    assert with_block - after > 48 * 2**20

@@ -1,0 +1,66 @@
+"""A run that is stopped goes on as if it had not been: same batches, same losses, bit for bit."""
+
+import csv
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+from lightning.pytorch.callbacks import Callback
+
+from elas_lightning.runner import RunRequest, run
+from elas_lightning.training.interruption import Interrupted
+
+
+class _Signal(Callback):
+    """Sends this process a signal in the middle of a step."""
+
+    def __init__(self, number: int, at_batch: int) -> None:
+        self.number, self.at_batch = number, at_batch
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == self.at_batch:
+            os.kill(os.getpid(), self.number)
+
+
+def _losses(directory: Path) -> list[tuple[str, ...]]:
+    columns = ("step", "tokens", "train_loss", "val_loss", "lr")
+    with (directory / "curve.csv").open() as file:
+        return [tuple(row[c] for c in columns) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize(("number", "accumulate"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2)])
+def test_stopped_and_resumed_equals_unbroken(overlay: Path, tmp_path: Path, number: int, accumulate: int) -> None:
+    overrides = {"trainer.accumulate_grad_batches": accumulate, "trainer.max_steps": 9}
+    whole = run(RunRequest(tmp_path / "whole", [overlay], overrides))
+    request = RunRequest(tmp_path / "broken", [overlay], overrides)
+    # batch 6 is the first of two when accumulating: the stop must wait for the second
+    with pytest.raises(Interrupted) as stopped:
+        run(request, [_Signal(number, at_batch=6)])
+    assert stopped.value.signal_number == number
+    assert not (tmp_path / "broken/result.json").exists()
+    resumed = run(request)
+    assert resumed.metrics["val_loss"] == whole.metrics["val_loss"]
+    assert resumed.metrics["tokens"] == whole.metrics["tokens"]
+    assert _losses(tmp_path / "broken") == _losses(tmp_path / "whole")
+
+
+def test_handlers_are_given_back(overlay: Path, tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    run(RunRequest(tmp_path / "run", [overlay], {"trainer.max_steps": 3}))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(overlay: Path, tmp_path: Path) -> None:
+    class Twice(_Signal):
+        def on_train_batch_start(
+            self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+        ) -> None:
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(RunRequest(tmp_path / "run", [overlay]), [Twice(signal.SIGINT, at_batch=2)])
+    signal.signal(signal.SIGINT, signal.default_int_handler)

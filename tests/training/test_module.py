@@ -1,0 +1,139 @@
+"""ElasModule: the warm-up, divergence, checkpoints and what it refuses."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from elas_lightning.configuration import ElasCLI, command_line
+from elas_lightning.errors import UserError
+from elas_lightning.runner import execute
+from elas_lightning.training.module import ElasModule
+
+
+def _cli(overlay: Path, directory: Path, *callbacks: Callback, **overrides: Any) -> ElasCLI:
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    return ElasCLI(
+        command_line([overlay], {**dotted, "trainer.default_root_dir": str(directory)}), run=False, callbacks=callbacks
+    )
+
+
+class _Watch(Callback):
+    def __init__(self) -> None:
+        self.sparse: list[bool] = []
+        self.sparse_when_validating: list[tuple[int, bool]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        self.sparse.append(pl_module.model.sparsity_active)  # type: ignore[union-attr]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.sparse_when_validating.append((trainer.global_step, pl_module.model.sparsity_active))  # type: ignore[union-attr]
+
+
+def test_dense_warmup_ends_at_its_step_and_validation_follows(overlay: Path, tmp_path: Path) -> None:
+    watch = _Watch()
+    cli = _cli(overlay, tmp_path / "run", watch, model__config__sparsity__dense_warmup_steps=6)
+    execute(cli)
+    assert watch.sparse == [False] * 6 + [True] * 6
+    assert watch.sparse_when_validating == [(5, False), (10, True), (12, True)]
+
+
+def test_warmup_counts_optimizer_steps_and_not_batches(overlay: Path, tmp_path: Path) -> None:
+    watch = _Watch()
+    execute(_cli(overlay, tmp_path / "run", watch, trainer__accumulate_grad_batches=2, trainer__max_steps=6))
+    assert watch.sparse == [False] * 8 + [True] * 4
+
+
+def test_training_lowers_the_loss(overlay: Path, tmp_path: Path) -> None:
+    result = execute(_cli(overlay, tmp_path / "run", trainer__max_steps=60, model__optimizer__lr=0.03))
+    with (tmp_path / "run/curve.csv").open() as file:
+        losses = [float(row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]]
+    assert sum(losses[-5:]) / 5 < losses[0] - 1
+    assert result.metrics["val_perplexity"] < 100
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_validation_loss_does_not_depend_on_the_batch_size(overlay: Path, tmp_path: Path, batch_size: int) -> None:
+    one = execute(_cli(overlay, tmp_path / "one"))
+    other = execute(_cli(overlay, tmp_path / "other", data__validation_batch_size=batch_size))
+    assert other.metrics["val_loss"] == pytest.approx(one.metrics["val_loss"], rel=1e-6)
+    assert other.metrics["val_bits_per_byte"] == pytest.approx(one.metrics["val_bits_per_byte"], rel=1e-6)
+
+
+class _Poison(Callback):
+    """Makes a weight infinite before a step, as an overflow would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            with torch.no_grad():
+                next(pl_module.parameters()).fill_(float("inf"))
+
+
+def test_divergence_is_a_result_with_its_reason(overlay: Path, tmp_path: Path) -> None:
+    result = execute(_cli(overlay, tmp_path / "run", _Poison(step=7)))
+    assert result.state == "diverged"
+    assert "at step 7" in str(result.reason)
+    assert result.metrics["val_perplexity"] is None
+    assert (tmp_path / "run/result.json").exists()
+
+
+class _PoisonGradientLater(Callback):
+    """Remembers the weights at the step whose loss is not finite."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *args: Any) -> None:
+        if trainer.global_step == 3:
+            pl_module.model.set_sparsity(False)  # type: ignore[union-attr]
+            self.before = {name: value.clone() for name, value in pl_module.state_dict().items()}
+            pl_module._accumulated_loss = float("nan")
+
+
+def test_weights_are_untouched_by_the_step_that_diverged(overlay: Path, tmp_path: Path) -> None:
+    poison = _PoisonGradientLater()
+    cli = _cli(overlay, tmp_path / "run", poison)
+    assert execute(cli).state == "diverged"
+    for name, value in cli.model.state_dict().items():
+        assert torch.equal(value, poison.before[name]), name
+
+
+def test_load_from_checkpoint_gives_the_same_model(overlay: Path, tmp_path: Path) -> None:
+    cli = _cli(overlay, tmp_path / "run", checkpoint__every_n_train_steps=12)
+    execute(cli)
+    again = ElasModule.load_from_checkpoint(cli.checkpoint_path, weights_only=True)
+    assert again.config == cli.model.config
+    assert again.optimizer == cli.model.optimizer
+    again.model.set_sparsity(True)
+    cli.model.model.set_sparsity(True)
+    ids = torch.arange(32).reshape(2, 16)
+    assert torch.equal(again(ids), cli.model(ids))
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_field(overlay: Path, tmp_path: Path) -> None:
+    first = _cli(overlay, tmp_path / "run", checkpoint__every_n_train_steps=12)
+    execute(first)
+    other = _cli(overlay, tmp_path / "other", model__config__ffn_rank=8)
+    with pytest.raises(UserError, match=r"model\.config\.ffn_rank is 8 but the checkpoint has 4"):
+        execute(other, ckpt_path=first.checkpoint_path)
+
+
+def test_too_small_a_vocabulary_is_refused(overlay: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.config\.vocab_size is 128 but the tokenizer .* has 300"):
+        execute(_cli(overlay, tmp_path / "run", model__config__vocab_size=128))
+
+
+def test_a_run_without_a_length_is_refused(overlay: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer\.max_steps is not set"):
+        execute(_cli(overlay, tmp_path / "run", trainer__max_steps=-1))
+
+
+@pytest.mark.slow
+def test_compiled_training_gives_the_eager_losses(overlay: Path, tmp_path: Path) -> None:
+    eager = execute(_cli(overlay, tmp_path / "eager"))
+    compiled = execute(_cli(overlay, tmp_path / "compiled", model__compile=True))
+    assert compiled.metrics["val_loss"] == pytest.approx(eager.metrics["val_loss"], rel=1e-4)
