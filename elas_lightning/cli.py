@@ -34,10 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _stopped(signal.SIGINT)
     except BaseException as stop:
-        number = getattr(stop, "signal_number", None)
-        if number is None:
-            raise
-        return _stopped(number)
+        if hasattr(stop, "signal_number"):  # Interrupted, whose module would import torch
+            return _stopped(stop.signal_number)
+        # what Lightning makes of a Ctrl-C before training begins, or of a second one
+        if isinstance(stop, SystemExit) and isinstance(stop.__context__, KeyboardInterrupt):
+            return _stopped(signal.SIGINT)
+        raise
 
 
 def _parse(arguments: list[str]) -> int:

@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from elas_lightning.data.module import C4DataModule
 from elas_lightning.errors import UserError
 from elas_lightning.layout import new_run_directory
-from elas_lightning.nn.config import ModelConfig, SparsityConfig
+from elas_lightning.nn.config import ModelConfig
 from elas_lightning.training.interruption import StopBetweenSteps
 from elas_lightning.training.module import ElasModule
 from elas_lightning.training.progress import StepProgressBar
@@ -139,7 +139,7 @@ class ElasCLI(LightningCLI):
         """The configuration with every default filled in, as plain types."""
         parser = self._parser(self.subcommand)
         config = self.config[self.subcommand] if self.subcommand else self.config
-        plain = yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True, format="yaml"))
+        plain = yaml.safe_load(parser.dump(config, skip_unset=False, skip_validation=True, format="yaml"))
         plain.pop("config", None)
         return plain
 
@@ -180,8 +180,7 @@ def check(overlays: Sequence[Path], overrides: dict[str, Any]) -> None:
     Raises:
         UserError: As :func:`resolve`, or the model's configuration is impossible.
     """
-    config = resolve(overlays, overrides)["model"]["config"]
-    ModelConfig(**{**config, "sparsity": SparsityConfig(**config["sparsity"])})
+    ModelConfig.from_mapping(resolve(overlays, overrides)["model"]["config"])
 
 
 def command_line(overlays: Sequence[Path], overrides: dict[str, Any]) -> list[str]:
@@ -204,3 +203,5 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # of torch 2.13's about Lightning 2.6's use of it: nothing a user can do
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+    # the directory of a run that is being resumed is not empty, and is meant not to be
+    warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")

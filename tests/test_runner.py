@@ -7,7 +7,7 @@ import pytest
 
 from elas_lightning.errors import UserError
 from elas_lightning.nn.account import count_parameters, flops_per_token
-from elas_lightning.nn.config import ModelConfig, SparsityConfig
+from elas_lightning.nn.config import ModelConfig
 from elas_lightning.runner import RunRequest, RunResult, run
 
 
@@ -16,12 +16,7 @@ def test_the_result_file_says_everything(overlay: Path, tmp_path: Path) -> None:
     result = run(request)
     assert RunResult.read(tmp_path / "mine") == result
     assert (result.run, result.state, result.reason, result.seed) == ("mine", "complete", None, 3)
-    config = ModelConfig(
-        **{
-            **result.config["model"]["config"],
-            "sparsity": SparsityConfig(**result.config["model"]["config"]["sparsity"]),
-        }
-    )
+    config = ModelConfig.from_mapping(result.config["model"]["config"])
     assert config.ffn_rank == 8
     assert result.metrics["parameters"] == count_parameters(config)["total"]
     assert result.metrics["flops_per_token"] == flops_per_token(config, 16)["total"]
@@ -68,11 +63,10 @@ def test_numbers_that_json_cannot_hold_become_null(overlay: Path, tmp_path: Path
     assert json.loads((tmp_path / "result.json").read_text())["metrics"]["val_loss"] is None
 
 
-# Recorded with torch 2.13 on x86-64: a change of these is a change of the mathematics, to be explained.
-GOLDEN_LOSSES: dict[str, float] = {}
-
-
 def test_golden_loss(overlay: Path, tmp_path: Path) -> None:
-    """Twelve steps of ELAS on the small corpus end where they ended when this was written."""
+    """Twelve steps of ELAS on the small corpus end where they ended when this was written (torch 2.13, x86-64).
+
+    Another value means other mathematics somewhere, to be explained before it is recorded here.
+    """
     result = run(RunRequest(tmp_path / "run", [overlay]))
-    assert result.metrics["val_loss"] == pytest.approx(5.5, rel=2e-4)
+    assert result.metrics["val_loss"] == pytest.approx(4.705153, rel=2e-4)

@@ -5,6 +5,7 @@ what is allowed. ``from __future__ import annotations`` is absent on purpose: th
 annotations at run time.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -155,6 +156,15 @@ class ModelConfig:
         self._check_needs_factors()
         self._check_sparse_layers()
         self._check_sparse_widths()
+
+    @classmethod
+    def from_mapping(cls, fields: Mapping[str, Any]) -> "ModelConfig":
+        """The config that ``dataclasses.asdict`` wrote, as checkpoints and result files hold it.
+
+        Raises:
+            UserError: As the constructor.
+        """
+        return cls(**{**fields, "sparsity": SparsityConfig(**fields["sparsity"])})
 
     @property
     def head_dim(self) -> int:

@@ -68,7 +68,8 @@ class StopBetweenSteps(L.Callback):
             trainer.save_checkpoint(self.checkpoint)
             raise Interrupted(self._asked_by or signal.SIGTERM)
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    # not in teardown: by then Lightning has given back the handlers that were there before its own
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

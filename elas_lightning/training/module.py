@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from elas_lightning.errors import UserError
-from elas_lightning.nn.config import ModelConfig, SparsityConfig
+from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.llama import Llama
 from elas_lightning.nn.loss import next_token_loss
 from elas_lightning.training.interruption import RunEnded
@@ -42,7 +42,7 @@ class ElasModule(L.LightningModule):
         # load_from_checkpoint passes back what was saved below: plain types, since a dataclass in a checkpoint
         # can be written but not read again with weights_only
         if isinstance(config, Mapping):
-            config = ModelConfig(**{**config, "sparsity": SparsityConfig(**config["sparsity"])})
+            config = ModelConfig.from_mapping(config)
         if isinstance(optimizer, Mapping):
             optimizer = OptimizerConfig(**optimizer)
         self.save_hyperparameters(

@@ -1,4 +1,4 @@
-"""A corpus of a few hundred sentences in C4's format, and a tokenizer of 300 tokens trained on it."""
+"""A corpus of a few hundred sentences in C4's format, a tokenizer of 300 tokens trained on it, and a run on both."""
 
 import socket
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from small_corpus import sentences, write_shard
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -72,3 +73,50 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def overlay(corpus: Path, tokenizer_file: Path, tmp_path: Path) -> Path:
+    """A whole run on the small corpus, small enough to train in a second."""
+    content = {
+        "seed_everything": 0,
+        "model": {
+            "config": {
+                "vocab_size": 300,
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_layers": 2,
+                "num_heads": 2,
+                "attention_rank": 4,
+                "ffn_rank": 4,
+                "ffn": "relu2",
+                "sparsity": {"placement": ["ffn_hidden"], "dense_warmup_steps": 4},
+            },
+            "optimizer": {"lr": 0.01, "warmup_steps": 2},
+        },
+        "data": {
+            "source": "local",
+            "path": str(corpus),
+            "tokenizer": str(tokenizer_file),
+            "sequence_length": 16,
+            "batch_size": 3,
+            "batching": "pack",
+            "lanes": 4,
+            "shuffle_block": 5,
+            "validation_tokens": 200,
+            "validation_batch_size": 4,
+            "cache_dir": str(tmp_path / "cache"),
+        },
+        "trainer": {
+            "max_steps": 12,
+            "val_check_interval": 5,
+            "log_every_n_steps": 1,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_progress_bar": False,
+        },
+        "checkpoint": {"every_n_train_steps": 100},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
