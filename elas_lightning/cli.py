@@ -53,18 +53,24 @@ def _parse(arguments: list[str]) -> int:
     _add_study(sweep)
     sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", type=_override, dest="overrides",
                        help="set a dotted configuration key for every run, e.g. trainer.max_steps=50")  # fmt: skip
-    sweep.add_argument("--dry-run", action="store_true", help="check the sweep and list its runs, run nothing")
+    sweep.add_argument(
+        "--dry-run", action="store_true", help="check the sweep and list its runs, run nothing"
+    )
     sweep.set_defaults(run=_sweep)
 
     plots = commands.add_parser("plots", help="redraw a sweep's plots from its stored results")
     _add_study(plots)
     plots.set_defaults(run=_plots)
 
-    report = commands.add_parser("report", help="rewrite a sweep's plots and report.html from its stored results")
+    report = commands.add_parser(
+        "report", help="rewrite a sweep's plots and report.html from its stored results"
+    )
     _add_study(report)
     report.set_defaults(run=_report)
 
-    bench = commands.add_parser("bench", help="measure training steps side by side on this machine", add_help=False)
+    bench = commands.add_parser(
+        "bench", help="measure training steps side by side on this machine", add_help=False
+    )
     bench.set_defaults(run=None)
 
     if arguments[:1] == ["bench"]:
@@ -76,7 +82,9 @@ def _parse(arguments: list[str]) -> int:
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="a file of sweeps/ without its ending, or the path of a YAML file")
-    parser.add_argument("--size", help="a file of experiments/sizes (default: what the sweep names for this machine)")
+    parser.add_argument(
+        "--size", help="a file of experiments/sizes (default: what the sweep names for this machine)"
+    )
     parser.add_argument("--data", help="a file of experiments/data (default: likewise)")
 
 
@@ -110,7 +118,9 @@ def _sweep(options: argparse.Namespace) -> int:
         plan = make_plan(options.name, options.size, options.data, overrides)
         plan.check()
         if plan.spec.is_search:
-            print(f"{plan.spec.trials} points are drawn by {plan.spec.sampler}, {len(plan.spec.seeds)} seeds each")
+            print(
+                f"{plan.spec.trials} points are drawn by {plan.spec.sampler}, {len(plan.spec.seeds)} seeds each"
+            )
         else:
             for planned in plan.runs():
                 print(f"{planned.label}, seed {planned.seed}: {planned.request.command}")

@@ -77,7 +77,7 @@ class ElasCLI(LightningCLI):
                 parser_kwargs={
                     **one_line,
                     "prog": "elas",
-                    **({name: one_line for name in self.subcommands()} if run else {}),
+                    **(dict.fromkeys(self.subcommands(), one_line) if run else {}),
                 },
             )
         except argparse.ArgumentError as error:
@@ -99,7 +99,7 @@ class ElasCLI(LightningCLI):
             }
         )
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # LightningCLI's own version warns whenever arguments are given while sys.argv holds some too
         self.config = parser.parse_args(args)
 

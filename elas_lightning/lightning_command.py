@@ -35,7 +35,7 @@ def lightning(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:2] == ["run", "model"]:
         return run_model(arguments[2:])
-    commands = [e for e in entry_points(group="console_scripts", name="lightning")]
+    commands = list(entry_points(group="console_scripts", name="lightning"))
     if commands:
         return commands[0].load()() or 0
     print(

@@ -175,7 +175,11 @@ def _collect(
 
 def _metrics(cli: ElasCLI, state: str) -> dict[str, Any]:
     recorder, config = cli.recorder, cli.model.config
-    measured = {key: value.item() for key, value in cli.trainer.callback_metrics.items()} if state == "complete" else {}
+    measured = (
+        {key: value.item() for key, value in cli.trainer.callback_metrics.items()}
+        if state == "complete"
+        else {}
+    )
     rate = recorder.tokens / recorder.seconds if recorder.seconds else None
     flops = flops_per_token(config, cli.datamodule.sequence_length)["total"]
     peak = peak_flops(cli.model.device, str(cli.trainer.precision))

@@ -10,7 +10,17 @@ import pytest
 import elas_lightning
 
 ROOT = Path(elas_lightning.__file__).parent
-HEAVY = {"torch", "lightning", "torchmetrics", "datasets", "tokenizers", "optuna", "pandas", "scipy", "matplotlib"}
+HEAVY = {
+    "torch",
+    "lightning",
+    "torchmetrics",
+    "datasets",
+    "tokenizers",
+    "optuna",
+    "pandas",
+    "scipy",
+    "matplotlib",
+}
 # room -> (rooms of ours it may import, outside packages of HEAVY it may import)
 ALLOWED = {
     "ops": ({"ops"}, {"torch"}),
@@ -57,7 +67,10 @@ def test_rooms_import_only_what_lies_before_them(room: str) -> None:
     ("statement", "absent"),
     [
         ("import elas_lightning.cli", {"torch", "lightning", "pandas", "optuna"}),
-        ("import elas_lightning.ops, elas_lightning.nn.llama", {"lightning", "datasets", "optuna", "jsonargparse"}),
+        (
+            "import elas_lightning.ops, elas_lightning.nn.llama",
+            {"lightning", "datasets", "optuna", "jsonargparse"},
+        ),
         ("import elas_lightning.analysis.report", {"torch", "lightning", "optuna"}),
     ],
 )
@@ -68,5 +81,9 @@ def test_light_doors_stay_light(statement: str, absent: set[str]) -> None:
 
 
 def test_every_file_reads_in_one_sitting() -> None:
-    long = {str(p.relative_to(ROOT)): n for p in ROOT.rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
+    long = {
+        str(p.relative_to(ROOT)): n
+        for p in ROOT.rglob("*.py")
+        if (n := len(p.read_text().splitlines())) > 400
+    }
     assert long == {}

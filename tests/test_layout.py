@@ -40,7 +40,9 @@ def test_asked_for_sizes_and_data_have_folders_of_their_own() -> None:
     assert sweep_folder("some/rank_ablation.yaml", "60m", "c4") == Path("runs/rank_ablation_60m_c4")
 
 
-def test_run_directories_are_numbered_and_never_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_directories_are_numbered_and_never_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert [new_run_directory("fit").name for _ in range(3)] == ["000", "001", "002"]
     (tmp_path / "runs/fit/mine").mkdir()

@@ -24,7 +24,9 @@ def test_install_writes_an_executable_that_runs_our_code(environment: Path) -> N
     lightning_command.install()
     script = environment / "lightning"
     assert os.access(script, os.X_OK)
-    script.write_text(script.read_text().replace(str(environment / "python"), os.path.realpath(sys.executable), 1))
+    script.write_text(
+        script.read_text().replace(str(environment / "python"), os.path.realpath(sys.executable), 1)
+    )
     found = subprocess.run([sys.executable, str(script), "open", "app"], capture_output=True, text=True)
     assert found.returncode == 2
     assert "lightning run model" in found.stderr

@@ -58,7 +58,9 @@ class Outcome:
             "command": self.command,
             "size": self.plan.size,
             "data": self._last.data if self._last else {},
-            "environment": {k: v for k, v in self._last.environment.items() if k != "command"} if self._last else {},
+            "environment": {k: v for k, v in self._last.environment.items() if k != "command"}
+            if self._last
+            else {},
             "backend": self._last.backend if self._last else {},
             "sampler": spec.sampler,
             "pruner": spec.pruner,
@@ -79,7 +81,13 @@ class Outcome:
         values = self.plan.values(dimension)
         label = dimension.label or name.replace("_", " ")
         if dimension.is_range:
-            return {"kind": "range", "low": values[0], "high": values[1], "log": dimension.log, "label": label}
+            return {
+                "kind": "range",
+                "low": values[0],
+                "high": values[1],
+                "log": dimension.log,
+                "label": label,
+            }
         return {"kind": "choices", "values": values, "label": label}
 
 

@@ -134,7 +134,9 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _directory_name(values: dict[str, Any], seed: int, overlays: list[Path], overrides: dict[str, Any]) -> str:
+def _directory_name(
+    values: dict[str, Any], seed: int, overlays: list[Path], overrides: dict[str, Any]
+) -> str:
     """Readable, and different whenever anything differs that the run would be made from."""
     content = [path.read_text() for path in overlays] + [json.dumps(overrides, sort_keys=True, default=str)]
     digest = hashlib.sha256("\0".join(content).encode()).hexdigest()[:8]

@@ -25,7 +25,9 @@ def make_plan(name: str, size: str | None, data: str | None, overrides: dict[str
     """
     spec = SweepSpec.read(sweep_path(name))
     machine = spec.machines[device_kind()]
-    return Plan(spec, size or machine["size"], data or machine["data"], sweep_folder(name, size, data), overrides)
+    return Plan(
+        spec, size or machine["size"], data or machine["data"], sweep_folder(name, size, data), overrides
+    )
 
 
 def run_sweep(
@@ -51,7 +53,9 @@ def run_sweep(
             f"{plan.spec.question}\n{plan.planned_runs} runs of size {plan.size} on {plan.data}, into {plan.folder}/",
             highlight=False,
         )
-        C4DataModule(**plan.base["data"]).prepare_data()  # once, with its own progress, before the clock starts
+        C4DataModule(
+            **plan.base["data"]
+        ).prepare_data()  # once, with its own progress, before the clock starts
         outcome = Outcome(plan, shlex.join(command))
         clock = _Clock()
         with SweepProgress(plan, console) as progress:
@@ -64,7 +68,9 @@ def run_sweep(
             study = Study(plan, on_run, progress.callbacks)
             study.replay()
             if progress.done:
-                console.print(f"{progress.done} of {plan.planned_runs} runs are there from before", highlight=False)
+                console.print(
+                    f"{progress.done} of {plan.planned_runs} runs are there from before", highlight=False
+                )
             clock.lap()
             study.optimize()
         outcome.write(study.importances())

@@ -52,9 +52,13 @@ class Dimension:
         if sum(forms) != 1:
             raise UserError(f"{where}: give exactly one of overlays, choices, or low and high")
         if bool(self.keys) == bool(self.overlays):
-            raise UserError(f"{where}: choices and ranges need keys (dotted names to set); overlays take none")
+            raise UserError(
+                f"{where}: choices and ranges need keys (dotted names to set); overlays take none"
+            )
         if self.is_range and (self.low is None or self.high is None or not self.low < self.high):
-            raise UserError(f"{where}: low is {self.low}, high is {self.high}: both are needed, low below high")
+            raise UserError(
+                f"{where}: low is {self.low}, high is {self.high}: both are needed, low below high"
+            )
         if self.is_range and self.log and self.low is not None and self.low <= 0:
             raise UserError(f"{where}: low is {self.low}: a logarithmic range starts above 0")
 
@@ -67,7 +71,7 @@ class Dimension:
     def options(self) -> dict[Any, Any]:
         """Labels to values (for overlays, to their names); empty for a range."""
         if self.overlays or isinstance(self.choices, dict):
-            return self.overlays or dict(self.choices)  # type: ignore[arg-type]
+            return self.overlays or dict(self.choices)
         return {label_of(value): value for value in self.choices}
 
 
@@ -115,11 +119,17 @@ class SweepSpec:
     def __post_init__(self) -> None:
         names = [dimension.name for dimension in self.search]
         checks = [
-            (self.sampler in get_args(Sampler), f"sampler is {self.sampler!r}: {', '.join(get_args(Sampler))}"),
+            (
+                self.sampler in get_args(Sampler),
+                f"sampler is {self.sampler!r}: {', '.join(get_args(Sampler))}",
+            ),
             (self.pruner in get_args(Pruner), f"pruner is {self.pruner!r}: {', '.join(get_args(Pruner))}"),
             (self.objective in OBJECTIVES, f"objective is {self.objective!r}: {', '.join(OBJECTIVES)}"),
             (bool(self.search), "search is empty: name at least one dimension"),
-            (bool(self.seeds) and len(set(self.seeds)) == len(self.seeds), "seeds: give at least one, each once"),
+            (
+                bool(self.seeds) and len(set(self.seeds)) == len(self.seeds),
+                "seeds: give at least one, each once",
+            ),
             (set(self.machines) == {"cpu", "gpu"}, "machines: give size and data for cpu and for gpu"),
             (
                 (self.sampler == "grid") == (self.trials is None),
@@ -132,7 +142,8 @@ class SweepSpec:
         ]
         checks += [
             (
-                point.items() <= {d.name: point.get(d.name) for d in self.search if point.get(d.name) in d.options}.items(),
+                point.items()
+                <= {d.name: point.get(d.name) for d in self.search if point.get(d.name) in d.options}.items(),
                 f"without: {point} is no point of the search",
             )
             for point in self.without
@@ -140,7 +151,10 @@ class SweepSpec:
         checks += [(p.get("kind") in PLOT_KINDS, f"plots: kind is {p.get('kind')!r}: {', '.join(PLOT_KINDS)}")
                    for p in self.plots]  # fmt: skip
         checks += [
-            (value in names, f"plots: {plot['kind']} has {key}={value!r}, which is not searched: {', '.join(names)}")
+            (
+                value in names,
+                f"plots: {plot['kind']} has {key}={value!r}, which is not searched: {', '.join(names)}",
+            )
             for plot in self.plots
             for key, value in plot.items()
             if key in ("x", "y", "series", "group")
@@ -165,11 +179,9 @@ class SweepSpec:
         content.setdefault("name", path.stem)
         try:
             search = tuple(
-                Dimension(name, **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-                for name, fields in content.pop("search", {}).items()
+                Dimension(name, **_with_tuples(fields)) for name, fields in content.pop("search", {}).items()
             )
-            lists = {k: tuple(v) for k, v in content.items() if isinstance(v, list)}
-            return cls(search=search, **{**content, **lists})
+            return cls(search=search, **_with_tuples(content))
         except (TypeError, AttributeError) as error:
             # "__init__() got an unexpected keyword argument 'sead'" says it well enough without its prefix
             raise UserError(f"{path}: {str(error).split('__init__() ')[-1]}") from error
@@ -187,3 +199,8 @@ class SweepSpec:
             point = dict(zip((d.name for d in self.search), reversed(combination), strict=True))
             if not any(left_out.items() <= point.items() for left_out in self.without):
                 yield point
+
+
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    """YAML's lists as tuples, for frozen dataclasses."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}

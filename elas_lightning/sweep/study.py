@@ -77,7 +77,9 @@ class Study:
         settled = {_point_key(t.params) for t in self._settled()}
         if self.plan.spec.is_search:
             # what was interrupted or failed is tried again before anything new is drawn
-            again = [t.params for t in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,)) if t.params]
+            again = [
+                t.params for t in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,)) if t.params
+            ]
             missing = (self.plan.spec.trials or 0) - len(settled)
         else:
             again = list(self.plan.spec.grid())
@@ -188,7 +190,9 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"another process is running the sweep in {folder}: wait for it or stop it") from error
+            raise UserError(
+                f"another process is running the sweep in {folder}: wait for it or stop it"
+            ) from error
         yield
 
 

@@ -61,7 +61,9 @@ class TokenLoss(Metric):
             "loss": loss,
             "perplexity": _exp(loss),
             "bits_per_byte": nll / math.log(2) / text_bytes if text_bytes else math.nan,
-            "perplexity_galore_protocol": _exp(self.batch_means.item() / (batches + 1)) if batches else math.nan,
+            "perplexity_galore_protocol": _exp(self.batch_means.item() / (batches + 1))
+            if batches
+            else math.nan,
         }
 
 

@@ -118,8 +118,26 @@ class ElasModule(L.LightningModule):
                 "trainer.max_steps is not set: the schedule needs the length of the run; stack a size overlay "
                 "(e.g. --config experiments/sizes/tiny.yaml) or give --trainer.max_steps"
             )
-        optimizer, schedule = build_optimizer(self.model, self.optimizer, self.trainer.max_steps)
+        # float16 alone has a gradient scaler, which a fused update undoes too late for clipping
+        self._scaled = str(self.trainer.precision) == "16-mixed"
+        optimizer, schedule = build_optimizer(
+            self.model, self.optimizer, self.trainer.max_steps, fused=not self._scaled
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does, which refuses a fused optimizer under bfloat16 too, where nothing is scaled."""
+        if self._scaled:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val and gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the step; refuse a checkpoint of another model, naming each field that differs."""

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from elas_lightning.errors import UserError
+from elas_lightning.nn.llama import Llama
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,9 @@ class OptimizerConfig:
 
     Args:
         lr: Peak learning rate.
+        block_lr_ratio: The matrices of the decoder blocks (attention and FFN, factors or full) learn at
+            ``block_lr_ratio * lr``; embedding, head and norms at ``lr``. LORO (ICLR 2025) scales its factors
+            by rank / width, which is a quarter at most of the paper's sizes.
         warmup_steps: Optimizer steps of linear warm-up from 0 to ``lr``.
         min_lr_ratio: The cosine ends at ``min_lr_ratio * lr`` at the last step.
         weight_decay: Decoupled weight decay of matrices; norms and embeddings have none.
@@ -24,6 +27,7 @@ class OptimizerConfig:
     """
 
     lr: float = 1e-3
+    block_lr_ratio: float = 1.0
     warmup_steps: int = 1000
     min_lr_ratio: float = 0.1
     weight_decay: float = 0.0
@@ -34,6 +38,8 @@ class OptimizerConfig:
         object.__setattr__(self, "betas", tuple(self.betas))
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise UserError(f"model.optimizer.lr is {self.lr}: it must be a finite number above 0")
+        if not 0 < self.block_lr_ratio <= 1:
+            raise UserError(f"model.optimizer.block_lr_ratio is {self.block_lr_ratio}: it must lie in (0, 1]")
         if self.warmup_steps < 0:
             raise UserError(f"model.optimizer.warmup_steps is {self.warmup_steps}: it must be 0 or more")
         if not 0 <= self.min_lr_ratio <= 1:
@@ -62,9 +68,17 @@ def learning_rate_factor(step: int, *, total_steps: int, warmup_steps: int, min_
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimizerConfig, total_steps: int
+    model: Llama, config: OptimizerConfig, total_steps: int, *, fused: bool = True
 ) -> tuple[torch.optim.AdamW, LambdaLR]:
     """AdamW over all parameters of ``model`` and its schedule, to be stepped once an optimizer step.
+
+    The first parameter group learns at the nominal rate, which is the one to log.
+
+    Args:
+        model: What is trained.
+        config: Rates, decay and schedule.
+        total_steps: Optimizer steps of the run.
+        fused: One kernel for the whole update; not compatible with gradient clipping under a float16 scaler.
 
     Raises:
         UserError: The warm-up is longer than the run.
@@ -74,18 +88,19 @@ def build_optimizer(
             f"model.optimizer.warmup_steps is {config.warmup_steps} but the run has {total_steps} steps "
             "(trainer.max_steps): shorten the warm-up or lengthen the run"
         )
-    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    decayed = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in embeddings]
-    kept = [p for p in model.parameters() if p.ndim < 2 or id(p) in embeddings]
-    assert len(decayed) + len(kept) == len(list(model.parameters()))
+    head = list(model.lm_head.parameters())
+    blocks = [p for p in model.layers.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in (*head, *blocks)}
+    others = [p for p in model.parameters() if id(p) not in chosen]  # embedding and norms
+    decay, block_lr = config.weight_decay, config.block_lr_ratio * config.lr
+    groups = [
+        {"params": head, "weight_decay": decay},
+        {"params": others, "weight_decay": 0.0},
+        {"params": blocks, "weight_decay": decay, "lr": block_lr},
+    ]
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}],
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        fused=True,
-    )
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
     schedule = LambdaLR(
         optimizer,
         lambda step: learning_rate_factor(

@@ -81,7 +81,12 @@ class RunRecorder(L.Callback):
             self._close_window(trainer, pl_module)
 
     def on_validation_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if batch_idx == 0:
             self._probe = batch["input_ids"][: self.telemetry_rows]
@@ -90,11 +95,15 @@ class RunRecorder(L.Callback):
         assert isinstance(pl_module, ElasModule)
         self.last_validated_step = trainer.global_step
         if trainer.is_global_zero:
-            measured = {k: v.item() for k, v in trainer.callback_metrics.items() if k in CURVE_FIELDS and "val_" in k}
+            measured = {
+                k: v.item() for k, v in trainer.callback_metrics.items() if k in CURVE_FIELDS and "val_" in k
+            }
             self._write("curve.csv", CURVE_FIELDS, [{**self._position(trainer), **measured}])
             if self._probe is not None:
                 rows = sparsity_statistics(pl_module.model, self._probe)
-                self._write("telemetry.csv", TELEMETRY_FIELDS, [{"step": trainer.global_step, **row} for row in rows])
+                self._write(
+                    "telemetry.csv", TELEMETRY_FIELDS, [{"step": trainer.global_step, **row} for row in rows]
+                )
         self._window_start = time.perf_counter()
 
     def _close_window(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

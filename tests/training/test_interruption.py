@@ -20,7 +20,9 @@ class _Signal(Callback):
     def __init__(self, number: int, at_batch: int) -> None:
         self.number, self.at_batch = number, at_batch
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if batch_idx == self.at_batch:
             os.kill(os.getpid(), self.number)
 
@@ -31,8 +33,12 @@ def _losses(directory: Path) -> list[tuple[str, ...]]:
         return [tuple(row[c] for c in columns) for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize(("number", "accumulate"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2)])
-def test_stopped_and_resumed_equals_unbroken(overlay: Path, tmp_path: Path, number: int, accumulate: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "accumulate"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2)]
+)
+def test_stopped_and_resumed_equals_unbroken(
+    overlay: Path, tmp_path: Path, number: int, accumulate: int
+) -> None:
     overrides = {"trainer.accumulate_grad_batches": accumulate, "trainer.max_steps": 9}
     whole = run(RunRequest(tmp_path / "whole", [overlay], overrides))
     request = RunRequest(tmp_path / "broken", [overlay], overrides)

@@ -18,7 +18,9 @@ from elas_lightning.training.module import ElasModule
 def _cli(overlay: Path, directory: Path, *callbacks: Callback, **overrides: Any) -> ElasCLI:
     dotted = {key.replace("__", "."): value for key, value in overrides.items()}
     return ElasCLI(
-        command_line([overlay], {**dotted, "trainer.default_root_dir": str(directory)}), run=False, callbacks=callbacks
+        command_line([overlay], {**dotted, "trainer.default_root_dir": str(directory)}),
+        run=False,
+        callbacks=callbacks,
     )
 
 
@@ -57,7 +59,9 @@ def test_training_lowers_the_loss(overlay: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])
-def test_validation_loss_does_not_depend_on_the_batch_size(overlay: Path, tmp_path: Path, batch_size: int) -> None:
+def test_validation_loss_does_not_depend_on_the_batch_size(
+    overlay: Path, tmp_path: Path, batch_size: int
+) -> None:
     one = execute(_cli(overlay, tmp_path / "one"))
     other = execute(_cli(overlay, tmp_path / "other", data__validation_batch_size=batch_size))
     assert other.metrics["val_loss"] == pytest.approx(one.metrics["val_loss"], rel=1e-6)
@@ -87,7 +91,9 @@ def test_divergence_is_a_result_with_its_reason(overlay: Path, tmp_path: Path) -
 class _PoisonGradientLater(Callback):
     """Remembers the weights at the step whose loss is not finite."""
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *args: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *args: Any
+    ) -> None:
         if trainer.global_step == 3:
             pl_module.model.set_sparsity(False)  # type: ignore[union-attr]
             self.before = {name: value.clone() for name, value in pl_module.state_dict().items()}

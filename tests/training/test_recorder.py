@@ -25,7 +25,9 @@ def test_curve_has_a_row_per_step_and_per_validation(overlay: Path, tmp_path: Pa
     assert 12 * 3 * 15 <= result.metrics["tokens"] <= 12 * 3 * 16
     seconds = [float(r["seconds"]) for r in rows]
     assert seconds == sorted(seconds)
-    assert result.metrics["tokens_per_second"] == pytest.approx(result.metrics["tokens"] / result.metrics["seconds"])
+    assert result.metrics["tokens_per_second"] == pytest.approx(
+        result.metrics["tokens"] / result.metrics["seconds"]
+    )
 
 
 def test_sparser_logging_loses_no_tokens(overlay: Path, tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""The two files that the analysis reads."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from elas_lightning.runner import RunResult
+from elas_lightning.sweep.outcome import METRIC_FIELDS, Outcome
+from elas_lightning.sweep.plan import Plan
+
+
+def _result(run: str, state: str = "complete", **metrics: float) -> RunResult:
+    environment = {"hardware": "abacus", "command": "elas fit"}
+    return RunResult(run, state, None, 0, {}, [], {}, metrics, {}, {"source": "local"}, environment, "", "")
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "trials.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_one_row_a_run_with_searched_values_and_figures(planned: Callable[..., Plan]) -> None:
+    plan = planned()
+    plan.folder.mkdir(parents=True)
+    outcome = Outcome(plan, "elas sweep mine")
+    outcome.add(1, plan.run({"method": "ELAS", "rank": 0.25}, 1), _result("b", val_loss=3.0, seconds=2.0))
+    outcome.add(0, plan.run({"method": "dense", "rank": 0.25}, 0), _result("a", val_loss=2.0, seconds=1.0))
+    outcome.write()
+    rows = _rows(plan.folder)
+    assert list(rows[0]) == ["trial", "seed", "state", "method", "rank", *METRIC_FIELDS, "run"]
+    assert [(r["trial"], r["seed"], r["method"], r["rank"], r["val_loss"]) for r in rows] == [
+        ("0", "0", "dense", "4", "2.0"),
+        ("1", "1", "ELAS", "4", "3.0"),
+    ]
+    summary = json.loads((plan.folder / "summary.json").read_text())
+    assert summary["runs"] == {"planned": 8, "complete": 2, "diverged": 0, "failed": 0, "pruned": 0}
+    assert summary["seconds"] == 3.0
+    assert summary["search"]["rank"] == {"kind": "choices", "values": [2, 4], "label": "rank"}
+    assert summary["environment"] == {"hardware": "abacus"}
+    assert summary["command"] == "elas sweep mine"
+
+
+def test_a_run_made_again_replaces_its_row_and_a_divergence_keeps_one(planned: Callable[..., Plan]) -> None:
+    plan = planned()
+    plan.folder.mkdir(parents=True)
+    outcome = Outcome(plan, "elas sweep mine")
+    run = plan.run({"method": "ELAS", "rank": 0.25}, 0)
+    outcome.add(0, run, _result("a", "failed"))
+    outcome.add(0, run, _result("a", val_loss=2.0))
+    outcome.add(1, plan.run({"method": "dense", "rank": 0.25}, 0), _result("b", "diverged"))
+    outcome.write()
+    assert [(row["run"], row["state"], row["val_loss"]) for row in _rows(plan.folder)] == [
+        ("a", "complete", "2.0"),
+        ("b", "diverged", ""),
+    ]
+    assert outcome.counts == {"complete": 1, "diverged": 1, "failed": 0, "pruned": 0}

@@ -1,0 +1,68 @@
+"""From points to runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from elas_lightning.configuration import resolve
+from elas_lightning.errors import UserError
+from elas_lightning.sweep.plan import Plan
+from elas_lightning.sweep.run import make_plan
+
+
+def test_a_point_becomes_overlays_and_overrides(planned: Callable[..., Plan]) -> None:
+    run = planned().run({"method": "ELAS", "rank": 0.25}, seed=3)
+    assert run.values == {"method": "ELAS", "rank": 4}  # a quarter of the hidden size of 16
+    assert run.label == "ELAS, rank 4"
+    config = resolve(run.request.overlays, run.request.overrides)
+    assert config["model"]["config"]["ffn_rank"] == config["model"]["config"]["attention_rank"] == 4
+    assert config["model"]["config"]["sparsity"]["placement"] == ["ffn_hidden"]
+    assert config["seed_everything"] == config["data"]["seed"] == 3
+
+
+def test_every_run_has_a_directory_of_its_own_that_says_what_it_is(planned: Callable[..., Plan]) -> None:
+    plan = planned()
+    directories = [run.request.directory for run in plan.runs()]
+    assert len(set(directories)) == plan.planned_runs == 8
+    assert directories[0].parent == Path("runs/mine/runs")
+    assert directories[0].name.startswith("method-dense_rank-2_seed-0_")
+
+
+def test_a_changed_overlay_makes_other_runs_and_a_reordered_sweep_the_same(
+    project: Path, planned: Callable[..., Plan]
+) -> None:
+    point = {"method": "ELAS", "rank": 0.25}
+    before = planned().run(point, 0).request.directory
+    assert planned(question="Another?", seeds=[1, 0]).run(point, 0).request.directory == before
+    overlay = project / "experiments/methods/elas.yaml"
+    overlay.write_text(overlay.read_text() + "# changed\n")
+    assert planned().run(point, 0).request.directory != before
+
+
+def test_factors_of_a_rate_are_not_rounded(planned: Callable[..., Plan]) -> None:
+    search = {"lr": {"keys": ["model.optimizer.lr"], "relative_to": "model.optimizer.lr", "choices": [0.25]}}
+    plan = planned(search=search, plots=[])
+    assert plan.run({"lr": 0.25}, 0).values == {"lr": 0.0025}
+    assert plan.values(plan.spec.search[0]) == [0.0025]
+
+
+def test_an_impossible_point_is_refused_before_the_first_run(planned: Callable[..., Plan]) -> None:
+    ranks = {"rank": {"keys": ["model.config.ffn_rank"], "choices": [4, 99]}}
+    with pytest.raises(UserError, match=r"sweep mine, rank 99: .*ffn_rank = 99 .*1 to 16"):
+        planned(search=ranks, plots=[]).check()
+
+
+def test_an_unknown_key_is_refused(planned: Callable[..., Plan]) -> None:
+    with pytest.raises(UserError, match=r"model\.config\.rnak"):
+        planned(search={"rank": {"keys": ["model.config.rnak"], "choices": [4]}}, plots=[]).check()
+    reference = {"keys": ["model.config.ffn_rank"], "relative_to": "model.config.width", "choices": [0.5]}
+    with pytest.raises(UserError, match="relative_to is 'model.config.width', which is no configuration key"):
+        planned(search={"rank": reference}, plots=[]).check()
+
+
+def test_unknown_sizes_and_sweeps_are_refused_with_those_there_are(project: Path) -> None:
+    with pytest.raises(UserError, match="no overlay experiments/sizes/huge.yaml: choose one of small"):
+        make_plan("grid", "huge", None, {}).check()
+    with pytest.raises(UserError, match="no sweep named 'gird': choose one of grid"):
+        make_plan("gird", None, None, {})

@@ -1,0 +1,92 @@
+"""A sweep's file: what it means, and what is refused before anything runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from elas_lightning.errors import UserError
+from elas_lightning.sweep.spec import Dimension, SweepSpec, label_of
+
+MINIMAL: dict[str, Any] = {
+    "question": "Why?",
+    "base": ["sizes/{size}"],
+    "machines": {"cpu": {"size": "a", "data": "b"}, "gpu": {"size": "a", "data": "b"}},
+    "search": {"rank": {"keys": ["k"], "choices": [1, 2]}, "form": {"keys": ["f"], "choices": {"no": [], "yes": ["x"]}}},
+    "seeds": [0, 1],
+}
+
+
+def _read(tmp_path: Path, **changes: Any) -> SweepSpec:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, **changes}))
+    return SweepSpec.read(path)
+
+
+def test_the_grid_varies_the_first_dimension_fastest(tmp_path: Path) -> None:
+    assert list(_read(tmp_path).grid()) == [
+        {"rank": 1, "form": "no"},
+        {"rank": 2, "form": "no"},
+        {"rank": 1, "form": "yes"},
+        {"rank": 2, "form": "yes"},
+    ]
+
+
+def test_points_can_be_left_out(tmp_path: Path) -> None:
+    spec = _read(tmp_path, without=[{"rank": 2, "form": "no"}])
+    assert {"rank": 2, "form": "no"} not in list(spec.grid())
+    assert len(list(spec.grid())) == 3
+
+
+def test_labels_stand_for_values() -> None:
+    assert Dimension("a", keys=("k",), choices={"two": 2}).options == {"two": 2}
+    assert Dimension("a", keys=("k",), choices=(3, 4)).options == {3: 3, 4: 4}
+    assert Dimension("a", overlays={"ELAS": "methods/elas"}).options == {"ELAS": "methods/elas"}
+    assert [label_of(value) for value in (["x", "y"], [], 0.5)] == ["x + y", "none", 0.5]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler": "best"}, "sampler is 'best': grid, tpe, random"),
+        ({"pruner": "axe"}, "pruner is 'axe': none, median"),
+        ({"objective": "speed"}, "objective is 'speed': val_perplexity"),
+        ({"search": {}}, "search is empty"),
+        ({"seeds": []}, "seeds: give at least one"),
+        ({"seeds": [1, 1]}, "each once"),
+        ({"machines": {"cpu": {}}}, "machines: give size and data for cpu and for gpu"),
+        ({"trials": 3}, "a grid has no trials"),
+        ({"sampler": "tpe"}, "other samplers need them"),
+        ({"search": {"lr": {"keys": ["k"], "low": 0.1, "high": 1.0}}}, "a range has no end of values"),
+        ({"without": [{"rank": 3}]}, "is no point of the search"),
+        ({"plots": [{"kind": "pie"}]}, "plots: kind is 'pie': metric_by"),
+        ({"plots": [{"kind": "bars", "x": "width"}]}, "x='width', which is not searched: rank, form"),
+        ({"sead": [1]}, "unexpected keyword argument 'sead'"),
+        ({"search": {"rank": {"keys": ["k"], "values": [1]}}}, "unexpected keyword argument 'values'"),
+        ({"search": {"rank": {"keys": ["k"]}}}, "give exactly one of overlays, choices, or low and high"),
+        ({"search": {"rank": {"choices": [1]}}}, "choices and ranges need keys"),
+        ({"search": {"lr": {"keys": ["k"], "low": 2.0, "high": 1.0}}}, "both are needed, low below high"),
+        ({"search": {"lr": {"keys": ["k"], "low": 0.0, "high": 1.0, "log": True}}}, "starts above 0"),
+    ],
+)
+def test_a_wrong_field_is_refused_in_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        _read(tmp_path, **changes)
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_missing_field_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in MINIMAL.items() if k != "seeds"}))
+    with pytest.raises(UserError, match=r"mine\.yaml: missing 1 required .*'seeds'"):
+        SweepSpec.read(path)
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [", "is not YAML"), ("- a", "is not a mapping")])
+def test_what_is_no_sweep_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        SweepSpec.read(path)
