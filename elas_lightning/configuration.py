@@ -18,6 +18,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from elas_lightning.data.module import C4DataModule
 from elas_lightning.errors import UserError
@@ -127,7 +128,10 @@ class ElasCLI(LightningCLI):
                 CSVLogger(self.directory, name="", version="logs"),
                 TensorBoardLogger(self.directory, name="", version="logs"),
             ]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            raise UserError(f"trainer: {_in_one_line(str(error))}") from error
 
     @property
     def checkpoint_path(self) -> Path:

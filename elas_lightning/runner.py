@@ -118,6 +118,20 @@ def run(request: RunRequest, callbacks: Sequence[Callback] = ()) -> RunResult:
 class RunCommand(ElasCLI):
     """``elas fit`` and ``elas validate``."""
 
+    def before_fit(self) -> None:
+        """Refuse a checkpoint that is not there.
+
+        Raises:
+            UserError: The path is wrong.
+        """
+        given = self.config[self.subcommand]["ckpt_path"]
+        if given is not None and not Path(given).is_file():
+            raise UserError(
+                f"--ckpt_path={given}: there is no such file; give the path of a checkpoint (*.ckpt)"
+            )
+
+    before_validate = before_fit
+
     def fit(self, **kwargs: Any) -> None:
         """Train, validate at the end, leave a result file."""
         execute(self, ckpt_path=kwargs.get("ckpt_path"))

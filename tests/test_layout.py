@@ -23,7 +23,7 @@ def test_an_unknown_overlay_lists_its_neighbours() -> None:
 
 
 def test_an_unknown_sweep_lists_those_there_are() -> None:
-    with pytest.raises(UserError, match="no sweep named 'rnak': choose one of .*rank_ablation"):
+    with pytest.raises(UserError, match=r"no sweep named 'rnak': choose one of .*rank_ablation"):
         sweep_path("rnak")
 
 

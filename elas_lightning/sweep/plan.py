@@ -141,5 +141,5 @@ def _directory_name(
     content = [path.read_text() for path in overlays] + [json.dumps(overrides, sort_keys=True, default=str)]
     digest = hashlib.sha256("\0".join(content).encode()).hexdigest()[:8]
     words = [f"{name}-{_short(value)}" for name, value in values.items()]
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", "_".join(words).replace("²", "2")).strip("-")
+    slug = re.sub(r"[^A-Za-z0-9._]+", "-", "_".join(words).replace("²", "2")).strip("-")
     return f"{slug[:80]}_seed-{seed}_{digest}"

@@ -22,7 +22,7 @@ class SweepProgress:
     def __init__(self, plan: Plan, console: Console) -> None:
         self._plan = plan
         self._console = console
-        self._done = 0
+        self._done: set[str] = set()
         self._best: tuple[float, str] | None = None
         self._seconds: list[float] = []
         self._bars = Progress(
@@ -38,7 +38,7 @@ class SweepProgress:
     @property
     def done(self) -> int:
         """Runs that have ended, in this process or before."""
-        return self._done
+        return len(self._done)
 
     def __enter__(self) -> "SweepProgress":
         self._bars.start()
@@ -55,7 +55,7 @@ class SweepProgress:
 
     def run_ended(self, event: RunEvent, wall_seconds: float) -> None:
         """Count a run that has ended, and print its line unless it ended in an earlier process."""
-        self._done += 1
+        self._done.add(event.result.run)
         objective = self._plan.spec.objective
         score = event.result.metrics.get(objective)
         if score is not None and (self._best is None or score < self._best[0]):
@@ -68,15 +68,15 @@ class SweepProgress:
         verdict = f"{name} {score:.4g}" if ended_well else f"{event.result.state}: {event.result.reason}"
         total = self._plan.planned_runs
         parts = [
-            f"[{self._done:>{len(str(total))}}/{total}] trial {event.trial} seed {event.planned.seed}",
+            f"[{self.done:>{len(str(total))}}/{total}] trial {event.trial} seed {event.planned.seed}",
             event.planned.label,
             verdict,
             f"{wall_seconds:.0f} s",
         ]
         if self._best is not None:
             parts.append(f"best {self._best[0]:.4g} ({self._best[1]})")
-        if self._done < total:
-            left = (total - self._done) * sum(self._seconds) / len(self._seconds)
+        if self.done < total:
+            left = (total - self.done) * sum(self._seconds) / len(self._seconds)
             parts.append(f"{duration(left)} left")
         self._console.print("  ".join(parts), highlight=False, markup=False, soft_wrap=True)
 

@@ -77,29 +77,34 @@ class Study:
         settled = {_point_key(t.params) for t in self._settled()}
         if self.plan.spec.is_search:
             # what was interrupted or failed is tried again before anything new is drawn
-            again = [
-                t.params for t in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,)) if t.params
-            ]
-            missing = (self.plan.spec.trials or 0) - len(settled)
+            failed = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+            known = {_point_key(t.params): t.params for t in failed if self._is_complete(t.params)}
         else:
-            again = list(self.plan.spec.grid())
-            missing = sum(_point_key(point) not in settled for point in again)
-        known = settled | {_point_key(t.system_attrs["fixed_params"]) for t in self._waiting()}
-        for point in again:
-            if _point_key(point) not in known:
+            known = {_point_key(point): point for point in self.plan.spec.grid()}
+        missing = {key: point for key, point in known.items() if key not in settled}
+        # One by one, so that the point that was interrupted comes first and not behind all that had been queued.
+        for key, point in missing.items():
+            if key not in self._waiting():
                 self.study.enqueue_trial(point)
-                known.add(_point_key(point))
-        if missing > 0:
-            self.study.optimize(self._objective, n_trials=missing, catch=(_RunFailed,))
+            self._optimize(1)
+        if self.plan.spec.trials is not None:
+            self._optimize(self.plan.spec.trials - len(settled) - len(missing))
+
+    def _optimize(self, trials: int) -> None:
+        if trials > 0:
+            self.study.optimize(self._objective, n_trials=trials, catch=(_RunFailed,))
 
     def replay(self) -> None:
         """Tell ``on_run`` of the runs of earlier processes, so that tables and progress have them."""
-        for trial in self._settled():
+        for trial in self.study.get_trials(deepcopy=False):
+            if not self._is_complete(trial.params):
+                continue  # not begun
             for seed in self.plan.spec.seeds:
                 planned = self.plan.run(trial.params, seed)
                 if (planned.request.directory / RESULT_NAME).exists():
                     result = RunResult.read(planned.request.directory)
-                    self._on_run(RunEvent(trial.number, planned, result, fresh=False))
+                    if result.state != "failed":  # those are about to be tried again
+                        self._on_run(RunEvent(trial.number, planned, result, fresh=False))
 
     def importances(self) -> dict[str, float] | None:
         """Share of the objective's variance by parameter (PED-ANOVA); ``None`` for grids and short searches."""
@@ -111,8 +116,12 @@ class Study:
     def _settled(self) -> list[optuna.trial.FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
-    def _waiting(self) -> list[optuna.trial.FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    def _waiting(self) -> set[str]:
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        return {_point_key(trial.system_attrs["fixed_params"]) for trial in waiting}
+
+    def _is_complete(self, point: Point) -> bool:
+        return len(point) == len(self.plan.spec.search)
 
     def _objective(self, trial: optuna.Trial) -> float:
         point = {dimension.name: _suggest(trial, dimension) for dimension in self.plan.spec.search}

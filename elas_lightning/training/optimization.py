@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -93,7 +94,7 @@ def build_optimizer(
     chosen = {id(p) for p in (*head, *blocks)}
     others = [p for p in model.parameters() if id(p) not in chosen]  # embedding and norms
     decay, block_lr = config.weight_decay, config.block_lr_ratio * config.lr
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": head, "weight_decay": decay},
         {"params": others, "weight_decay": 0.0},
         {"params": blocks, "weight_decay": decay, "lr": block_lr},

@@ -73,7 +73,8 @@ class RunRecorder(L.Callback):
         self._window_nll = self._window_nll + outputs["nll"]
         self._window_tokens = self._window_tokens + outputs["tokens"]
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if stepped and (trainer.global_step % trainer.log_every_n_steps == 0 or _is_done(trainer)):
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if stepped and (trainer.global_step % every == 0 or _is_done(trainer)):
             self._close_window(trainer, pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -108,7 +109,7 @@ class RunRecorder(L.Callback):
 
     def _close_window(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         counts = torch.as_tensor([float(self._window_nll), float(self._window_tokens)], dtype=torch.float64)
-        nll, tokens = trainer.strategy.reduce(counts.to(pl_module.device), reduce_op="sum").tolist()  # type: ignore[union-attr]
+        nll, tokens = trainer.strategy.reduce(counts.to(pl_module.device), reduce_op="sum").tolist()
         if not tokens:
             return
         elapsed = time.perf_counter() - self._window_start

@@ -39,8 +39,8 @@ def project(overlay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     (root / "experiments/sizes/small.yaml").write_text(overlay.read_text())
     for method, placement in (("dense", []), ("elas", ["ffn_hidden"])):
         content = {"model": {"config": {"sparsity": {"placement": placement}}}}
-        (root / f"experiments/methods/{method}.yaml").write_text(yaml.safe_dump(content))
-    (root / "sweeps/grid.yaml").write_text(yaml.safe_dump(GRID))
+        (root / f"experiments/methods/{method}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    (root / "sweeps/grid.yaml").write_text(yaml.safe_dump(GRID, sort_keys=False))
     monkeypatch.chdir(root)
     return root
 
@@ -50,7 +50,7 @@ def planned(project: Path) -> Callable[..., Plan]:
     """Plans ``sweeps/grid.yaml`` with some of its fields changed."""
 
     def plan(**changes: Any) -> Plan:
-        (project / "sweeps/mine.yaml").write_text(yaml.safe_dump({**GRID, **changes}))
+        (project / "sweeps/mine.yaml").write_text(yaml.safe_dump({**GRID, **changes}, sort_keys=False))
         return make_plan("mine", None, None, {})
 
     return plan

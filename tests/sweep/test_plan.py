@@ -57,12 +57,14 @@ def test_an_unknown_key_is_refused(planned: Callable[..., Plan]) -> None:
     with pytest.raises(UserError, match=r"model\.config\.rnak"):
         planned(search={"rank": {"keys": ["model.config.rnak"], "choices": [4]}}, plots=[]).check()
     reference = {"keys": ["model.config.ffn_rank"], "relative_to": "model.config.width", "choices": [0.5]}
-    with pytest.raises(UserError, match="relative_to is 'model.config.width', which is no configuration key"):
+    with pytest.raises(
+        UserError, match=r"relative_to is 'model\.config\.width', which is no configuration key"
+    ):
         planned(search={"rank": reference}, plots=[]).check()
 
 
 def test_unknown_sizes_and_sweeps_are_refused_with_those_there_are(project: Path) -> None:
-    with pytest.raises(UserError, match="no overlay experiments/sizes/huge.yaml: choose one of small"):
+    with pytest.raises(UserError, match=r"no overlay experiments/sizes/huge\.yaml: choose one of small"):
         make_plan("grid", "huge", None, {}).check()
     with pytest.raises(UserError, match="no sweep named 'gird': choose one of grid"):
         make_plan("gird", None, None, {})

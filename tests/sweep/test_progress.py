@@ -13,13 +13,13 @@ from elas_lightning.sweep.plan import Plan
 from elas_lightning.sweep.progress import SweepProgress, duration
 from elas_lightning.sweep.study import RunEvent
 
-RESULT = RunResult("r", "complete", None, 0, {}, [], {}, {"val_perplexity": 20.0}, {}, {}, {}, "", "")
+RESULT = RunResult("", "complete", None, 0, {}, [], {}, {"val_perplexity": 20.0}, {}, {}, {}, "", "")
 
 
 def _event(plan: Plan, rank: float, seed: int, **changes: Any) -> RunEvent:
     planned = plan.run({"method": "ELAS", "rank": rank}, seed)
     fresh = changes.pop("fresh", True)
-    return RunEvent(3, planned, replace(RESULT, **changes), fresh)
+    return RunEvent(3, planned, replace(RESULT, run=planned.request.directory.name, **changes), fresh)
 
 
 @pytest.fixture

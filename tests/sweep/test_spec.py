@@ -13,14 +13,17 @@ MINIMAL: dict[str, Any] = {
     "question": "Why?",
     "base": ["sizes/{size}"],
     "machines": {"cpu": {"size": "a", "data": "b"}, "gpu": {"size": "a", "data": "b"}},
-    "search": {"rank": {"keys": ["k"], "choices": [1, 2]}, "form": {"keys": ["f"], "choices": {"no": [], "yes": ["x"]}}},
+    "search": {
+        "rank": {"keys": ["k"], "choices": [1, 2]},
+        "form": {"keys": ["f"], "choices": {"no": [], "yes": ["x"]}},
+    },
     "seeds": [0, 1],
 }
 
 
 def _read(tmp_path: Path, **changes: Any) -> SweepSpec:
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump({**MINIMAL, **changes}))
+    path.write_text(yaml.safe_dump({**MINIMAL, **changes}, sort_keys=False))
     return SweepSpec.read(path)
 
 
@@ -79,7 +82,7 @@ def test_a_wrong_field_is_refused_in_one_line(tmp_path: Path, changes: dict[str,
 
 def test_a_missing_field_is_named(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump({k: v for k, v in MINIMAL.items() if k != "seeds"}))
+    path.write_text(yaml.safe_dump({k: v for k, v in MINIMAL.items() if k != "seeds"}, sort_keys=False))
     with pytest.raises(UserError, match=r"mine\.yaml: missing 1 required .*'seeds'"):
         SweepSpec.read(path)
 

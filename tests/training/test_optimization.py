@@ -86,7 +86,14 @@ def test_the_optimizer_follows_the_schedule() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("lr", 0.0), ("lr", float("nan")), ("block_lr_ratio", 0.0), ("warmup_steps", -1), ("min_lr_ratio", 1.5), ("weight_decay", -0.1)],
+    [
+        ("lr", 0.0),
+        ("lr", float("nan")),
+        ("block_lr_ratio", 0.0),
+        ("warmup_steps", -1),
+        ("min_lr_ratio", 1.5),
+        ("weight_decay", -0.1),
+    ],
 )
 def test_impossible_values_are_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(UserError, match=rf"model\.optimizer\.{field} is {value}"):

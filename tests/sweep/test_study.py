@@ -1,0 +1,211 @@
+"""Real sweeps of seconds: nothing runs twice, nothing is lost, a run that dies is a row."""
+
+import csv
+import io
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import yaml
+from rich.console import Console
+
+from elas_lightning.errors import UserError
+from elas_lightning.runner import RunRequest, RunResult
+from elas_lightning.sweep import study as study_module
+from elas_lightning.sweep.run import run_sweep
+from elas_lightning.sweep.study import locked
+from elas_lightning.training.interruption import Interrupted
+
+QUICK = {"trainer.max_steps": 6, "trainer.val_check_interval": 3}
+
+
+def _sweep(name: str = "grid") -> str:
+    console = Console(file=io.StringIO(), width=200)
+    run_sweep(name, None, None, QUICK, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def _rows(name: str = "grid") -> list[dict[str, str]]:
+    with Path(f"runs/{name}/trials.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The directories of the runs that are really made, in order; some can be told to fail or to be stopped."""
+    names: list[str] = []
+    original = study_module.run
+
+    def counted(request: RunRequest, callbacks: Any = ()) -> RunResult:
+        names.append(request.directory.name)
+        return original(request, callbacks)
+
+    monkeypatch.setattr(study_module, "run", counted)
+    return names
+
+
+def _write_sweep(project: Path, name: str, **changes: Any) -> None:
+    content = yaml.safe_load((project / "sweeps/grid.yaml").read_text())
+    (project / f"sweeps/{name}.yaml").write_text(yaml.safe_dump({**content, **changes}, sort_keys=False))
+
+
+def test_a_grid_runs_every_point_with_every_seed(project: Path, started: list[str]) -> None:
+    text = _sweep()
+    rows = _rows()
+    assert len(started) == len(set(started)) == len(rows) == 8
+    assert {(r["method"], r["rank"], r["seed"]) for r in rows} == {
+        (method, rank, seed) for method in ("dense", "ELAS") for rank in ("2", "4") for seed in ("0", "1")
+    }
+    assert {r["state"] for r in rows} == {"complete"}
+    assert all(float(r["val_perplexity"]) > 1 for r in rows)
+    assert "[8/8]" in text
+
+
+def test_a_finished_sweep_runs_nothing_again(project: Path, started: list[str]) -> None:
+    _sweep()
+    before = Path("runs/grid/trials.csv").read_text()
+    started.clear()
+    text = _sweep()
+    assert started == []
+    assert "8 of 8 runs are there from before" in text
+    assert Path("runs/grid/trials.csv").read_text() == before
+
+
+class _StopAt(L.Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_stopped_sweep_goes_on_with_the_run_it_was_in(
+    project: Path, started: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = {r["run"]: r["val_loss"] for r in _rows_of_an_unbroken_sweep(project)}
+    original = study_module.run
+
+    def stop_in_the_fourth(request: RunRequest, callbacks: Any = ()) -> RunResult:
+        extra = [_StopAt(4)] if len(started) == 3 else []
+        return original(request, [*callbacks, *extra])
+
+    started.clear()
+    monkeypatch.setattr(study_module, "run", stop_in_the_fourth)
+    with pytest.raises(Interrupted):
+        _sweep()
+    assert len(_rows()) == 3
+    stopped = started[-1]
+    assert (Path("runs/grid/runs") / stopped / "checkpoints/last.ckpt").exists()
+    monkeypatch.setattr(study_module, "run", original)
+    text = _sweep()
+    assert "3 of 8 runs are there from before" in text
+    # the fourth is taken up, and every other run is made exactly once
+    assert started[4] == stopped
+    assert sorted(started) == sorted([*whole, stopped])
+    assert {r["run"]: r["val_loss"] for r in _rows()} == whole
+
+
+def _rows_of_an_unbroken_sweep(project: Path) -> list[dict[str, str]]:
+    _sweep()
+    rows = _rows()
+    (project / "runs/grid").rename(project / "runs/unbroken")
+    return rows
+
+
+def test_a_longer_sweep_runs_only_what_is_new(project: Path, started: list[str]) -> None:
+    _sweep()
+    started.clear()
+    _write_sweep(project, "grid", seeds=[0, 1, 2])
+    _sweep()
+    assert len(started) == 4
+    assert all("seed-2" in name for name in started)
+    assert len(_rows()) == 12
+
+
+def test_a_run_that_dies_is_a_row_with_its_reason_and_is_tried_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = study_module.run
+
+    def die_once(request: RunRequest, callbacks: Any = ()) -> RunResult:
+        if "dense_rank-4_seed-1" in request.directory.name:
+            request.directory.mkdir(parents=True)
+            raise MemoryError("no more")
+        return original(request, callbacks)
+
+    monkeypatch.setattr(study_module, "run", die_once)
+    _sweep()
+    failed = [r for r in _rows() if r["state"] == "failed"]
+    assert [(r["method"], r["rank"], r["seed"]) for r in failed] == [("dense", "4", "1")]
+    directory = Path("runs/grid/runs") / failed[0]["run"]
+    assert RunResult.read(directory).reason == "MemoryError: no more"
+    assert "MemoryError" in (directory / "traceback.txt").read_text()
+    assert json.loads(Path("runs/grid/summary.json").read_text())["runs"]["failed"] == 1
+    monkeypatch.setattr(study_module, "run", original)
+    _sweep()
+    assert [r["state"] for r in _rows()] == ["complete"] * 8
+
+
+def test_a_divergence_is_kept_and_the_sweep_goes_on(project: Path) -> None:
+    rates = {"lr": {"keys": ["model.optimizer.lr"], "choices": [0.01, 1e30]}}
+    _write_sweep(project, "rates", search=rates, seeds=[0], plots=[])
+    _sweep("rates")
+    assert [r["state"] for r in _rows("rates")] == ["complete", "diverged"]
+    _sweep("rates")
+    assert [r["state"] for r in _rows("rates")] == ["complete", "diverged"]
+
+
+def test_a_search_draws_its_trials_resumes_and_knows_what_matters(project: Path, started: list[str]) -> None:
+    search = {
+        "lr": {"keys": ["model.optimizer.lr"], "low": 1e-4, "high": 0.1, "log": True},
+        "rank": {"keys": ["model.config.ffn_rank"], "choices": [2, 4]},
+    }
+    fields = {"search": search, "seeds": [0], "sampler": "tpe", "plots": []}
+    _write_sweep(project, "search", **fields, trials=4)
+    _sweep("search")
+    first = [r["lr"] for r in _rows("search")]
+    assert len(set(first)) == len(started) == 4
+    _write_sweep(project, "search", **fields, trials=6)
+    _sweep("search")
+    assert len(started) == 6
+    assert [r["lr"] for r in _rows("search")][:4] == first
+    importances = json.loads(Path("runs/search/summary.json").read_text())["importances"]
+    assert set(importances) == {"lr", "rank"}
+    assert sum(importances.values()) == pytest.approx(1)
+
+
+def test_the_pruner_ends_a_hopeless_point_and_says_so(project: Path) -> None:
+    rates = {"lr": {"keys": ["model.optimizer.lr"], "choices": [0.02, 0.03, 0.01, 0.015, 1e-9]}}
+    _write_sweep(project, "pruned", search=rates, seeds=[0], sampler="grid", pruner="median", plots=[])
+    _sweep("pruned")
+    rows = {r["lr"]: r["state"] for r in _rows("pruned")}
+    assert rows["1e-09"] == "pruned"
+    pruned = next(r for r in _rows("pruned") if r["state"] == "pruned")
+    reason = RunResult.read(Path("runs/pruned/runs") / pruned["run"]).reason
+    assert reason == "above the median of earlier trials at step 3"
+
+
+def test_two_processes_cannot_run_one_sweep(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path),
+        pytest.raises(UserError, match="another process is running the sweep"),
+        locked(tmp_path),
+    ):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_a_sweep_that_cannot_be_run_leaves_nothing(project: Path, planned: Callable[..., Any]) -> None:
+    _write_sweep(
+        project, "bad", search={"rank": {"keys": ["model.config.ffn_rank"], "choices": [99]}}, plots=[]
+    )
+    with pytest.raises(UserError, match="ffn_rank"):
+        _sweep("bad")
+    assert not Path("runs/bad").exists()

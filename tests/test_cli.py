@@ -1,0 +1,228 @@
+"""The commands as a person types them: what they print, and that a mistake costs one line and nothing else."""
+
+import gzip
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from elas_lightning.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _elas(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: exit code, standard output and error as a shell sees them."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "elas_lightning", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must be refused, and give its one line."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_help_is_instant_because_it_imports_no_torch() -> None:
+    code = (
+        "import sys; from elas_lightning.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules)"
+    )
+    best = 60.0
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+        )
+        best = min(best, time.perf_counter() - start)
+    assert done.stdout.endswith("False\n")
+    for command in ("fit", "validate", "sweep", "plots", "report", "bench"):
+        assert f"    {command} " in done.stdout
+    assert best < 1.0
+
+
+def test_fit_leaves_a_result_and_validate_measures_its_checkpoint(overlay: Path, tmp_path: Path) -> None:
+    arguments = ["--config", str(overlay), "--checkpoint.every_n_train_steps", "4"]
+    fit = _elas("fit", *arguments, cwd=tmp_path)
+    assert fit.returncode == 0, fit.stderr
+    assert fit.stdout.splitlines()[-1] == "results: runs/fit/000"
+    assert {p.name for p in (tmp_path / "runs/fit/000").iterdir()} >= {
+        "result.json",
+        "curve.csv",
+        "telemetry.csv",
+    }
+    checkpoint = "runs/fit/000/checkpoints/last.ckpt"
+    validate = _elas("validate", *arguments, "--ckpt_path", checkpoint, cwd=tmp_path)
+    assert validate.returncode == 0, validate.stderr
+    assert "val_perplexity" in validate.stdout
+
+
+def test_print_config_shows_the_whole_stack(overlay: Path) -> None:
+    shown = _elas("fit", "--config", str(overlay), "--model.config.ffn_rank=8", "--print_config")
+    assert shown.returncode == 0, shown.stderr
+    config = yaml.safe_load(shown.stdout)
+    assert config["model"]["config"]["ffn_rank"] == 8
+    assert config["model"]["config"]["hidden_size"] == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.config.rnak=4"], "model.config.rnak"),
+        (["--model.config.ffn_rank=17"], "ffn_rank = 17 is not possible: give 1 to 16"),
+        (["--model.config.num_heads=3"], "num_heads = 3"),
+        (["--model.config.intermediate_size=6", "--model.config.ffn=swiglu"], "divisible by 4, not 6"),
+        (["--model.config.backend=triton"], "backend 'triton' cannot run here"),
+        (["--model.optimizer.lr=fast"], "lr"),
+        (["--model.optimizer.lr=-1"], "lr is -1"),
+        (["--model.config.vocab_size=100"], "vocab_size is 100 but the tokenizer .* has 300 ids"),
+        (["--data.lanes=9"], "data.lanes=9 is more than the 4 training shards"),
+        (["--data.num_workers=3"], "data.num_workers=3 cannot share"),
+        (["--data.path=nowhere"], "data.path='nowhere' is not a folder"),
+        (["--data.tokenizer=nowhere.json"], "nowhere.json"),
+        (["--trainer.max_steps=-1"], "trainer.max_steps is not set"),
+        (["--trainer.accelerator=abacus"], "abacus"),
+        (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
+        (["--config=nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_fit_refuses_in_one_line(
+    overlay: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = _refused(capsys, "fit", "--config", str(overlay), *arguments)
+    assert re.search(message, line), line
+    assert not list(tmp_path.glob("runs/*/*/result.json"))
+
+
+def test_a_corrupt_shard_is_named(
+    overlay: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for shard in corpus.iterdir():
+        (mine / shard.name).write_bytes(shard.read_bytes())
+    broken = sorted(mine.glob("c4-train.*"))[1]
+    broken.write_bytes(broken.read_bytes()[:40])
+    line = _refused(capsys, "fit", "--config", str(overlay), f"--data.path={mine}")
+    assert f"the shard {broken} is damaged" in line
+
+
+def test_an_empty_stack_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "stack a size overlay" in _refused(capsys, "fit")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sweep", "gird"], "there is no sweep named 'gird': choose one of activation_ablation"),
+        (
+            ["sweep", "rank_ablation", "--size", "61m"],
+            "no overlay experiments/sizes/61m.yaml: choose one of 130m",
+        ),
+        (["sweep", "rank_ablation", "--data", "c5"], "no overlay experiments/data/c5.yaml: choose one of c4"),
+        (["sweep", "rank_ablation", "--set", "model.config.rnak=1", "--dry-run"], "model.config.rnak"),
+        (
+            ["sweep", "rank_ablation", "--set", "model.config.hidden_size=66", "--dry-run"],
+            "num_heads = 2 is not possible",
+        ),
+        (["report", "rank_ablation", "--size", "7b"], "rank_ablation_7b"),
+        (["plots", "nothing"], "nothing"),
+    ],
+)
+def test_sweep_and_report_refuse_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+) -> None:
+    for folder in ("experiments", "sweeps"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.chdir(tmp_path)
+    line = _refused(capsys, *arguments)
+    assert re.search(message, line), line
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["swep"], ["sweep"], ["sweep", "x", "--set", "novalue"]])
+def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert "usage: elas" in capsys.readouterr().err
+
+
+def test_a_dry_run_lists_the_commands_of_its_runs_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("experiments", "sweeps"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", "rank_ablation", "--size", "tiny", "--data", "pydocs", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 24
+    assert lines[0].startswith(
+        "low-rank ReLU², rank 1, seed 0: elas fit --config experiments/sizes/tiny.yaml"
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_sigterm_stops_a_fit_with_its_exit_code_and_a_checkpoint(overlay: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "elas_lightning", "fit", "--config", str(overlay)]
+    command += ["--trainer.max_steps=100000", "--trainer.default_root_dir=mine"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        curve = tmp_path / "mine/curve.csv"
+        deadline = time.monotonic() + 60
+        while not (curve.exists() and curve.read_text().count("\n") > 3):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped" in error
+    assert "Traceback" not in error
+    assert (tmp_path / "mine/checkpoints/last.ckpt").exists()
+
+
+def test_a_record_without_text_is_refused(
+    overlay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    with gzip.open(mine / "c4-train.00000-of-00001.json.gz", "wt") as file:
+        file.write('{"title": "no text"}\n')
+    with gzip.open(mine / "c4-validation.00000-of-00001.json.gz", "wt") as file:
+        file.write('{"text": "some text"}\n')
+    line = _refused(capsys, "fit", "--config", str(overlay), f"--data.path={mine}", "--data.lanes=1")
+    assert "has a record without a string field 'text'" in line
