@@ -42,24 +42,28 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def _small_data(corpus: Path, tokenizer_file: Path, tmp_path: Path) -> dict[str, Any]:
+    """The small corpus in blocks and lanes so small that a few batches cross them."""
+    return {
+        "source": "local",
+        "path": str(corpus),
+        "tokenizer": str(tokenizer_file),
+        "sequence_length": 16,
+        "batch_size": 3,
+        "batching": "pack",
+        "lanes": 4,
+        "shuffle_block": 5,
+        "validation_batch_size": 4,
+        "cache_dir": str(tmp_path / "cache"),
+    }
+
+
 @pytest.fixture
 def make_data(corpus: Path, tokenizer_file: Path, tmp_path: Path) -> Callable[..., C4DataModule]:
-    """Makes data modules on the small corpus, with blocks and lanes so small that few batches cross them."""
+    """Makes data modules on the small corpus."""
 
     def make(**changes: Any) -> C4DataModule:
-        arguments: dict[str, Any] = {
-            "source": "local",
-            "path": str(corpus),
-            "tokenizer": str(tokenizer_file),
-            "sequence_length": 16,
-            "batch_size": 3,
-            "batching": "pack",
-            "lanes": 4,
-            "shuffle_block": 5,
-            "validation_batch_size": 4,
-            "cache_dir": str(tmp_path / "cache"),
-        }
-        return C4DataModule(**{**arguments, **changes})
+        return C4DataModule(**{**_small_data(corpus, tokenizer_file, tmp_path), **changes})
 
     return make
 
@@ -94,19 +98,7 @@ def overlay(corpus: Path, tokenizer_file: Path, tmp_path: Path) -> Path:
             },
             "optimizer": {"lr": 0.01, "warmup_steps": 2},
         },
-        "data": {
-            "source": "local",
-            "path": str(corpus),
-            "tokenizer": str(tokenizer_file),
-            "sequence_length": 16,
-            "batch_size": 3,
-            "batching": "pack",
-            "lanes": 4,
-            "shuffle_block": 5,
-            "validation_tokens": 200,
-            "validation_batch_size": 4,
-            "cache_dir": str(tmp_path / "cache"),
-        },
+        "data": {**_small_data(corpus, tokenizer_file, tmp_path), "validation_tokens": 200},
         "trainer": {
             "max_steps": 12,
             "val_check_interval": 5,

@@ -28,22 +28,7 @@ class _StraightThrough24(torch.autograd.Function):
 
 
 class _Masked24(torch.autograd.Function):
-    """Backward lets through what forward kept; one byte an entry is saved."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
-        keep = keep_mask_24(x, dim)
-        ctx.save_for_backward(keep)
-        return zero_dropped(x, keep)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (keep,) = ctx.saved_tensors
-        return _Dropped.apply(grad, keep), None
-
-
-class _Dropped(torch.autograd.Function):
-    """``zero_dropped`` seen by autograd, so that a masked gradient can itself be differentiated."""
+    """Backward lets through what forward kept, and can itself be differentiated; one byte an entry is saved."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, keep: Tensor) -> Tensor:
@@ -53,7 +38,7 @@ class _Dropped(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
-        return _Dropped.apply(grad, keep), None
+        return _Masked24.apply(grad, keep), None
 
 
 class _Relu2StraightThrough24(torch.autograd.Function):
@@ -103,8 +88,10 @@ def sparsify_24(x: Tensor, dim: int = -1, *, gradient: Gradient = "ste") -> Tens
         ValueError: N is not a multiple of 4, no such axis, unsupported dtype, or unknown gradient.
     """
     check_gradient(gradient)
-    step = _StraightThrough24 if gradient == "ste" else _Masked24
-    return step.apply(x, check_24(x, dim))
+    dim = check_24(x, dim)
+    if gradient == "ste":
+        return _StraightThrough24.apply(x, dim)
+    return _Masked24.apply(x, keep_mask_24(x, dim))
 
 
 def relu2_sparsify_24(x: Tensor, *, gradient: Gradient = "ste") -> Tensor:
