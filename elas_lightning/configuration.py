@@ -124,10 +124,9 @@ class ElasCLI(LightningCLI):
         kwargs["default_root_dir"] = str(self.directory)
         kwargs["callbacks"] = [*_as_list(config["callbacks"]), *own]
         if config["logger"] in (None, True):
-            kwargs["logger"] = [
-                CSVLogger(self.directory, name="", version="logs"),
-                TensorBoardLogger(self.directory, name="", version="logs"),
-            ]
+            # a version for each time the run is taken up: CSVLogger deletes what it finds in its folder
+            table = CSVLogger(self.directory, name="logs")
+            kwargs["logger"] = [table, TensorBoardLogger(self.directory, name="logs", version=table.version)]
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:

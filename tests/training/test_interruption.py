@@ -53,6 +53,17 @@ def test_stopped_and_resumed_equals_unbroken(
     assert _losses(tmp_path / "broken") == _losses(tmp_path / "whole")
 
 
+def test_a_resumed_run_keeps_what_was_logged_before(overlay: Path, tmp_path: Path) -> None:
+    request = RunRequest(tmp_path / "run", [overlay], {"trainer.logger": None, "trainer.max_steps": 9})
+    with pytest.raises(Interrupted):
+        run(request, [_Signal(signal.SIGINT, at_batch=6)])
+    run(request)
+    logged = [(tmp_path / f"run/logs/version_{part}/metrics.csv").read_text() for part in (0, 1)]
+    steps = [{int(row["step"]) for row in csv.DictReader(text.splitlines())} for text in logged]
+    assert max(steps[0]) < 9
+    assert max(steps[1]) >= 8
+
+
 def test_handlers_are_given_back(overlay: Path, tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     run(RunRequest(tmp_path / "run", [overlay], {"trainer.max_steps": 3}))
