@@ -125,4 +125,6 @@ def test_a_run_logs_for_csv_and_tensorboard_beside_its_result(overlay: Path, tmp
     own = {"trainer.logger": None, "trainer.default_root_dir": str(tmp_path / "run")}
     cli = ElasCLI(command_line([overlay], own), run=False)
     assert {type(logger).__name__ for logger in cli.trainer.loggers} == {"CSVLogger", "TensorBoardLogger"}
-    assert {str(Path(logger.log_dir or "")) for logger in cli.trainer.loggers} == {str(tmp_path / "run/logs/version_0")}
+    assert {str(Path(logger.log_dir or "")) for logger in cli.trainer.loggers} == {
+        str(tmp_path / "run/logs/version_0")
+    }
