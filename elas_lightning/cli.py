@@ -103,7 +103,7 @@ def _lightning_command(arguments: list[str]) -> int:
 
     quiet_lightning()
     cli = RunCommand(arguments, run=True)
-    if cli.subcommand == "fit":
+    if cli.subcommand == "fit" and cli.trainer.is_global_zero:
         print(f"results: {cli.directory}")
     return 0
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -110,25 +111,42 @@ def run(request: RunRequest, callbacks: Sequence[Callback] = ()) -> RunResult:
     quiet_lightning()
     cli = ElasCLI(command_line(request.overlays, overrides), run=False, callbacks=callbacks)
     resume = cli.checkpoint_path if cli.checkpoint_path.exists() else None
+    if resume is not None:
+        check_checkpoint(resume)
     result = execute(cli, ckpt_path=resume, request=request)
     shutil.rmtree(cli.checkpoint_path.parent, ignore_errors=True)
     return result
+
+
+def check_checkpoint(path: Path) -> None:
+    """Refuse a file that cannot be resumed from; what it holds is checked where it is loaded.
+
+    Raises:
+        UserError: There is no such file, or it is torn, or no checkpoint of plain types.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}; give the path of a *.ckpt file")
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"the checkpoint {path} cannot be read ({type(error).__name__}): it is torn or not one of this "
+            "project's; delete it to begin the run again"
+        ) from error
 
 
 class RunCommand(ElasCLI):
     """``elas fit`` and ``elas validate``."""
 
     def before_fit(self) -> None:
-        """Refuse a checkpoint that is not there.
+        """Refuse a checkpoint that is not there or cannot be read.
 
         Raises:
-            UserError: The path is wrong.
+            UserError: The path is wrong, or the file is.
         """
         given = self.config[self.subcommand]["ckpt_path"]
-        if given is not None and not Path(given).is_file():
-            raise UserError(
-                f"--ckpt_path={given}: there is no such file; give the path of a checkpoint (*.ckpt)"
-            )
+        if given is not None:
+            check_checkpoint(Path(given))
 
     before_validate = before_fit
 

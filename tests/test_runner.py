@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from elas_lightning.errors import UserError
 from elas_lightning.nn.account import count_parameters, flops_per_token
@@ -58,6 +59,18 @@ def test_an_unreadable_result_is_refused_with_its_path(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"run": ')
     with pytest.raises(UserError, match=r"result\.json cannot be read .*delete"):
         RunResult.read(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 100, 3000])
+def test_a_torn_checkpoint_is_refused_and_left_alone(overlay: Path, tmp_path: Path, kept: int) -> None:
+    whole, torn = tmp_path / "whole.ckpt", tmp_path / "run/checkpoints/last.ckpt"
+    torch.save({"weights": torch.zeros(1000)}, whole)
+    torn.parent.mkdir(parents=True)
+    torn.write_bytes(whole.read_bytes()[:kept])
+    with pytest.raises(UserError, match=r"the checkpoint .*last\.ckpt cannot be read .*delete it"):
+        run(RunRequest(tmp_path / "run", [overlay]))
+    assert torn.stat().st_size == kept
+    assert not (tmp_path / "run/result.json").exists()
 
 
 def test_numbers_that_json_cannot_hold_become_null(overlay: Path, tmp_path: Path) -> None:

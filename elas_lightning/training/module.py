@@ -108,8 +108,9 @@ class ElasModule(L.LightningModule):
         """Log ``val_loss``, ``val_perplexity``, ``val_bits_per_byte`` and the GaLore-protocol number."""
         values = self.val_metric.compute()
         self.val_metric.reset()
-        self.log_dict({f"val_{name}": value for name, value in values.items()}, prog_bar=False)
-        self.log("val_ppl", values["perplexity"], prog_bar=True, logger=False)
+        # already the same on every rank; said again, since Lightning warns where it is not told
+        self.log_dict({f"val_{name}": value for name, value in values.items()}, sync_dist=True)
+        self.log("val_ppl", values["perplexity"], prog_bar=True, logger=False, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine over ``trainer.max_steps``."""
