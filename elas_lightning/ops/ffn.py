@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from elas_lightning.ops.backend import resolve_backend
+from elas_lightning.ops.backend import check_kernel_dtype, resolve_backend
 from elas_lightning.ops.sparsify import Gradient, check_gradient, relu2_sparsify_24, sparsify_24
+from elas_lightning.ops.storage import stored_ffn
 
 Activation = Literal["relu2", "relu", "gelu", "silu"]
+Storage = Literal["dense", "packed", "recompute"]
 
 
 def _relu2(x: Tensor) -> Tensor:
@@ -57,6 +60,7 @@ def lowrank_ffn(
     sparsity: Literal["2:4"] | None = "2:4",
     gradient: Gradient = "ste",
     backend: str = "auto",
+    storage: Storage = "dense",
 ) -> Tensor:
     """``S(act(z upᵀ)) down``: the FFN of ELAS (arXiv 2605.03667) without its outermost factors.
 
@@ -71,12 +75,17 @@ def lowrank_ffn(
         sparsity: ``2:4`` along the hidden features (F a multiple of 4), or None for a dense FFN.
         gradient: Of the 2:4 step, see ``sparsify_24``.
         backend: ``auto`` or a backend's name, see ``resolve_backend``.
+        storage: What is kept for backward. ``dense``: the pre-activation and the hidden features, as autograd
+            keeps them; ``packed``: the hidden features in 2:4 form (F a multiple of 8); ``recompute``: nothing
+            that is d_ff wide. The last two know squared ReLU alone, see ``ops/storage.py``. The same gradients
+            to rounding.
 
     Returns:
         ``(..., O)``.
 
     Raises:
-        ValueError: Shapes that do not fit, or an unknown activation, sparsity or gradient.
+        ValueError: Shapes that do not fit, an unknown activation, sparsity, gradient or storage, or a storage
+            that this FFN cannot have.
         UserError: A backend that is unknown or cannot run here (a ValueError, too).
     """
     if up.dim() != 2 or down.dim() != 2 or z.shape[-1:] != up.shape[1:] or up.shape[0] != down.shape[0]:
@@ -87,12 +96,34 @@ def lowrank_ffn(
     if sparsity not in ("2:4", None):
         raise ValueError(f"sparsity {sparsity!r} is unknown: choose '2:4' or None")
     check_gradient(gradient)
-    resolve_backend(backend, z.device)
+    chosen = resolve_backend(backend, z.device).chosen
+    if storage != "dense":
+        _check_storage(storage, activation, sparsity, up.shape[0])
+        if torch.is_autocast_enabled(z.device.type):
+            dtype = torch.get_autocast_dtype(z.device.type)
+            z, up, down = z.to(dtype), up.to(dtype), down.to(dtype)
+        if chosen == "triton":
+            check_kernel_dtype(z)
+        sparse, masked, packed = sparsity is not None, gradient == "masked", storage == "packed"
+        out, _, _ = stored_ffn(z, up, down, sparse, masked, packed, chosen)
+        return out
     hidden_F = F.linear(z, up)
     if sparsity is None:
         hidden_F = activate(hidden_F, activation)
     elif activation == "relu2":
-        hidden_F = relu2_sparsify_24(hidden_F, gradient=gradient)
+        hidden_F = relu2_sparsify_24(hidden_F, gradient=gradient, backend=chosen)
     else:
-        hidden_F = sparsify_24(activate(hidden_F, activation), gradient=gradient)
+        hidden_F = sparsify_24(activate(hidden_F, activation), gradient=gradient, backend=chosen)
     return F.linear(hidden_F, down.t())
+
+
+def _check_storage(storage: str, activation: str, sparsity: str | None, features: int) -> None:
+    if storage not in ("packed", "recompute"):
+        raise ValueError(f"storage {storage!r} is unknown: choose dense, packed or recompute")
+    if activation != "relu2":
+        raise ValueError(f"storage {storage!r} is for activation relu2, not {activation!r}: choose dense")
+    if storage == "packed" and sparsity is None:
+        raise ValueError("storage 'packed' needs sparsity '2:4': choose dense or recompute for a dense FFN")
+    multiple = 1 if sparsity is None else 8 if storage == "packed" else 4
+    if features % multiple:
+        raise ValueError(f"storage {storage!r} needs d_ff = {features} to be a multiple of {multiple}")

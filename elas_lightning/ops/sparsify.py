@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from elas_lightning.ops.backend import check_kernel_dtype, resolve_backend
 from elas_lightning.ops.reference import check_24, keep_mask_24, zero_dropped
 
 Gradient = Literal["ste", "masked"]
@@ -69,7 +70,7 @@ def check_gradient(gradient: str) -> None:
         raise ValueError(f"gradient {gradient!r} is unknown: choose ste or masked")
 
 
-def sparsify_24(x: Tensor, dim: int = -1, *, gradient: Gradient = "ste") -> Tensor:
+def sparsify_24(x: Tensor, dim: int = -1, *, gradient: Gradient = "ste", backend: str = "auto") -> Tensor:
     """Keep the two largest magnitudes of every four consecutive entries, zero the rest.
 
     Equal magnitudes: the lower index wins. NaN ranks above infinity, so that it stays visible. Kept entries
@@ -80,21 +81,25 @@ def sparsify_24(x: Tensor, dim: int = -1, *, gradient: Gradient = "ste") -> Tens
         dim: Axis of N.
         gradient: ``ste``: the step is the identity in backward (ELAS, arXiv 2605.03667); ``masked``: only
             kept entries carry gradient, which is the exact derivative wherever no two magnitudes are equal.
+        backend: ``auto`` or a backend's name, see ``resolve_backend``.
 
     Returns:
         A tensor of the shape and dtype of ``x``.
 
     Raises:
         ValueError: N is not a multiple of 4, no such axis, unsupported dtype, or unknown gradient.
+        UserError: A backend that is unknown or cannot run here (a ValueError, too).
     """
     check_gradient(gradient)
     dim = check_24(x, dim)
+    if resolve_backend(backend, x.device).chosen == "triton":
+        return _kernel(x.movedim(dim, -1), False, gradient).movedim(-1, dim)
     if gradient == "ste":
         return _StraightThrough24.apply(x, dim)
     return _Masked24.apply(x, keep_mask_24(x, dim))
 
 
-def relu2_sparsify_24(x: Tensor, *, gradient: Gradient = "ste") -> Tensor:
+def relu2_sparsify_24(x: Tensor, *, gradient: Gradient = "ste", backend: str = "auto") -> Tensor:
     """``sparsify_24(relu(x)**2)`` along the last axis, the hidden step of ELAS (arXiv 2605.03667).
 
     With ``ste`` one tensor is saved for backward instead of the two that the composition would keep.
@@ -102,15 +107,26 @@ def relu2_sparsify_24(x: Tensor, *, gradient: Gradient = "ste") -> Tensor:
     Args:
         x: ``(..., N)`` pre-activations, N a multiple of 4.
         gradient: As in ``sparsify_24``; the derivative of ReLU² applies in both.
+        backend: ``auto`` or a backend's name, see ``resolve_backend``.
 
     Returns:
         A tensor of the shape and dtype of ``x``.
 
     Raises:
         ValueError: As in ``sparsify_24``.
+        UserError: As in ``sparsify_24``.
     """
     check_gradient(gradient)
     check_24(x, -1)
+    if resolve_backend(backend, x.device).chosen == "triton":
+        return _kernel(x, True, gradient)
     if gradient == "ste":
         return _Relu2StraightThrough24.apply(x)
-    return sparsify_24(x.relu().square(), gradient=gradient)
+    return sparsify_24(x.relu().square(), gradient=gradient, backend="reference")
+
+
+def _kernel(x: Tensor, relu2: bool, gradient: Gradient) -> Tensor:
+    check_kernel_dtype(x)
+    from elas_lightning.ops.kernels.sparsify import sparsify
+
+    return sparsify(x, relu2, gradient == "masked")

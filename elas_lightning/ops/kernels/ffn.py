@@ -1,0 +1,393 @@
+"""The low-rank FFN between two rank-sized tensors, without its hidden features in memory.
+
+It is attention without the softmax: ``z`` stands for the queries, the rows of ``up`` for the keys, those of
+``down`` for the values. ``fused_kernel`` never writes the hidden features. Above ``largest_fused_rank`` its tiles
+no longer fit, and ``hidden_kernel`` writes them once, already activated and selected, for a
+library product. ``ops/storage.py`` calls these functions chunk by chunk and holds their gradients.
+
+The four members of each group of features are four tiles (rows 4g, 4g + 1, ... of ``up``), see
+``selection.py``. Products are accumulated in float32, and the pre-activation is rounded to the dtype before
+the selection, as in the plain composition.
+
+Shape suffixes: T tokens, R rank, F hidden features, G = F / 4 groups, O output rank.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from elas_lightning.ops.kernels.selection import join_groups, keep_24, pack_groups, relu, relu2
+from elas_lightning.ops.kernels.tiles import (
+    backward_tiles,
+    fused_tiles,
+    hidden_tiles,
+    interpreted,
+    largest_fused_rank,
+)
+
+
+@triton.jit
+def dot(a, b, accumulator, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
+    """``accumulator + a @ b`` in float32."""
+    if UPCAST:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, accumulator, input_precision=PRECISION)
+
+
+@triton.jit
+def member_rows(w_ptr, group_offsets, MEMBER: tl.constexpr, width):
+    """Pointers to row ``4g + MEMBER`` of a contiguous ``(F, width)`` matrix for each group g."""
+    return w_ptr + (4 * group_offsets + MEMBER).to(tl.int64) * width
+
+
+@triton.jit
+def load_rows(rows, columns, rows_mask, columns_mask, EVEN: tl.constexpr):
+    """A tile ``(rows, columns)``; EVEN says that no column lies outside."""
+    if EVEN:
+        return tl.load(rows[:, None] + columns[None, :], mask=rows_mask[:, None], other=0.0)
+    return tl.load(
+        rows[:, None] + columns[None, :], mask=rows_mask[:, None] & columns_mask[None, :], other=0.0
+    )
+
+
+@triton.jit
+def group_products(
+    x_ptr,
+    w_ptr,
+    token_offsets,
+    group_offsets,
+    token_mask,
+    group_mask,
+    width,
+    EVEN: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BT: tl.constexpr,
+    BG: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """``x @ w[m::4]ᵀ`` for the members m = 0 to 3: four float32 tiles (BT, BG) of contiguous x and w."""
+    a = tl.zeros((BT, BG), tl.float32)
+    b = tl.zeros((BT, BG), tl.float32)
+    c = tl.zeros((BT, BG), tl.float32)
+    d = tl.zeros((BT, BG), tl.float32)
+    x_rows = x_ptr + token_offsets.to(tl.int64) * width
+    for start in range(0, width, BK):
+        k = start + tl.arange(0, BK)
+        k_mask = k < width
+        x = load_rows(x_rows, k, token_mask, k_mask, EVEN)
+        w_a = load_rows(member_rows(w_ptr, group_offsets, 0, width), k, group_mask, k_mask, EVEN)
+        w_b = load_rows(member_rows(w_ptr, group_offsets, 1, width), k, group_mask, k_mask, EVEN)
+        w_c = load_rows(member_rows(w_ptr, group_offsets, 2, width), k, group_mask, k_mask, EVEN)
+        w_d = load_rows(member_rows(w_ptr, group_offsets, 3, width), k, group_mask, k_mask, EVEN)
+        a = dot(x, tl.trans(w_a), a, UPCAST, PRECISION)
+        b = dot(x, tl.trans(w_b), b, UPCAST, PRECISION)
+        c = dot(x, tl.trans(w_c), c, UPCAST, PRECISION)
+        d = dot(x, tl.trans(w_d), d, UPCAST, PRECISION)
+    return a, b, c, d
+
+
+@triton.jit
+def activate(a, b, c, d, DTYPE: tl.constexpr, SPARSE: tl.constexpr):
+    """Round four tiles of pre-activations, square their ReLU, and zero what 2:4 drops."""
+    a, b, c, d = relu2(a.to(DTYPE)), relu2(b.to(DTYPE)), relu2(c.to(DTYPE)), relu2(d.to(DTYPE))
+    if SPARSE:
+        keep_a, keep_b, keep_c, keep_d = keep_24(a, b, c, d)
+        zero = tl.zeros_like(a)
+        a, b = tl.where(keep_a, a, zero), tl.where(keep_b, b, zero)
+        c, d = tl.where(keep_c, c, zero), tl.where(keep_d, d, zero)
+    return a, b, c, d
+
+
+@triton.jit
+def fused_kernel(
+    z_ptr,
+    up_ptr,
+    down_ptr,
+    out_ptr,
+    tokens,
+    groups,
+    rank,
+    out_rank,
+    SPARSE: tl.constexpr,
+    EVEN_R: tl.constexpr,
+    EVEN_O: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BT: tl.constexpr,
+    BG: tl.constexpr,
+    BR: tl.constexpr,
+    BO: tl.constexpr,
+):
+    """``S(relu(z upᵀ)**2) down`` for BT tokens; BR and BO cover the whole ranks."""
+    DTYPE: tl.constexpr = z_ptr.dtype.element_ty
+    token_offsets = tl.program_id(0) * BT + tl.arange(0, BT)
+    token_mask = token_offsets < tokens
+    r, o = tl.arange(0, BR), tl.arange(0, BO)
+    r_mask, o_mask = r < rank, o < out_rank
+    z = load_rows(z_ptr + token_offsets.to(tl.int64) * rank, r, token_mask, r_mask, EVEN_R)
+    out = tl.zeros((BT, BO), tl.float32)
+    zero = tl.zeros((BT, BG), tl.float32)
+    for start in range(0, groups, BG):
+        g = start + tl.arange(0, BG)
+        g_mask = g < groups
+        up_a = load_rows(member_rows(up_ptr, g, 0, rank), r, g_mask, r_mask, EVEN_R)
+        up_b = load_rows(member_rows(up_ptr, g, 1, rank), r, g_mask, r_mask, EVEN_R)
+        up_c = load_rows(member_rows(up_ptr, g, 2, rank), r, g_mask, r_mask, EVEN_R)
+        up_d = load_rows(member_rows(up_ptr, g, 3, rank), r, g_mask, r_mask, EVEN_R)
+        a, b, c, d = activate(
+            dot(z, tl.trans(up_a), zero, UPCAST, PRECISION),
+            dot(z, tl.trans(up_b), zero, UPCAST, PRECISION),
+            dot(z, tl.trans(up_c), zero, UPCAST, PRECISION),
+            dot(z, tl.trans(up_d), zero, UPCAST, PRECISION),
+            DTYPE,
+            SPARSE,
+        )
+        f = start * 4 + tl.arange(0, 4 * BG)
+        down = load_rows(down_ptr + f.to(tl.int64) * out_rank, o, f < groups * 4, o_mask, EVEN_O)
+        out = dot(join_groups(a, b, c, d), down, out, UPCAST, PRECISION)
+    out_rows = out_ptr + token_offsets.to(tl.int64) * out_rank
+    tl.store(out_rows[:, None] + o[None, :], out.to(DTYPE), mask=token_mask[:, None] & o_mask[None, :])
+
+
+@triton.jit
+def hidden_kernel(
+    z_ptr,
+    up_ptr,
+    hidden_ptr,
+    meta_ptr,
+    tokens,
+    groups,
+    rank,
+    SPARSE: tl.constexpr,
+    PACKED: tl.constexpr,
+    EVEN_R: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BT: tl.constexpr,
+    BG: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """``S(relu(z upᵀ)**2)`` written once: dense ``(T, F)``, or packed as values ``(T, F/2)`` and codes."""
+    DTYPE: tl.constexpr = z_ptr.dtype.element_ty
+    column_blocks = tl.cdiv(groups, BG)
+    token_offsets = tl.program_id(0) // column_blocks * BT + tl.arange(0, BT)
+    first_group = tl.program_id(0) % column_blocks * BG
+    group_offsets = first_group + tl.arange(0, BG)
+    token_mask, group_mask = token_offsets < tokens, group_offsets < groups
+    a, b, c, d = group_products(
+        z_ptr, up_ptr, token_offsets, group_offsets, token_mask, group_mask, rank,
+        EVEN_R, UPCAST, PRECISION, BT, BG, BK,
+    )  # fmt: skip
+    a, b, c, d = activate(a, b, c, d, DTYPE, SPARSE and not PACKED)
+    rows = token_offsets.to(tl.int64)[:, None]
+    if PACKED:
+        values, meta = pack_groups(a, b, c, d)
+        columns = first_group * 2 + tl.arange(0, 2 * BG)[None, :]
+        tl.store(
+            hidden_ptr + rows * (groups * 2) + columns,
+            values,
+            mask=token_mask[:, None] & (columns < groups * 2),
+        )
+        columns = first_group // 2 + tl.arange(0, BG // 2)[None, :]
+        tl.store(
+            meta_ptr + rows * (groups // 2) + columns,
+            meta,
+            mask=token_mask[:, None] & (columns < groups // 2),
+        )
+    else:
+        columns = first_group * 4 + tl.arange(0, 4 * BG)[None, :]
+        tl.store(
+            hidden_ptr + rows * (groups * 4) + columns,
+            join_groups(a, b, c, d),
+            mask=token_mask[:, None] & (columns < groups * 4),
+        )
+
+
+@triton.jit
+def slope(x, grad, keep, DTYPE: tl.constexpr, MASKED: tl.constexpr):
+    """The gradient of one tile of pre-activations: ``2 relu(x)`` times that of the hidden features."""
+    out = 2 * relu(x.to(DTYPE).to(tl.float32)) * grad
+    if MASKED:
+        out = tl.where(keep, out, 0.0)
+    return out.to(DTYPE)
+
+
+@triton.jit
+def hidden_backward_kernel(
+    z_ptr,
+    up_ptr,
+    grad_ptr,
+    down_ptr,
+    hidden_ptr,
+    grad_hidden_ptr,
+    tokens,
+    groups,
+    rank,
+    out_rank,
+    SPARSE: tl.constexpr,
+    MASKED: tl.constexpr,
+    EVEN_R: tl.constexpr,
+    EVEN_O: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BT: tl.constexpr,
+    BG: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """Recompute the hidden features and write them beside the gradient of their pre-activations.
+
+    With both, the three remaining products of backward are plain library calls.
+    """
+    DTYPE: tl.constexpr = z_ptr.dtype.element_ty
+    column_blocks = tl.cdiv(groups, BG)
+    token_offsets = tl.program_id(0) // column_blocks * BT + tl.arange(0, BT)
+    first_group = tl.program_id(0) % column_blocks * BG
+    group_offsets = first_group + tl.arange(0, BG)
+    token_mask, group_mask = token_offsets < tokens, group_offsets < groups
+    a, b, c, d = group_products(
+        z_ptr, up_ptr, token_offsets, group_offsets, token_mask, group_mask, rank,
+        EVEN_R, UPCAST, PRECISION, BT, BG, BK,
+    )  # fmt: skip
+    grad_a, grad_b, grad_c, grad_d = group_products(
+        grad_ptr, down_ptr, token_offsets, group_offsets, token_mask, group_mask, out_rank,
+        EVEN_O, UPCAST, PRECISION, BT, BG, BK,
+    )  # fmt: skip
+    h_a, h_b, h_c, h_d = activate(a, b, c, d, DTYPE, False)
+    keep_a, keep_b, keep_c, keep_d = keep_24(h_a, h_b, h_c, h_d)
+    if SPARSE:
+        zero = tl.zeros_like(h_a)
+        h_a, h_b = tl.where(keep_a, h_a, zero), tl.where(keep_b, h_b, zero)
+        h_c, h_d = tl.where(keep_c, h_c, zero), tl.where(keep_d, h_d, zero)
+    columns = first_group * 4 + tl.arange(0, 4 * BG)[None, :]
+    offsets = token_offsets.to(tl.int64)[:, None] * (groups * 4) + columns
+    mask = token_mask[:, None] & (columns < groups * 4)
+    tl.store(hidden_ptr + offsets, join_groups(h_a, h_b, h_c, h_d), mask=mask)
+    grad_hidden = join_groups(
+        slope(a, grad_a, keep_a, DTYPE, SPARSE and MASKED),
+        slope(b, grad_b, keep_b, DTYPE, SPARSE and MASKED),
+        slope(c, grad_c, keep_c, DTYPE, SPARSE and MASKED),
+        slope(d, grad_d, keep_d, DTYPE, SPARSE and MASKED),
+    )
+    tl.store(grad_hidden_ptr + offsets, grad_hidden, mask=mask)
+
+
+def _arithmetic(dtype: torch.dtype) -> dict[str, object]:
+    """How products are formed: as torch would, float32 exactly unless it is told otherwise."""
+    exact = torch.get_float32_matmul_precision() == "highest"
+    # the interpreter's bfloat16 product is wrong (Triton 3.9), its float32 product of the same values is right
+    upcast = interpreted() and dtype == torch.bfloat16
+    return {"UPCAST": upcast, "PRECISION": "ieee" if exact else "tf32"}
+
+
+def _padded(rank: int) -> int:
+    """The smallest tile that covers a rank: a power of two, at least what a matrix instruction takes."""
+    return max(16, triton.next_power_of_2(rank))
+
+
+def fused(z_TR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
+    """``S(relu(z upᵀ)**2) down``, or without S; contiguous in, ``(T, O)`` out; both ranks at most 256."""
+    (tokens, rank), (features, out_rank) = z_TR.shape, down_FO.shape
+    block_r, block_o = _padded(rank), _padded(out_rank)
+    tiles = fused_tiles(z_TR.dtype, max(block_r, block_o))
+    out_TO = z_TR.new_empty((tokens, out_rank))
+    fused_kernel[(triton.cdiv(tokens, tiles.tokens),)](
+        z_TR,
+        up_FR,
+        down_FO,
+        out_TO,
+        tokens,
+        features // 4,
+        rank,
+        out_rank,
+        SPARSE=sparse,
+        EVEN_R=rank == block_r,
+        EVEN_O=out_rank == block_o,
+        BT=tiles.tokens,
+        BG=tiles.groups,
+        BR=block_r,
+        BO=block_o,
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+        **_arithmetic(z_TR.dtype),
+    )
+    return out_TO
+
+
+def _hidden(z_TR: Tensor, up_FR: Tensor, hidden: Tensor, meta: Tensor, sparse: bool, packed: bool) -> None:
+    (tokens, rank), groups = z_TR.shape, up_FR.shape[0] // 4
+    tiles = hidden_tiles(z_TR.dtype)
+    grid = (triton.cdiv(tokens, tiles.tokens) * triton.cdiv(groups, tiles.groups),)
+    hidden_kernel[grid](
+        z_TR,
+        up_FR,
+        hidden,
+        meta,
+        tokens,
+        groups,
+        rank,
+        SPARSE=sparse,
+        PACKED=packed,
+        EVEN_R=rank % tiles.depth == 0,
+        BT=tiles.tokens,
+        BG=tiles.groups,
+        BK=tiles.depth,
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+        **_arithmetic(z_TR.dtype),
+    )
+
+
+def forward(z_TR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
+    """``S(relu(z upᵀ)**2) down``: by one kernel where the ranks allow it, else by a kernel and a library product."""
+    if max(up_FR.shape[1], down_FO.shape[1]) <= largest_fused_rank(z_TR.dtype, z_TR.device):
+        return fused(z_TR, up_FR, down_FO, sparse)
+    hidden_TF = z_TR.new_empty((z_TR.shape[0], up_FR.shape[0]))
+    _hidden(z_TR, up_FR, hidden_TF, hidden_TF, sparse, packed=False)
+    return hidden_TF @ down_FO
+
+
+def hidden_packed(z_TR: Tensor, up_FR: Tensor) -> tuple[Tensor, Tensor]:
+    """``pack_24(relu(z upᵀ)**2)`` in one pass: ``(T, F/2)`` and ``(T, F/8)`` uint8; F a multiple of 8."""
+    tokens, features = z_TR.shape[0], up_FR.shape[0]
+    values = z_TR.new_empty((tokens, features // 2))
+    meta = z_TR.new_empty((tokens, features // 8), dtype=torch.uint8)
+    _hidden(z_TR, up_FR, values, meta, sparse=True, packed=True)
+    return values, meta
+
+
+def hidden_backward(
+    z_TR: Tensor, up_FR: Tensor, down_FO: Tensor, grad_TO: Tensor, sparse: bool, masked: bool
+) -> tuple[Tensor, Tensor]:
+    """The hidden features again and the gradient of their pre-activations, both ``(T, F)``; contiguous in."""
+    (tokens, rank), (features, out_rank) = z_TR.shape, down_FO.shape
+    tiles = backward_tiles(z_TR.dtype)
+    groups = features // 4
+    hidden_TF, grad_TF = z_TR.new_empty((2, tokens, features)).unbind()
+    grid = (triton.cdiv(tokens, tiles.tokens) * triton.cdiv(groups, tiles.groups),)
+    hidden_backward_kernel[grid](
+        z_TR,
+        up_FR,
+        grad_TO,
+        down_FO,
+        hidden_TF,
+        grad_TF,
+        tokens,
+        groups,
+        rank,
+        out_rank,
+        SPARSE=sparse,
+        MASKED=masked,
+        EVEN_R=rank % tiles.depth == 0,
+        EVEN_O=out_rank % tiles.depth == 0,
+        BT=tiles.tokens,
+        BG=tiles.groups,
+        BK=tiles.depth,
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+        **_arithmetic(z_TR.dtype),
+    )
+    return hidden_TF, grad_TF

@@ -1,0 +1,71 @@
+"""Tile sizes of the matrix kernels, by dtype and rank: the whole of what may be launched.
+
+Each entry compiles for compute capability 8.0, 9.0 and 10.0 without register spills and within the shared
+memory of each; ``tests/ops/kernels/test_ahead_of_time.py`` holds every one of them to that.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """One launch configuration.
+
+    Attributes:
+        tokens: Rows of a program.
+        groups: Groups of four features a step (fused) or a program (others).
+        depth: Step along the inner dimension; a fused kernel takes the whole rank at once.
+        warps: Warps a program.
+        stages: Depth of the software pipeline.
+    """
+
+    tokens: int
+    groups: int
+    depth: int
+    warps: int
+    stages: int
+
+
+def largest_fused_rank(dtype: torch.dtype, device: torch.device) -> int:
+    """Up to which rank ``fused_kernel`` is launched: beyond, its tiles of the factors do not fit one program."""
+    if dtype == torch.float32:
+        return 128
+    if device.type != "cuda":
+        return 256
+    # 168 KiB at rank 256; consumer cards have 99, on which rank 128 fits
+    return (
+        256 if torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= 160 * 2**10 else 128
+    )
+
+
+def fused_tiles(dtype: torch.dtype, rank: int) -> Tiles:
+    """For ``fused_kernel``, which takes the whole (padded) rank at once."""
+    if dtype == torch.float32:
+        return Tiles(tokens=32, groups=16, depth=rank, warps=8, stages=1)
+    return Tiles(tokens=128 if rank <= 128 else 64, groups=16, depth=rank, warps=8, stages=2)
+
+
+def hidden_tiles(dtype: torch.dtype) -> Tiles:
+    """For ``hidden_kernel``."""
+    if dtype == torch.float32:
+        return Tiles(tokens=32, groups=16, depth=32, warps=4, stages=2)
+    return Tiles(tokens=128, groups=32, depth=64, warps=8, stages=2)
+
+
+def backward_tiles(dtype: torch.dtype) -> Tiles:
+    """For ``hidden_backward_kernel``, which holds eight accumulators."""
+    if dtype == torch.float32:
+        return Tiles(tokens=32, groups=16, depth=32, warps=4, stages=2)
+    return Tiles(tokens=128, groups=32, depth=64, warps=8, stages=3)
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on any device."""
+    return os.environ.get("TRITON_INTERPRET") == "1"

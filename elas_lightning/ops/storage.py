@@ -1,0 +1,175 @@
+"""The ReLU² FFN between its factors with little kept for backward.
+
+Autograd, left alone, keeps the pre-activation and the hidden features of every token, both d_ff wide. Here
+forward and backward go through the tokens chunk by chunk, and what lies between them is
+
+- ``recompute``: ``z``, ``up`` and ``down`` alone; backward computes the hidden features again;
+- ``packed``: these and the hidden features as ``pack_24`` stores them, 0.5625 of one dense copy in 16 bits.
+  The masked gradient then needs no second product with ``up``, since ``relu(x) = sqrt(h)`` where h was kept;
+  the straight-through gradient also needs ``relu(x)`` of what was dropped, which is computed again.
+
+Both directions are custom operators, opaque to ``torch.compile``: a partitioner that saw the recomputation
+would save its result instead.
+
+Shape suffixes: T tokens, t tokens of a chunk, R rank, F hidden features, O output rank, K = F / 2, M = F / 8;
+"..." leading dimensions.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from elas_lightning.ops.packing import pack_24, unpack_24
+from elas_lightning.ops.reference import keep_mask_24, zero_dropped
+
+# A chunk fills a GPU, and its d_ff-wide workspaces stay small beside what many layers would keep.
+CHUNK_TOKENS = 8192
+
+
+class _Plain:
+    """The steps in plain PyTorch: the specification of ``ops/kernels/ffn.py``, which has the same names."""
+
+    @staticmethod
+    def forward(z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
+        hidden_tF = F.linear(z_tR, up_FR).relu().square()
+        if sparse:
+            hidden_tF = zero_dropped(hidden_tF, keep_mask_24(hidden_tF, 1))
+        return hidden_tF @ down_FO
+
+    @staticmethod
+    def hidden_packed(z_tR: Tensor, up_FR: Tensor) -> tuple[Tensor, Tensor]:
+        return pack_24(F.linear(z_tR, up_FR).relu().square(), backend="reference")
+
+    @staticmethod
+    def hidden_backward(
+        z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, grad_tO: Tensor, sparse: bool, masked: bool
+    ) -> tuple[Tensor, Tensor]:
+        relu_tF = F.linear(z_tR, up_FR).relu()
+        hidden_tF = relu_tF.square()
+        grad_tF = F.linear(grad_tO, down_FO).mul_(relu_tF).mul_(2)
+        if sparse:
+            keep_tF = keep_mask_24(hidden_tF, 1)
+            hidden_tF = zero_dropped(hidden_tF, keep_tF)
+            if masked:
+                grad_tF = zero_dropped(grad_tF, keep_tF)
+        return hidden_tF, grad_tF
+
+
+def _steps(backend: str) -> type[_Plain] | ModuleType:
+    if backend == "reference":
+        return _Plain
+    from elas_lightning.ops.kernels import ffn
+
+    return ffn
+
+
+@torch.library.custom_op("elas::lowrank_ffn", mutates_args=())
+def stored_ffn(
+    z: Tensor, up: Tensor, down: Tensor, sparse: bool, masked: bool, packed: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``S(relu(z upᵀ)**2) down`` with little kept for backward; ``lowrank_ffn`` is its public face.
+
+    Args:
+        z: ``(..., R)``.
+        up: ``(F, R)``.
+        down: ``(F, O)``.
+        sparse: Whether S is the 2:4 step, F then a multiple of 4, or nothing.
+        masked: Whether dropped entries carry no gradient, or (straight-through) the step is the identity.
+        packed: Whether the packed hidden features are kept; needs ``sparse`` and F a multiple of 8.
+        backend: ``reference`` or ``triton``.
+
+    Returns:
+        ``(..., O)``; and, for backward alone, ``values (T, K)`` and ``meta (T, M)``, both empty without ``packed``.
+    """
+    steps = _steps(backend)
+    z_TR, up_FR, down_FO = z.reshape(-1, z.shape[-1]).contiguous(), up.contiguous(), down.contiguous()
+    out_TO = z.new_empty((z_TR.shape[0], down.shape[1]))
+    values_TK, meta_TM = _kept(z, up, packed)
+    for start in range(0, z_TR.shape[0], CHUNK_TOKENS):
+        chunk = slice(start, start + CHUNK_TOKENS)
+        if packed:
+            values_TK[chunk], meta_TM[chunk] = steps.hidden_packed(z_TR[chunk], up_FR)
+            out_TO[chunk] = unpack_24(values_TK[chunk], meta_TM[chunk], backend=backend) @ down_FO
+        else:
+            out_TO[chunk] = steps.forward(z_TR[chunk], up_FR, down_FO, sparse)
+    return out_TO.reshape(*z.shape[:-1], down.shape[1]), values_TK, meta_TM
+
+
+@torch.library.custom_op("elas::lowrank_ffn_backward", mutates_args=())
+def stored_ffn_backward(
+    z: Tensor,
+    up: Tensor,
+    down: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    grad: Tensor,
+    sparse: bool,
+    masked: bool,
+    packed: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of ``z``, ``up`` and ``down``, given that of the output, ``(..., O)``."""
+    steps = _steps(backend)
+    z_TR, up_FR, down_FO = z.reshape(-1, z.shape[-1]).contiguous(), up.contiguous(), down.contiguous()
+    grad_TO = grad.reshape(-1, grad.shape[-1]).contiguous()
+    grad_z_TR = torch.empty_like(z_TR)
+    # Sums over chunks are kept in float32, so that their number does not show in the result.
+    wide = torch.promote_types(z.dtype, torch.float32)
+    grad_up_FR, grad_down_FO = (
+        up_FR.new_zeros(up.shape, dtype=wide),
+        down_FO.new_zeros(down.shape, dtype=wide),
+    )
+    for start in range(0, z_TR.shape[0], CHUNK_TOKENS):
+        chunk = slice(start, start + CHUNK_TOKENS)
+        z_tR, grad_tO = z_TR[chunk], grad_TO[chunk]
+        if packed:
+            hidden_tF = unpack_24(values[chunk], meta[chunk], backend=backend)
+            relu_tF = hidden_tF.sqrt() if masked else F.linear(z_tR, up_FR).relu()
+            grad_tF = F.linear(grad_tO, down_FO).mul_(relu_tF).mul_(2)
+        else:
+            hidden_tF, grad_tF = steps.hidden_backward(z_tR, up_FR, down_FO, grad_tO, sparse, masked)
+        grad_z_TR[chunk] = grad_tF @ up_FR
+        grad_up_FR += grad_tF.t() @ z_tR
+        grad_down_FO += hidden_tF.t() @ grad_tO
+    return grad_z_TR.reshape(z.shape), grad_up_FR.to(up.dtype), grad_down_FO.to(down.dtype)
+
+
+def _kept(z: Tensor, up: Tensor, packed: bool) -> tuple[Tensor, Tensor]:
+    tokens = z.numel() // z.shape[-1] if packed else 0
+    values = z.new_empty((tokens, up.shape[0] // 2))
+    return values, z.new_empty((tokens, up.shape[0] // 8), dtype=torch.uint8)
+
+
+@stored_ffn.register_fake
+def _(
+    z: Tensor, up: Tensor, down: Tensor, sparse: bool, masked: bool, packed: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return z.new_empty((*z.shape[:-1], down.shape[1])), *_kept(z, up, packed)
+
+
+@stored_ffn_backward.register_fake
+def _(
+    z: Tensor, up: Tensor, down: Tensor, values: Tensor, meta: Tensor, grad: Tensor,
+    sparse: bool, masked: bool, packed: bool, backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return z.new_empty(z.shape), up.new_empty(up.shape), down.new_empty(down.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    z, up, down, *ctx.options = inputs
+    _, values, meta = output
+    ctx.mark_non_differentiable(values, meta)
+    ctx.save_for_backward(z, up, down, values, meta)
+
+
+def _backward(ctx: Any, grad: Tensor, *of_kept: Tensor) -> tuple[Any, ...]:
+    grads = stored_ffn_backward(*ctx.saved_tensors, grad, *ctx.options)
+    return *grads, None, None, None, None
+
+
+stored_ffn.register_autograd(_backward, setup_context=_save)
