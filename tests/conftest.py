@@ -1,14 +1,19 @@
 """A corpus of a few hundred sentences in C4's format, a tokenizer of 300 tokens trained on it, and a run on both."""
 
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from small_corpus import sentences, write_shard
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+# Before anything imports Triton, which reads it once: without a GPU its interpreter runs the kernels.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 from elas_lightning.data import C4DataModule
 from elas_lightning.data.tokenizer import END_OF_TEXT

@@ -84,7 +84,7 @@ def test_print_config_shows_the_whole_stack(overlay: Path) -> None:
         (["--model.config.ffn_rank=17"], "ffn_rank = 17 is not possible: give 1 to 16"),
         (["--model.config.num_heads=3"], "num_heads = 3"),
         (["--model.config.intermediate_size=6", "--model.config.ffn=swiglu"], "divisible by 4, not 6"),
-        (["--model.config.backend=triton"], "backend 'triton' cannot run here"),
+        (["--model.config.backend=cusparselt"], "backend 'cusparselt' cannot run here"),
         (["--model.optimizer.lr=fast"], "lr"),
         (["--model.optimizer.lr=-1"], "lr is -1"),
         (["--model.config.vocab_size=100"], "vocab_size is 100 but the tokenizer .* has 300 ids"),

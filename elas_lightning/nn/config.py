@@ -17,6 +17,7 @@ FFNKind = Literal["swiglu", "relu2", "relu", "gelu", "silu"]
 Initialization = Literal["xavier", "cola", "spectral", "wide_lowrank"]
 Backend = Literal["auto", "reference", "triton", "cusparselt"]
 Gradient = Literal["ste", "masked"]
+Storage = Literal["dense", "packed", "recompute"]
 
 _KEY = "model.config"
 
@@ -121,6 +122,9 @@ class ModelConfig:
         norm_eps: Epsilon of RMSNorm.
         rope_theta: Base of the rotary frequencies.
         backend: What computes the low-rank FFN, see ``elas_lightning.ops.resolve_backend``.
+        ffn_storage: What an FFN with squared ReLU keeps for backward: ``dense`` (all), ``packed`` (the hidden
+            features in 2:4 form; nothing where the 2:4 step is off, as in the dense warm-up) or ``recompute``
+            (nothing that is d_ff wide), see ``elas_lightning.ops.lowrank_ffn``.
         sparsity: Where activations become 2:4.
     """
 
@@ -138,6 +142,7 @@ class ModelConfig:
     norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     backend: Backend = "auto"
+    ffn_storage: Storage = "dense"
     sparsity: SparsityConfig = SparsityConfig()
 
     def __post_init__(self) -> None:
@@ -148,6 +153,7 @@ class ModelConfig:
         _check_choice("ffn", self.ffn, FFNKind)
         _check_choice("initialization", self.initialization, Initialization)
         _check_choice("backend", self.backend, Backend)
+        _check_choice("ffn_storage", self.ffn_storage, Storage)
         if not isinstance(self.sparsity, SparsityConfig):
             raise _refuse("sparsity", self.sparsity, "give a SparsityConfig")
         self._check_heads()
@@ -156,6 +162,7 @@ class ModelConfig:
         self._check_needs_factors()
         self._check_sparse_layers()
         self._check_sparse_widths()
+        self._check_storage()
 
     @classmethod
     def from_mapping(cls, fields: Mapping[str, Any]) -> "ModelConfig":
@@ -227,6 +234,20 @@ class ModelConfig:
             raise _refuse("bottleneck_activation", self.bottleneck_activation, needs + "leave it null")
         if self.initialization != "xavier":
             raise _refuse("initialization", self.initialization, needs + "leave it at xavier")
+
+    def _check_storage(self) -> None:
+        if self.gated and self.backend not in ("auto", "reference"):
+            allowed = "its kernels are for an FFN without a gate: choose auto or reference for swiglu"
+            raise _refuse("backend", self.backend, allowed)
+        if self.ffn_storage == "dense":
+            return
+        if self.ffn != "relu2":
+            raise _refuse(
+                "ffn_storage", self.ffn_storage, f"it needs ffn relu2, not {self.ffn}: choose dense"
+            )
+        if self.ffn_storage == "packed" and "ffn_hidden" not in self.sparsity.placement:
+            allowed = "it needs ffn_hidden in sparsity.placement: choose dense or recompute"
+            raise _refuse("ffn_storage", self.ffn_storage, allowed)
 
     def _check_sparse_layers(self) -> None:
         if not self.sparsity.placement:

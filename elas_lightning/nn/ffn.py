@@ -81,14 +81,18 @@ class UngatedFFN(FFN):
         x = self.input_site(x)
         # z and out: (..., R) at low rank, (..., C) at full rank
         z, up_weight = (up.reduce(x), up.B) if isinstance(up, LowRankLinear) else (x, up.weight)
+        sparse, storage = self.hidden_site.active, self.config.ffn_storage
+        if storage == "packed" and not sparse:
+            storage = "recompute"  # as ffn_storage documents: dense features have no packed form
         out = lowrank_ffn(
             z,
             up_weight,
             (down.A if isinstance(down, LowRankLinear) else down.weight).t(),
             activation=self.config.ffn,  # type: ignore[arg-type]
-            sparsity="2:4" if self.hidden_site.active else None,
+            sparsity="2:4" if sparse else None,
             gradient=self.hidden_site.gradient,
             backend=self.config.backend,
+            storage=storage,
         )
         return down.expand(down.between(out)) if isinstance(down, LowRankLinear) else out
 

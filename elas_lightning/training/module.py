@@ -150,7 +150,7 @@ class ElasModule(L.LightningModule):
         different = [
             f"model.config.{key} is {mine[key]!r} but the checkpoint has {saved.get(key)!r}"
             for key in mine
-            if mine[key] != saved.get(key) and key != "backend"
+            if mine[key] != saved.get(key) and key not in ("backend", "ffn_storage")
         ]
         if different:
             raise UserError(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from elas_lightning.errors import UserError
-from elas_lightning.ops import BackendChoice, resolve_backend
+from elas_lightning.ops import BackendChoice, backend, resolve_backend
 
 CPU = torch.device("cpu")
 
@@ -21,10 +21,36 @@ def test_named_reference() -> None:
     assert resolve_backend("reference", CPU) == BackendChoice("reference", "reference", "named")
 
 
-@pytest.mark.parametrize("name", ["triton", "cusparselt"])
-def test_a_named_backend_that_cannot_run_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=rf"'{name}' cannot run here: .* choose reference .* or auto"):
-        resolve_backend(name, CPU)
+def test_a_backend_that_is_not_here_is_refused() -> None:
+    with pytest.raises(UserError, match=r"'cusparselt' cannot run here: .* choose reference .* or auto"):
+        resolve_backend("cusparselt", CPU)
+
+
+def test_triton_on_a_processor_needs_its_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "interpreter" in resolve_backend("triton", CPU).why
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(UserError, match="needs a CUDA device, this is cpu; choose reference or auto"):
+        resolve_backend("triton", CPU)
+
+
+def test_triton_needs_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"triton is not installed \(pip install 'elas-lightning\[gpu\]'\)"):
+        resolve_backend("triton", CPU)
+
+
+@pytest.mark.parametrize(("capability", "runs"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_triton_needs_a_gpu_that_knows_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], runs: bool
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    if runs:
+        assert resolve_backend("triton", torch.device("cuda")) == BackendChoice("triton", "triton", "named")
+    else:
+        with pytest.raises(UserError, match=r"compute capability 8.0, this device has 7.5"):
+            resolve_backend("triton", torch.device("cuda"))
 
 
 def test_an_unknown_backend_is_refused() -> None:

@@ -94,7 +94,7 @@ def test_traces_into_one_graph(gradient: Any) -> None:
         ({"sparsity": "1:4"}, "'1:4' is unknown: choose '2:4' or None"),
         ({"gradient": "soft"}, "'soft' is unknown: choose ste or masked"),
         ({"gradient": "soft", "sparsity": None}, "'soft' is unknown"),
-        ({"backend": "triton"}, "'triton' cannot run here"),
+        ({"backend": "cusparselt"}, "'cusparselt' cannot run here"),
     ],
 )
 def test_refuses_unknown_names(options: dict[str, Any], message: str) -> None:

@@ -15,6 +15,7 @@ Shape suffixes: T tokens, R rank, F hidden features, G = F / 4 groups, O output 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -30,11 +31,11 @@ from elas_lightning.ops.kernels.tiles import (
 
 
 @triton.jit
-def dot(a, b, accumulator, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
-    """``accumulator + a @ b`` in float32."""
+def dot(a, b, accumulator, UPCAST: tl.constexpr):
+    """``accumulator + a @ b``, float32 in full precision."""
     if UPCAST:
         a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, accumulator, input_precision=PRECISION)
+    return tl.dot(a, b, accumulator, input_precision="ieee")
 
 
 @triton.jit
@@ -44,13 +45,9 @@ def member_rows(w_ptr, group_offsets, MEMBER: tl.constexpr, width):
 
 
 @triton.jit
-def load_rows(rows, columns, rows_mask, columns_mask, EVEN: tl.constexpr):
-    """A tile ``(rows, columns)``; EVEN says that no column lies outside."""
-    if EVEN:
-        return tl.load(rows[:, None] + columns[None, :], mask=rows_mask[:, None], other=0.0)
-    return tl.load(
-        rows[:, None] + columns[None, :], mask=rows_mask[:, None] & columns_mask[None, :], other=0.0
-    )
+def load_rows(rows, columns, rows_mask):
+    """A tile ``(rows, columns)``, zero in rows that lie outside."""
+    return tl.load(rows[:, None] + columns[None, :], mask=rows_mask[:, None], other=0.0)
 
 
 @triton.jit
@@ -62,9 +59,7 @@ def group_products(
     token_mask,
     group_mask,
     width,
-    EVEN: tl.constexpr,
     UPCAST: tl.constexpr,
-    PRECISION: tl.constexpr,
     BT: tl.constexpr,
     BG: tl.constexpr,
     BK: tl.constexpr,
@@ -77,16 +72,15 @@ def group_products(
     x_rows = x_ptr + token_offsets.to(tl.int64) * width
     for start in range(0, width, BK):
         k = start + tl.arange(0, BK)
-        k_mask = k < width
-        x = load_rows(x_rows, k, token_mask, k_mask, EVEN)
-        w_a = load_rows(member_rows(w_ptr, group_offsets, 0, width), k, group_mask, k_mask, EVEN)
-        w_b = load_rows(member_rows(w_ptr, group_offsets, 1, width), k, group_mask, k_mask, EVEN)
-        w_c = load_rows(member_rows(w_ptr, group_offsets, 2, width), k, group_mask, k_mask, EVEN)
-        w_d = load_rows(member_rows(w_ptr, group_offsets, 3, width), k, group_mask, k_mask, EVEN)
-        a = dot(x, tl.trans(w_a), a, UPCAST, PRECISION)
-        b = dot(x, tl.trans(w_b), b, UPCAST, PRECISION)
-        c = dot(x, tl.trans(w_c), c, UPCAST, PRECISION)
-        d = dot(x, tl.trans(w_d), d, UPCAST, PRECISION)
+        x = load_rows(x_rows, k, token_mask)
+        w_a = load_rows(member_rows(w_ptr, group_offsets, 0, width), k, group_mask)
+        w_b = load_rows(member_rows(w_ptr, group_offsets, 1, width), k, group_mask)
+        w_c = load_rows(member_rows(w_ptr, group_offsets, 2, width), k, group_mask)
+        w_d = load_rows(member_rows(w_ptr, group_offsets, 3, width), k, group_mask)
+        a = dot(x, tl.trans(w_a), a, UPCAST)
+        b = dot(x, tl.trans(w_b), b, UPCAST)
+        c = dot(x, tl.trans(w_c), c, UPCAST)
+        d = dot(x, tl.trans(w_d), d, UPCAST)
     return a, b, c, d
 
 
@@ -110,47 +104,41 @@ def fused_kernel(
     out_ptr,
     tokens,
     groups,
-    rank,
-    out_rank,
     SPARSE: tl.constexpr,
-    EVEN_R: tl.constexpr,
-    EVEN_O: tl.constexpr,
     UPCAST: tl.constexpr,
-    PRECISION: tl.constexpr,
     BT: tl.constexpr,
     BG: tl.constexpr,
     BR: tl.constexpr,
     BO: tl.constexpr,
 ):
-    """``S(relu(z upᵀ)**2) down`` for BT tokens; BR and BO cover the whole ranks."""
+    """``S(relu(z upᵀ)**2) down`` for BT tokens; BR and BO are the whole ranks."""
     DTYPE: tl.constexpr = z_ptr.dtype.element_ty
     token_offsets = tl.program_id(0) * BT + tl.arange(0, BT)
     token_mask = token_offsets < tokens
     r, o = tl.arange(0, BR), tl.arange(0, BO)
-    r_mask, o_mask = r < rank, o < out_rank
-    z = load_rows(z_ptr + token_offsets.to(tl.int64) * rank, r, token_mask, r_mask, EVEN_R)
+    z = load_rows(z_ptr + token_offsets.to(tl.int64) * BR, r, token_mask)
     out = tl.zeros((BT, BO), tl.float32)
     zero = tl.zeros((BT, BG), tl.float32)
     for start in range(0, groups, BG):
         g = start + tl.arange(0, BG)
         g_mask = g < groups
-        up_a = load_rows(member_rows(up_ptr, g, 0, rank), r, g_mask, r_mask, EVEN_R)
-        up_b = load_rows(member_rows(up_ptr, g, 1, rank), r, g_mask, r_mask, EVEN_R)
-        up_c = load_rows(member_rows(up_ptr, g, 2, rank), r, g_mask, r_mask, EVEN_R)
-        up_d = load_rows(member_rows(up_ptr, g, 3, rank), r, g_mask, r_mask, EVEN_R)
+        up_a = load_rows(member_rows(up_ptr, g, 0, BR), r, g_mask)
+        up_b = load_rows(member_rows(up_ptr, g, 1, BR), r, g_mask)
+        up_c = load_rows(member_rows(up_ptr, g, 2, BR), r, g_mask)
+        up_d = load_rows(member_rows(up_ptr, g, 3, BR), r, g_mask)
         a, b, c, d = activate(
-            dot(z, tl.trans(up_a), zero, UPCAST, PRECISION),
-            dot(z, tl.trans(up_b), zero, UPCAST, PRECISION),
-            dot(z, tl.trans(up_c), zero, UPCAST, PRECISION),
-            dot(z, tl.trans(up_d), zero, UPCAST, PRECISION),
+            dot(z, tl.trans(up_a), zero, UPCAST),
+            dot(z, tl.trans(up_b), zero, UPCAST),
+            dot(z, tl.trans(up_c), zero, UPCAST),
+            dot(z, tl.trans(up_d), zero, UPCAST),
             DTYPE,
             SPARSE,
         )
         f = start * 4 + tl.arange(0, 4 * BG)
-        down = load_rows(down_ptr + f.to(tl.int64) * out_rank, o, f < groups * 4, o_mask, EVEN_O)
-        out = dot(join_groups(a, b, c, d), down, out, UPCAST, PRECISION)
-    out_rows = out_ptr + token_offsets.to(tl.int64) * out_rank
-    tl.store(out_rows[:, None] + o[None, :], out.to(DTYPE), mask=token_mask[:, None] & o_mask[None, :])
+        down = load_rows(down_ptr + f.to(tl.int64) * BO, o, f < groups * 4)
+        out = dot(join_groups(a, b, c, d), down, out, UPCAST)
+    out_rows = out_ptr + token_offsets.to(tl.int64) * BO
+    tl.store(out_rows[:, None] + o[None, :], out.to(DTYPE), mask=token_mask[:, None])
 
 
 @triton.jit
@@ -164,9 +152,7 @@ def hidden_kernel(
     rank,
     SPARSE: tl.constexpr,
     PACKED: tl.constexpr,
-    EVEN_R: tl.constexpr,
     UPCAST: tl.constexpr,
-    PRECISION: tl.constexpr,
     BT: tl.constexpr,
     BG: tl.constexpr,
     BK: tl.constexpr,
@@ -180,7 +166,7 @@ def hidden_kernel(
     token_mask, group_mask = token_offsets < tokens, group_offsets < groups
     a, b, c, d = group_products(
         z_ptr, up_ptr, token_offsets, group_offsets, token_mask, group_mask, rank,
-        EVEN_R, UPCAST, PRECISION, BT, BG, BK,
+        UPCAST, BT, BG, BK,
     )  # fmt: skip
     a, b, c, d = activate(a, b, c, d, DTYPE, SPARSE and not PACKED)
     rows = token_offsets.to(tl.int64)[:, None]
@@ -230,10 +216,7 @@ def hidden_backward_kernel(
     out_rank,
     SPARSE: tl.constexpr,
     MASKED: tl.constexpr,
-    EVEN_R: tl.constexpr,
-    EVEN_O: tl.constexpr,
     UPCAST: tl.constexpr,
-    PRECISION: tl.constexpr,
     BT: tl.constexpr,
     BG: tl.constexpr,
     BK: tl.constexpr,
@@ -250,11 +233,11 @@ def hidden_backward_kernel(
     token_mask, group_mask = token_offsets < tokens, group_offsets < groups
     a, b, c, d = group_products(
         z_ptr, up_ptr, token_offsets, group_offsets, token_mask, group_mask, rank,
-        EVEN_R, UPCAST, PRECISION, BT, BG, BK,
+        UPCAST, BT, BG, BK,
     )  # fmt: skip
     grad_a, grad_b, grad_c, grad_d = group_products(
         grad_ptr, down_ptr, token_offsets, group_offsets, token_mask, group_mask, out_rank,
-        EVEN_O, UPCAST, PRECISION, BT, BG, BK,
+        UPCAST, BT, BG, BK,
     )  # fmt: skip
     h_a, h_b, h_c, h_d = activate(a, b, c, d, DTYPE, False)
     keep_a, keep_b, keep_c, keep_d = keep_24(h_a, h_b, h_c, h_d)
@@ -275,25 +258,29 @@ def hidden_backward_kernel(
     tl.store(grad_hidden_ptr + offsets, grad_hidden, mask=mask)
 
 
-def _arithmetic(dtype: torch.dtype) -> dict[str, object]:
-    """How products are formed: as torch would, float32 exactly unless it is told otherwise."""
-    exact = torch.get_float32_matmul_precision() == "highest"
+def _upcast(dtype: torch.dtype) -> bool:
     # the interpreter's bfloat16 product is wrong (Triton 3.9), its float32 product of the same values is right
-    upcast = interpreted() and dtype == torch.bfloat16
-    return {"UPCAST": upcast, "PRECISION": "ieee" if exact else "tf32"}
+    return interpreted() and dtype == torch.bfloat16
 
 
-def _padded(rank: int) -> int:
-    """The smallest tile that covers a rank: a power of two, at least what a matrix instruction takes."""
+def _to_multiple(multiple: int, *matrices: Tensor) -> list[Tensor]:
+    """Columns of zeros up to a multiple: whole tiles need no mask, and rows are aligned for wide loads."""
+    return [F.pad(m, (0, -m.shape[1] % multiple)) if m.shape[1] % multiple else m for m in matrices]
+
+
+def fused_width(rank: int) -> int:
+    """The tile of ``fused_kernel`` for a rank: a power of two, at least what a matrix instruction takes."""
     return max(16, triton.next_power_of_2(rank))
 
 
 def fused(z_TR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
-    """``S(relu(z upᵀ)**2) down``, or without S; contiguous in, ``(T, O)`` out; both ranks at most 256."""
+    """``S(relu(z upᵀ)**2) down``, or without S; contiguous in, ``(T, O)`` out, ranks to ``largest_fused_rank``."""
     (tokens, rank), (features, out_rank) = z_TR.shape, down_FO.shape
-    block_r, block_o = _padded(rank), _padded(out_rank)
+    block_r, block_o = fused_width(rank), fused_width(out_rank)
     tiles = fused_tiles(z_TR.dtype, max(block_r, block_o))
-    out_TO = z_TR.new_empty((tokens, out_rank))
+    z_TR, up_FR = _to_multiple(block_r, z_TR, up_FR)
+    (down_FO,) = _to_multiple(block_o, down_FO)
+    out_TO = z_TR.new_empty((tokens, block_o))
     fused_kernel[(triton.cdiv(tokens, tiles.tokens),)](
         z_TR,
         up_FR,
@@ -301,25 +288,22 @@ def fused(z_TR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
         out_TO,
         tokens,
         features // 4,
-        rank,
-        out_rank,
         SPARSE=sparse,
-        EVEN_R=rank == block_r,
-        EVEN_O=out_rank == block_o,
+        UPCAST=_upcast(z_TR.dtype),
         BT=tiles.tokens,
         BG=tiles.groups,
         BR=block_r,
         BO=block_o,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
-        **_arithmetic(z_TR.dtype),
     )
-    return out_TO
+    return out_TO[:, :out_rank]
 
 
 def _hidden(z_TR: Tensor, up_FR: Tensor, hidden: Tensor, meta: Tensor, sparse: bool, packed: bool) -> None:
-    (tokens, rank), groups = z_TR.shape, up_FR.shape[0] // 4
+    tokens, groups = z_TR.shape[0], up_FR.shape[0] // 4
     tiles = hidden_tiles(z_TR.dtype)
+    z_TR, up_FR = _to_multiple(tiles.depth, z_TR, up_FR)
     grid = (triton.cdiv(tokens, tiles.tokens) * triton.cdiv(groups, tiles.groups),)
     hidden_kernel[grid](
         z_TR,
@@ -328,16 +312,15 @@ def _hidden(z_TR: Tensor, up_FR: Tensor, hidden: Tensor, meta: Tensor, sparse: b
         meta,
         tokens,
         groups,
-        rank,
+        z_TR.shape[1],
         SPARSE=sparse,
         PACKED=packed,
-        EVEN_R=rank % tiles.depth == 0,
+        UPCAST=_upcast(z_TR.dtype),
         BT=tiles.tokens,
         BG=tiles.groups,
         BK=tiles.depth,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
-        **_arithmetic(z_TR.dtype),
     )
 
 
@@ -363,8 +346,9 @@ def hidden_backward(
     z_TR: Tensor, up_FR: Tensor, down_FO: Tensor, grad_TO: Tensor, sparse: bool, masked: bool
 ) -> tuple[Tensor, Tensor]:
     """The hidden features again and the gradient of their pre-activations, both ``(T, F)``; contiguous in."""
-    (tokens, rank), (features, out_rank) = z_TR.shape, down_FO.shape
+    tokens, features = z_TR.shape[0], up_FR.shape[0]
     tiles = backward_tiles(z_TR.dtype)
+    z_TR, up_FR, grad_TO, down_FO = _to_multiple(tiles.depth, z_TR, up_FR, grad_TO, down_FO)
     groups = features // 4
     hidden_TF, grad_TF = z_TR.new_empty((2, tokens, features)).unbind()
     grid = (triton.cdiv(tokens, tiles.tokens) * triton.cdiv(groups, tiles.groups),)
@@ -377,17 +361,15 @@ def hidden_backward(
         grad_TF,
         tokens,
         groups,
-        rank,
-        out_rank,
+        z_TR.shape[1],
+        grad_TO.shape[1],
         SPARSE=sparse,
         MASKED=masked,
-        EVEN_R=rank % tiles.depth == 0,
-        EVEN_O=out_rank % tiles.depth == 0,
+        UPCAST=_upcast(z_TR.dtype),
         BT=tiles.tokens,
         BG=tiles.groups,
         BK=tiles.depth,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
-        **_arithmetic(z_TR.dtype),
     )
     return hidden_TF, grad_TF

@@ -39,10 +39,9 @@ def largest_fused_rank(dtype: torch.dtype, device: torch.device) -> int:
         return 128
     if device.type != "cuda":
         return 256
-    # 168 KiB at rank 256; consumer cards have 99, on which rank 128 fits
-    return (
-        256 if torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= 160 * 2**10 else 128
-    )
+    # rank 256 needs more shared memory than the 99 KiB of consumer cards, on which rank 128 fits
+    memory = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
+    return 256 if memory > 100 * 2**10 else 128
 
 
 def fused_tiles(dtype: torch.dtype, rank: int) -> Tiles:

@@ -1,0 +1,137 @@
+"""Compile every kernel configuration that can be launched, for one compute capability, without a GPU.
+
+    python tests/ops/kernels/compile_all.py 90
+
+prints one JSON object a line: kernel, options, registers, bytes of stack (spills live there) and of shared
+memory, and the matrix instruction found. It runs as a process of its own, since a kernel is either compiled or
+interpreted for the life of a process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "0"
+# Set on purpose: its default is about to change, and it changes what is compiled.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from elas_lightning.ops.kernels import ffn, packing, sparsify, tiles
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+
+Case = tuple[Any, dict[str, str], dict[str, Any], tiles.Tiles | None]
+
+
+def cases() -> Iterator[tuple[str, Case]]:
+    """Name, and kernel, types of its arguments, constants and tiles of everything the launchers may choose."""
+    for dtype, name in NAMES.items():
+        pointer, relu_and_mask = f"*{name}", list(itertools.product((False, True), repeat=2))
+        block = {"BLOCK": sparsify.BLOCK}
+        for relu2 in (False, True):
+            types = {"x_ptr": pointer, "out_ptr": pointer, "entries": "i32"}
+            yield f"sparsify {name}", (sparsify.sparsify_kernel, types, {"RELU2": relu2, **block}, None)
+        for relu2, masked in relu_and_mask:
+            types = {"x_ptr": pointer, "grad_ptr": pointer, "out_ptr": pointer, "entries": "i32"}
+            constants = {"RELU2": relu2, "MASKED": masked, **block}
+            yield f"sparsify backward {name}", (sparsify.sparsify_backward_kernel, types, constants, None)
+        for kernel in (packing.pack_kernel, packing.unpack_kernel, packing.gather_kernel):
+            types = {"x_ptr": pointer, "values_ptr": pointer, "meta_ptr": "*u8", "out_ptr": pointer}
+            types = {key: value for key, value in types.items() if key in kernel.arg_names}
+            yield f"{kernel.__name__} {name}", (kernel, {**types, "entries": "i32"}, block, None)
+        yield from products(dtype, pointer)
+
+
+def products(dtype: torch.dtype, pointer: str) -> Iterator[tuple[str, Case]]:
+    """The matrix kernels of one dtype; ranks reach them as whole tiles."""
+    name = NAMES[dtype]
+    sizes = {"tokens": "i32", "groups": "i32", "rank": "i32", "out_rank": "i32"}
+    roomy = torch.device("meta")  # stands for a device with room for the largest tiles
+    ranks = [2**power for power in range(4, 9) if 2**power <= tiles.largest_fused_rank(dtype, roomy)]
+    for sparse, rank in itertools.product((True, False), ranks):
+        chosen = tiles.fused_tiles(dtype, rank)
+        constants = {"SPARSE": sparse, "BR": rank, "BO": rank}
+        yield f"fused {name}", product(ffn.fused_kernel, pointer, sizes, constants, chosen)
+    for sparse, packed in ((True, True), (True, False), (False, False)):
+        constants = {"SPARSE": sparse, "PACKED": packed}
+        yield (
+            f"hidden {name}",
+            product(ffn.hidden_kernel, pointer, sizes, constants, tiles.hidden_tiles(dtype)),
+        )
+    for sparse, masked in ((True, True), (True, False), (False, False)):
+        constants = {"SPARSE": sparse, "MASKED": masked}
+        chosen = tiles.backward_tiles(dtype)
+        yield (
+            f"hidden backward {name}",
+            product(ffn.hidden_backward_kernel, pointer, sizes, constants, chosen),
+        )
+
+
+def product(
+    kernel: Any, pointer: str, sizes: dict[str, str], constants: dict[str, Any], chosen: tiles.Tiles
+) -> Case:
+    """A matrix kernel with its tiles among the constants."""
+    names = kernel.arg_names
+    types = {key: pointer for key in names if key.endswith("_ptr")}
+    if constants.get("PACKED"):
+        types["meta_ptr"] = "*u8"
+    blocks = {"BT": chosen.tokens, "BG": chosen.groups, "BK": chosen.depth, "UPCAST": False}
+    types |= {key: value for key, value in sizes.items() if key in names}
+    return kernel, types, {**constants, **{key: v for key, v in blocks.items() if key in names}}, chosen
+
+
+def compile_one(case: Case, capability: int) -> dict[str, Any]:
+    """Resources of one compiled kernel."""
+    kernel, types, constants, chosen = case
+    names = kernel.arg_names
+    aligned = [key for key in types if key.endswith(("_ptr", "rank"))]
+    source = ASTSource(
+        fn=kernel,
+        signature={key: types.get(key, "constexpr") for key in names},
+        constexprs={(names.index(key),): value for key, value in constants.items()},
+        attrs={(names.index(key),): [["tt.divisibility", 16]] for key in aligned},
+    )
+    options = (
+        {"num_warps": chosen.warps, "num_stages": chosen.stages} if chosen else {"num_warps": sparsify.WARPS}
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        usage = subprocess.run(
+            [CUOBJDUMP, "-res-usage", cubin.name], capture_output=True, text=True, check=True
+        )
+    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.stdout)}
+    instructions = ("wgmma", "tcgen05.mma", "mma.sync")
+    return {
+        "registers": found["REG"],
+        "stack_bytes": found["STACK"] + found["LOCAL"],
+        "shared_bytes": compiled.metadata.shared,
+        "instruction": next((i for i in instructions if i in compiled.asm["ptx"]), None),
+    }
+
+
+def main() -> None:
+    """Compile for the capability on the command line."""
+    capability = int(sys.argv[1])
+    for name, case in cases():
+        shown = {key: value for key, value in case[2].items() if key.isupper()}
+        print(json.dumps({"kernel": name, "options": shown, **compile_one(case, capability)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The fused low-rank FFN and its parts against the plain composition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from elas_lightning.errors import UserError
+from elas_lightning.ops import lowrank_ffn, pack_24, relu2_sparsify_24
+from elas_lightning.ops.kernels import ffn, tiles
+
+# (tokens, rank, d_ff, output rank): whole tiles, odd everything, ranks of one and beyond the fused kernel
+SHAPES = [
+    (64, 32, 128, 32),
+    (37, 24, 40, 20),
+    (130, 1, 72, 3),
+    (1, 16, 8, 130),
+    (33, 140, 264, 129),
+    (40, 272, 48, 272),
+]
+# float16 and bfloat16: the hidden features are rounded to the dtype, and the interpreter truncates to bfloat16
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+FFNS = [("2:4", "ste"), ("2:4", "masked"), (None, "ste")]
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    """Relative, in the Frobenius norm."""
+    return float((actual.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
+
+
+def inputs(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """z, up, down and the gradient of the output; down is the transposed view that the model passes."""
+    tokens, rank, features, out_rank = shape
+    z = torch.randn(tokens, rank, device=device).to(dtype)
+    up = (torch.randn(features, rank, device=device) / rank**0.5).to(dtype)
+    down = (torch.randn(out_rank, features, device=device) / features**0.5).to(dtype).t()
+    return z, up, down, torch.randn(tokens, out_rank, device=device).to(dtype)
+
+
+def results(tensors: tuple[Tensor, ...], **options: Any) -> list[Tensor]:
+    """The output and the three gradients."""
+    z, up, down = (t.detach().requires_grad_() for t in tensors[:3])
+    out = lowrank_ffn(z, up, down, **options)
+    return [out.detach(), *torch.autograd.grad(out, (z, up, down), tensors[3])]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("sparsity", "gradient"), FFNS)
+@pytest.mark.parametrize("storage", ["dense", "packed", "recompute"])
+def test_agrees_with_the_reference(
+    storage: Any,
+    sparsity: Any,
+    gradient: Any,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    if storage == "packed" and sparsity is None:
+        with pytest.raises(ValueError, match="needs sparsity"):
+            results(inputs(shape, dtype, device), sparsity=sparsity, backend="triton", storage=storage)
+        return
+    tensors = inputs(shape, dtype, device)
+    options = {"sparsity": sparsity, "gradient": gradient}
+    actual = results(tensors, **options, backend="triton", storage=storage)
+    expected = results(tensors, **options, backend="reference")
+    for mine, theirs in zip(actual, expected, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert error(mine, theirs) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("sparsity", ["2:4", None])
+@pytest.mark.parametrize("shape", [(33, 16, 264, 16), (9, 300, 24, 8)])
+def test_exact_where_products_are_exact(sparsity: Any, shape: tuple[int, ...], device: torch.device) -> None:
+    """Integers: no rounding anywhere, so ties are ties and the choice itself must agree."""
+    tokens, rank, features, out_rank = shape
+    z, up, down, grad = (
+        torch.randint(-1, 2, size, device=device).float()
+        for size in ((tokens, rank), (features, rank), (features, out_rank), (tokens, out_rank))
+    )
+    for gradient in ("ste", "masked"):
+        options = {"sparsity": sparsity, "gradient": gradient}
+        actual = results((z, up, down, grad), **options, backend="triton", storage="recompute")
+        expected = results((z, up, down, grad), **options, backend="reference")
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_hidden_features_leave_the_product_packed(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    tokens, rank, features, _ = shape
+    z = torch.randint(-2, 3, (tokens, rank), device=device).to(dtype)
+    up = torch.randint(-1, 2, (features, rank), device=device).to(dtype) / 16
+    values, meta = ffn.hidden_packed(z, up)
+    expected_values, expected_meta = pack_24(relu2_sparsify_24(z @ up.T))
+    assert torch.equal(meta, expected_meta)
+    assert torch.equal(values, expected_values)
+
+
+@pytest.mark.parametrize("rank", [16, 300])
+def test_nan_stays_visible_in_its_own_row(rank: int, device: torch.device) -> None:
+    z, up, down, _ = inputs((5, rank, 16, rank), torch.float32, device)
+    z[1, 0] = float("nan")
+    out = lowrank_ffn(z, up, down, backend="triton", storage="recompute")
+    assert out[1].isnan().all()
+    assert out[[0, 2, 3, 4]].isfinite().all()
+
+
+def test_both_ways_of_forward_agree(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    z, up, down, _ = inputs((20, 32, 64, 32), torch.float32, device)
+    down = down.contiguous()
+    fused = ffn.forward(z, up, down, True)
+    monkeypatch.setattr(ffn, "largest_fused_rank", lambda dtype, device: 0)
+    assert error(ffn.forward(z, up, down, True), fused) < 1e-6
+
+
+def test_leading_dimensions_and_no_tokens_at_all(device: torch.device) -> None:
+    z, up, down, _ = inputs((6, 16, 32, 8), torch.float32, device)
+    flat = lowrank_ffn(z, up, down, backend="triton", storage="recompute")
+    shaped = lowrank_ffn(z.view(2, 3, 16), up, down, backend="triton", storage="recompute")
+    assert torch.equal(shaped, flat.view(2, 3, 8))
+    assert lowrank_ffn(z[:0], up, down, backend="triton", storage="recompute").shape == (0, 8)
+
+
+def test_refuses_float64(device: torch.device) -> None:
+    tensors = [t.double() for t in inputs((6, 16, 32, 8), torch.float32, device)[:3]]
+    for storage in ("dense", "recompute"):
+        with pytest.raises(UserError, match=r"not torch\.float64"):
+            lowrank_ffn(*tensors, backend="triton", storage=storage)  # type: ignore[arg-type]
+
+
+def test_consumer_cards_fuse_smaller_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Card:
+        shared_memory_per_block_optin = 99 * 2**10
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card)
+    assert tiles.largest_fused_rank(torch.bfloat16, torch.device("cuda")) == 128
+    Card.shared_memory_per_block_optin = 227 * 2**10
+    assert tiles.largest_fused_rank(torch.bfloat16, torch.device("cuda")) == 256
