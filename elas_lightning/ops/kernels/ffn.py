@@ -27,6 +27,7 @@ from elas_lightning.ops.kernels.tiles import (
     hidden_tiles,
     interpreted,
     largest_fused_rank,
+    shared_memory,
 )
 
 
@@ -326,7 +327,7 @@ def _hidden(z_TR: Tensor, up_FR: Tensor, hidden: Tensor, meta: Tensor, sparse: b
 
 def forward(z_TR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
     """``S(relu(z upᵀ)**2) down``: by one kernel where the ranks allow it, else by a kernel and a library product."""
-    if max(up_FR.shape[1], down_FO.shape[1]) <= largest_fused_rank(z_TR.dtype, z_TR.device):
+    if max(up_FR.shape[1], down_FO.shape[1]) <= largest_fused_rank(z_TR.dtype, shared_memory(z_TR.device)):
         return fused(z_TR, up_FR, down_FO, sparse)
     hidden_TF = z_TR.new_empty((z_TR.shape[0], up_FR.shape[0]))
     _hidden(z_TR, up_FR, hidden_TF, hidden_TF, sparse, packed=False)

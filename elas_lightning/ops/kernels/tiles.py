@@ -33,21 +33,30 @@ class Tiles:
     stages: int
 
 
-def largest_fused_rank(dtype: torch.dtype, device: torch.device) -> int:
-    """Up to which rank ``fused_kernel`` is launched: beyond, its tiles of the factors do not fit one program."""
-    if dtype == torch.float32:
-        return 128
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one program may have; the interpreter on a CPU has no limit."""
     if device.type != "cuda":
-        return 256
-    # rank 256 needs more shared memory than the 99 KiB of consumer cards, on which rank 128 fits
-    memory = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
-    return 256 if memory > 100 * 2**10 else 128
+        return 2**31
+    properties = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)  # type: ignore[attr-defined]
+
+
+def largest_fused_rank(dtype: torch.dtype, shared_bytes: int) -> int:
+    """Up to which rank ``fused_kernel`` is launched: beyond, its tiles do not fit or registers spill.
+
+    Rank 256 needs 168 KiB on Hopper, and on Ampere, which has 163, it spills.
+    """
+    if dtype == torch.float32:
+        return 64
+    return 256 if shared_bytes >= 200 * 2**10 else 128
 
 
 def fused_tiles(dtype: torch.dtype, rank: int) -> Tiles:
     """For ``fused_kernel``, which takes the whole (padded) rank at once."""
     if dtype == torch.float32:
         return Tiles(tokens=32, groups=16, depth=rank, warps=8, stages=1)
+    if rank <= 64:
+        return Tiles(tokens=64, groups=16, depth=rank, warps=4, stages=2)
     return Tiles(tokens=128 if rank <= 128 else 64, groups=16, depth=rank, warps=8, stages=2)
 
 

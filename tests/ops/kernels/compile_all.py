@@ -1,10 +1,10 @@
 """Compile every kernel configuration that can be launched, for one compute capability, without a GPU.
 
-    python tests/ops/kernels/compile_all.py 90
+    python tests/ops/kernels/compile_all.py 90 232448
 
-prints one JSON object a line: kernel, options, registers, bytes of stack (spills live there) and of shared
-memory, and the matrix instruction found. It runs as a process of its own, since a kernel is either compiled or
-interpreted for the life of a process.
+The second number is the shared memory, in bytes, that a program may have there. Prints one JSON object a line:
+kernel, options, registers, bytes of stack (spills live there) and of shared memory, and the matrix instruction
+found. It runs as a process of its own, since a kernel is either compiled or interpreted for the life of one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 Case = tuple[Any, dict[str, str], dict[str, Any], tiles.Tiles | None]
 
 
-def cases() -> Iterator[tuple[str, Case]]:
+def cases(shared_bytes: int) -> Iterator[tuple[str, Case]]:
     """Name, and kernel, types of its arguments, constants and tiles of everything the launchers may choose."""
     for dtype, name in NAMES.items():
         pointer, relu_and_mask = f"*{name}", list(itertools.product((False, True), repeat=2))
@@ -53,15 +53,15 @@ def cases() -> Iterator[tuple[str, Case]]:
             types = {"x_ptr": pointer, "values_ptr": pointer, "meta_ptr": "*u8", "out_ptr": pointer}
             types = {key: value for key, value in types.items() if key in kernel.arg_names}
             yield f"{kernel.__name__} {name}", (kernel, {**types, "entries": "i32"}, block, None)
-        yield from products(dtype, pointer)
+        yield from products(dtype, pointer, shared_bytes)
 
 
-def products(dtype: torch.dtype, pointer: str) -> Iterator[tuple[str, Case]]:
+def products(dtype: torch.dtype, pointer: str, shared_bytes: int) -> Iterator[tuple[str, Case]]:
     """The matrix kernels of one dtype; ranks reach them as whole tiles."""
     name = NAMES[dtype]
     sizes = {"tokens": "i32", "groups": "i32", "rank": "i32", "out_rank": "i32"}
-    roomy = torch.device("meta")  # stands for a device with room for the largest tiles
-    ranks = [2**power for power in range(4, 9) if 2**power <= tiles.largest_fused_rank(dtype, roomy)]
+    largest = tiles.largest_fused_rank(dtype, shared_bytes)
+    ranks = [2**power for power in range(4, 9) if 2**power <= largest]
     for sparse, rank in itertools.product((True, False), ranks):
         chosen = tiles.fused_tiles(dtype, rank)
         constants = {"SPARSE": sparse, "BR": rank, "BO": rank}
@@ -127,8 +127,8 @@ def compile_one(case: Case, capability: int) -> dict[str, Any]:
 
 def main() -> None:
     """Compile for the capability on the command line."""
-    capability = int(sys.argv[1])
-    for name, case in cases():
+    capability, shared_bytes = int(sys.argv[1]), int(sys.argv[2])
+    for name, case in cases(shared_bytes):
         shown = {key: value for key, value in case[2].items() if key.isupper()}
         print(json.dumps({"kernel": name, "options": shown, **compile_one(case, capability)}), flush=True)
 

@@ -24,17 +24,18 @@ def compilations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int,
     pipe = subprocess.PIPE
     running = {
         capability: subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(capability)],
+            [sys.executable, str(SCRIPT), str(capability), str(shared)],
             stdout=pipe,
             stderr=pipe,
             text=True,
             env=environment,
         )
-        for capability in SHARED_BYTES
+        for capability, shared in SHARED_BYTES.items()
     }
     yield running
     for process in running.values():
         process.kill()
+        process.communicate()
 
 
 @pytest.mark.parametrize("capability", SHARED_BYTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -115,7 +116,7 @@ def test_both_ways_of_forward_agree(device: torch.device, monkeypatch: pytest.Mo
     z, up, down, _ = inputs((20, 32, 64, 32), torch.float32, device)
     down = down.contiguous()
     fused = ffn.forward(z, up, down, True)
-    monkeypatch.setattr(ffn, "largest_fused_rank", lambda dtype, device: 0)
+    monkeypatch.setattr(ffn, "largest_fused_rank", lambda dtype, shared_bytes: 0)
     assert error(ffn.forward(z, up, down, True), fused) < 1e-6
 
 
@@ -134,11 +135,12 @@ def test_refuses_float64(device: torch.device) -> None:
             lowrank_ffn(*tensors, backend="triton", storage=storage)  # type: ignore[arg-type]
 
 
-def test_consumer_cards_fuse_smaller_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Card:
-        shared_memory_per_block_optin = 99 * 2**10
-
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card)
-    assert tiles.largest_fused_rank(torch.bfloat16, torch.device("cuda")) == 128
-    Card.shared_memory_per_block_optin = 227 * 2**10
-    assert tiles.largest_fused_rank(torch.bfloat16, torch.device("cuda")) == 256
+@pytest.mark.parametrize(("kib", "rank"), [(99, 128), (163, 128), (227, 256)])
+def test_the_fused_rank_follows_from_shared_memory(
+    kib: int, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = SimpleNamespace(shared_memory_per_block_optin=kib * 2**10)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    shared = tiles.shared_memory(torch.device("cuda"))
+    assert tiles.largest_fused_rank(torch.bfloat16, shared) == rank
+    assert tiles.largest_fused_rank(torch.float32, shared) == 64
