@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from elas_lightning.configuration import ElasCLI, command_line, quiet_lightning
 from elas_lightning.errors import UserError
 from elas_lightning.nn.account import count_parameters, flops_per_token
+from elas_lightning.nn.ffn import ffn_path
 from elas_lightning.ops.backend import resolve_backend
 from elas_lightning.training.hardware import describe_environment, peak_flops
 from elas_lightning.training.interruption import RunEnded
@@ -192,7 +193,7 @@ def _collect(
         overlays=[str(p) for p in request.overlays] if request else [],
         overrides=dict(request.overrides) if request else {},
         metrics=_metrics(cli, state),
-        backend=asdict(backend),
+        backend={**asdict(backend), "ffn": ffn_path(model.config, model.device)},
         data={**cli.datamodule.description(), "unigram_perplexity": cli.datamodule.unigram_perplexity()},
         environment={
             **describe_environment(model.device, command),

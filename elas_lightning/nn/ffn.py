@@ -5,13 +5,15 @@ Shape suffixes: C model width, R rank, F hidden features; "..." batch and time.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.linear import LowRankLinear, make_linear
 from elas_lightning.nn.sparsity import SparsitySite
-from elas_lightning.ops import activate, lowrank_ffn
+from elas_lightning.ops import activate, lowrank_ffn, resolve_backend
+from elas_lightning.ops.storage import CHUNK_TOKENS
 
 
 class FFN(nn.Module):
@@ -95,6 +97,39 @@ class UngatedFFN(FFN):
             storage=storage,
         )
         return down.expand(down.between(out)) if isinstance(down, LowRankLinear) else out
+
+
+def ffn_path(config: ModelConfig, device: torch.device) -> str:
+    """In words what computes the feed-forward networks of a model, for logs and result files.
+
+    Args:
+        config: The model.
+        device: Where it runs.
+
+    Raises:
+        UserError: The configured backend cannot run there.
+    """
+    if config.gated:
+        return "plain PyTorch, SwiGLU"
+    paths = {
+        ("reference", "dense"): "plain PyTorch, pre-activation and hidden features kept",
+        (
+            "reference",
+            "packed",
+        ): f"plain PyTorch in chunks of {CHUNK_TOKENS} tokens, packed hidden features kept",
+        (
+            "reference",
+            "recompute",
+        ): f"plain PyTorch in chunks of {CHUNK_TOKENS} tokens, nothing d_ff wide kept",
+        ("triton", "dense"): "library products around a kernel that squares and selects",
+        ("triton", "packed"): "hidden_kernel writes packed features, which are kept; library products",
+        (
+            "triton",
+            "recompute",
+        ): "fused_kernel at the ranks it covers, else hidden_kernel and a library product; "
+        "hidden_backward_kernel and library products in backward; nothing d_ff wide kept",
+    }
+    return paths[resolve_backend(config.backend, device).chosen, config.ffn_storage]
 
 
 def make_ffn(config: ModelConfig, layer: int) -> FFN:

@@ -82,6 +82,10 @@ SPARSE = {"ffn_rank": 128, "ffn": "relu2"}
         ({"ffn": "geglu"}, r"ffn = 'geglu' .* one of swiglu, relu2, relu, gelu, silu"),
         ({"initialization": "zeros"}, r"initialization = 'zeros' .* xavier, cola, spectral, wide_lowrank"),
         ({"initialization": "spectral"}, r"initialization = 'spectral' .* set attention_rank or ffn_rank"),
+        ({"backend": "triton"}, r"backend = 'triton' .* without a gate: choose auto or reference for swiglu"),
+        ({"ffn_storage": "disk"}, r"ffn_storage = 'disk' .* dense, packed, recompute"),
+        ({"ffn_storage": "recompute"}, r"ffn_storage = 'recompute' .* needs ffn relu2, not swiglu"),
+        ({"ffn_storage": "packed", "ffn": "relu2"}, r"ffn_storage = 'packed' .* ffn_hidden in sparsity"),
         ({"backend": "cuda"}, r"backend = 'cuda' .* auto, reference, triton, cusparselt"),
         (
             {"bottleneck_activation": "silu"},

@@ -7,10 +7,12 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from elas_lightning.errors import UserError
 from elas_lightning.nn import Llama, SparsityConfig
 from elas_lightning.nn.config import Placement
+from elas_lightning.nn.ffn import ffn_path
 from elas_lightning.nn.linear import LowRankLinear
 from elas_lightning.nn.sparsity import SparsitySite
 from elas_lightning.ops import sparsify_24
@@ -161,6 +163,53 @@ def test_traces_into_one_graph_on_both_sides_of_the_switch(elas, input_ids, ffn:
     for active in (False, True):
         model.set_sparsity(active)
         torch.testing.assert_close(compiled(input_ids), model(input_ids))
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("storage", ["dense", "packed", "recompute"])
+@pytest.mark.parametrize("active", [False, True])
+def test_storage_and_backend_change_no_gradient(
+    elas, input_ids, active: bool, storage: Any, backend: Any
+) -> None:
+    if backend == "triton":
+        pytest.importorskip("triton", reason="the kernels need Triton: pip install 'elas-lightning[gpu]'")
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    grads = []
+    for changes in ({}, {"ffn_storage": storage, "backend": backend}):
+        torch.manual_seed(0)
+        model = Llama(elas(sparsity=SparsityConfig(("ffn_hidden",)), **changes)).to(device)
+        model.set_sparsity(active)
+        model(input_ids.to(device)).square().mean().backward()
+        grads.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    # float32 sums in another order, through two layers
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("storage", ["packed", "recompute"])
+def test_storage_traces_into_one_graph_and_under_checkpointing(elas, input_ids, storage: Any) -> None:
+    torch.compiler.reset()
+    model = Llama(elas(ffn_storage=storage, num_layers=1, sparsity=SparsityConfig(("ffn_hidden",))))
+    expected = model(input_ids)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(input_ids), expected)
+    again = checkpoint(model, input_ids, use_reentrant=False)
+    again.square().mean().backward()
+    torch.testing.assert_close(again, expected)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({}, "plain PyTorch, pre-activation and hidden features kept"),
+        ({"ffn_storage": "recompute"}, "plain PyTorch in chunks of 8192 tokens, nothing d_ff wide kept"),
+        ({"backend": "triton"}, "library products around a kernel that squares and selects"),
+    ],
+)
+def test_names_the_path_of_its_ffn(elas, changes: dict[str, Any], path: str) -> None:
+    config = elas(sparsity=SparsityConfig(("ffn_hidden",)), **changes)
+    assert ffn_path(config, torch.device("cpu")) == path
 
 
 def test_says_which_backend_it_found(elas, caplog) -> None:
