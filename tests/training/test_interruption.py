@@ -3,6 +3,7 @@
 import csv
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,14 @@ from lightning.pytorch.callbacks import Callback
 
 from elas_lightning.runner import RunRequest, run
 from elas_lightning.training.interruption import Interrupted
+
+
+@pytest.fixture(autouse=True)
+def _obey_ctrl_c() -> Iterator[None]:
+    """As in a terminal: a shell starts background jobs with the signal ignored, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class _Signal(Callback):
@@ -80,4 +89,3 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(overlay: Path, tmp_path: Pat
 
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         run(RunRequest(tmp_path / "run", [overlay]), [Twice(signal.SIGINT, at_batch=2)])
-    signal.signal(signal.SIGINT, signal.default_int_handler)
