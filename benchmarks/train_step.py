@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from elas_lightning.nn import Llama, ModelConfig, SparsityConfig
 from elas_lightning.nn.account import count_parameters, flops_per_token
-from elas_lightning.nn.loss import next_token_loss
+from elas_lightning.nn.loss import linear_next_token_loss
 
 # name: hidden size, SwiGLU width, layers, heads, rank (ELAS, arXiv 2605.03667); smoke only tries the script
 SHAPES = {
@@ -80,7 +80,7 @@ def our_step(config: ModelConfig, input_ids: Tensor, labels: Tensor) -> Step:
     model = Llama(config).to(input_ids.device)
 
     def loss() -> Tensor:
-        sum_nll, count = next_token_loss(model(input_ids), labels)
+        sum_nll, count = linear_next_token_loss(model.hidden(input_ids), model.lm_head.weight, labels)
         return sum_nll / count
 
     return make_step(model, loss, input_ids.device)

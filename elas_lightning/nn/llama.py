@@ -122,7 +122,7 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """The decoder: token ids in, logits of the next token out."""
+    """The decoder: token ids in, logits of the next token out; :meth:`hidden` stops before the head."""
 
     def __init__(self, config: ModelConfig) -> None:
         """Build and initialise the model on torch's default device, every placed 2:4 site switched on.
@@ -160,6 +160,22 @@ class Llama(nn.Module):
             if isinstance(site, SparsitySite):
                 site.set_active(active)
 
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """Run the decoder up to the head, which training fuses with its loss (``nn/loss.py``).
+
+        Args:
+            input_ids: ``(B, T)`` int64.
+
+        Returns:
+            ``(B, T, C)``: the normalised features that the head reads.
+        """
+        x_BTC = self.embed_tokens(input_ids)
+        config = self.config
+        cos_T1D, sin_T1D = rotary_angles(x_BTC.shape[1], config.head_dim, config.rope_theta, x_BTC.device)
+        for block in self.layers:
+            x_BTC = block(x_BTC, cos_T1D, sin_T1D)
+        return self.norm(x_BTC)
+
     def forward(self, input_ids: Tensor) -> Tensor:
         """Predict.
 
@@ -169,9 +185,4 @@ class Llama(nn.Module):
         Returns:
             ``(B, T, V)``: at each position the logits of the token after it.
         """
-        x_BTC = self.embed_tokens(input_ids)
-        config = self.config
-        cos_T1D, sin_T1D = rotary_angles(x_BTC.shape[1], config.head_dim, config.rope_theta, x_BTC.device)
-        for block in self.layers:
-            x_BTC = block(x_BTC, cos_T1D, sin_T1D)
-        return self.lm_head(self.norm(x_BTC))
+        return self.lm_head(self.hidden(input_ids))

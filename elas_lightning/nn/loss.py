@@ -1,6 +1,9 @@
-"""Cross entropy of the next token, in sums, so that a mean over tokens can be formed over any set of batches.
+"""Head and cross entropy of the next token as one step, in sums, so that a mean can be formed over any batches.
 
-Shape suffixes: B batch, T time, V vocabulary, N = B·T positions, n positions of one chunk.
+The logits of a batch are by far its largest tensor: with 32,000 tokens and a width of 512 they are 62 times the
+features they come from. Here they exist for one chunk of positions at a time, in training and in evaluation.
+
+Shape suffixes: B batch, T time, V vocabulary, C model width, N = B·T positions, n positions of one chunk.
 """
 
 from __future__ import annotations
@@ -14,56 +17,97 @@ from torch.autograd.function import once_differentiable
 
 IGNORE = -100
 
-# 8 MiB of float32: a chunk stays in a core's cache, and the allocator reuses its memory.
-_CHUNK_ENTRIES = 2**21
+# Each chunk reads and writes the whole gradient of the head once. On a CPU 32 MiB of float32 logits (262 positions
+# of 32,000) hide that; a GPU multiplies that much faster than it moves memory that it wants 256 MiB.
+_CHUNK_ENTRIES = {"cpu": 2**23}
+_CHUNK_ENTRIES_ELSEWHERE = 2**26
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Keeps the logits and nothing else; the softmax is computed again in backward, chunk by chunk.
+def _chunk_rows(vocabulary: int, device: torch.device) -> int:
+    """Positions a chunk may hold: at least one."""
+    return max(1, _CHUNK_ENTRIES.get(device.type, _CHUNK_ENTRIES_ELSEWHERE) // vocabulary)
 
-    ``F.cross_entropy`` makes three more tensors of the logits' size. On a CPU their fresh memory costs more
-    than the arithmetic: at 1024 × 32000 this form took 0.1 s instead of 0.35 to 0.5 s, forward and backward,
-    on two cores.
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """What autocast would multiply ``x`` in."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def _sum_nll(hidden_NC: Tensor, weight_VC: Tensor, labels_N: Tensor, gradients: bool) -> tuple[Tensor, ...]:
+    """The sum alone, or followed by its gradients with respect to hidden features and weight."""
+    real_N1 = (labels_N != IGNORE)[:, None]
+    target_N1 = labels_N[:, None].where(real_N1, 0)
+    dtype = _product_dtype(hidden_NC)
+    head_VC = weight_VC.to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    if gradients:
+        # float32 whatever the products are made in: a bfloat16 sum over chunks would lose the later ones
+        grad_VC = torch.zeros_like(weight_VC, dtype=wide)
+
+    nll: list[Tensor] = []
+    grad: list[Tensor] = []
+    rows = _chunk_rows(weight_VC.shape[0], hidden_NC.device)
+    parts = (tensor.split(rows) for tensor in (hidden_NC, target_N1, real_N1))
+    for hidden_nC, target_n1, real_n1 in zip(*parts, strict=True):
+        x_nC = hidden_nC.to(dtype)
+        log_p_nV = F.linear(x_nC, head_VC).log_softmax(-1, dtype=wide)
+        nll.append(-log_p_nV.gather(1, target_n1).where(real_n1, 0))
+        if gradients:
+            one_n1 = real_n1.to(wide)
+            # softmax minus one-hot: the chunk's own memory is used again, nobody else sees it
+            delta_nV = log_p_nV.exp_().mul_(one_n1).scatter_add_(1, target_n1, -one_n1).to(dtype)
+            grad.append((delta_nV @ head_VC).to(hidden_NC.dtype))
+            if dtype == wide:
+                grad_VC.addmm_(delta_nV.T, x_nC)
+            else:
+                grad_VC += delta_nV.T @ x_nC
+    total = torch.cat(nll).sum()
+    return (total, torch.cat(grad), grad_VC.to(weight_VC.dtype)) if gradients else (total,)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Makes the gradients while a chunk's logits exist, so that backward needs neither them nor a third product.
+
+    As in Liger-Kernel (arXiv 2410.10989, section 3.2), possible since a sum's gradient is known but for a factor.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-        real_N = labels_N != IGNORE
-        target_N1 = labels_N.where(real_N, 0)[:, None]
-        ctx.save_for_backward(logits_NV, target_N1, real_N)
-        ctx.rows = max(1, _CHUNK_ENTRIES // logits_NV.shape[1])
-        chunks = zip(logits_NV.split(ctx.rows), target_N1.split(ctx.rows), strict=True)
-        log_likelihood_N1 = torch.cat(
-            [x_nV.log_softmax(-1, dtype=torch.float32).gather(1, target_n1) for x_nV, target_n1 in chunks]
-        )
-        return -log_likelihood_N1[:, 0].where(real_N, 0).sum()
+    def forward(ctx: Any, hidden_NC: Tensor, weight_VC: Tensor, labels_N: Tensor) -> Tensor:
+        total, grad_NC, grad_VC = _sum_nll(hidden_NC, weight_VC, labels_N, gradients=True)
+        ctx.save_for_backward(grad_NC, grad_VC)
+        return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        logits_NV, target_N1, real_N = ctx.saved_tensors
-        scale_N1 = (grad * real_N)[:, None]
-        grad_NV = torch.empty_like(logits_NV)
-        parts = (tensor.split(ctx.rows) for tensor in (logits_NV, scale_N1, grad_NV))
-        for x_nV, scale_n1, grad_nV in zip(*parts, strict=True):
-            grad_nV.copy_(x_nV.softmax(-1, dtype=torch.float32).mul_(scale_n1))
-        return grad_NV.scatter_add_(1, target_N1, -scale_N1.to(grad_NV.dtype)), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_NC, grad_VC = ctx.saved_tensors
+        return grad * grad_NC, grad * grad_VC, None
 
 
-def next_token_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum the negative log-likelihood over all real targets.
+def linear_next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum the negative log-likelihood over all real targets, without ever holding the logits of a batch.
+
+    Memory beyond the arguments: two to four times one chunk of logits (2²³ entries on a CPU, 2²⁶ elsewhere) while it
+    runs; until backward, the gradients of ``hidden`` and ``weight``, and nothing of V × B·T entries. Without
+    gradients to make (``no_grad``, evaluation) only the chunk.
 
     Args:
-        logits: ``(B, T, V)``; log-probabilities are formed in float32.
+        hidden: ``(B, T, C)``: what the head reads.
+        weight: ``(V, C)``: the head. The product is made in autocast's dtype where that is on; log-probabilities
+            and the sum of the weight's gradient over chunks are in float32 (float64 for float64).
         labels: ``(B, T)`` int64, already aligned: ``labels[b, t]`` is the target of position t; -100 is none.
 
     Returns:
-        The sum in nats (float32 scalar) and the number of targets (int64 scalar). Both stay on the device.
+        The sum in nats (scalar, float32; float64 for float64) and the number of targets (int64 scalar). Both stay
+        on the device.
+
+    Raises:
+        RuntimeError: A label that is neither -100 nor in the vocabulary, on a CPU (IndexError when compiled).
     """
-    logits_NV, labels_N = logits.flatten(0, 1), labels.flatten()
-    if logits.device.type == "cpu" and not torch.compiler.is_compiling():
-        sum_nll = _ChunkedCrossEntropy.apply(logits_NV, labels_N)
+    arguments = hidden.flatten(0, 1), weight, labels.flatten()
+    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+        total: Tensor = _LinearCrossEntropy.apply(*arguments)
     else:
-        # Small chunks would starve a GPU, and the compiler fuses this form by itself.
-        sum_nll = F.cross_entropy(logits_NV.float(), labels_N, ignore_index=IGNORE, reduction="sum")
-    return sum_nll, (labels != IGNORE).sum()
+        (total,) = _sum_nll(*arguments, gradients=False)
+    return total, (labels != IGNORE).sum()

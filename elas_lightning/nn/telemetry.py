@@ -78,7 +78,7 @@ def sparsity_statistics(model: Llama, input_ids: Tensor) -> list[dict[str, Any]]
                 else:
                     continue
                 hooks.callback(module.register_forward_pre_hook(hook).remove)
-        model.forward(input_ids)
+        model.hidden(input_ids)
 
     # Hidden features exist only inside an op, so they are computed again, now that no hook counts twice.
     for layer, ffn, x_BTC in ffn_inputs:

@@ -13,7 +13,7 @@ from torch import Tensor
 from elas_lightning.errors import UserError
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.llama import Llama
-from elas_lightning.nn.loss import next_token_loss
+from elas_lightning.nn.loss import linear_next_token_loss
 from elas_lightning.training.interruption import RunEnded
 from elas_lightning.training.metrics import TokenLoss
 from elas_lightning.training.optimization import OptimizerConfig, build_optimizer
@@ -28,8 +28,8 @@ class ElasModule(L.LightningModule):
     Args:
         config: The model.
         optimizer: AdamW and its schedule.
-        compile: Run training and validation through ``torch.compile``. Only the inner model is compiled:
-            Lightning's logging cannot be traced.
+        compile: Run training and validation through ``torch.compile``: the decoder is one graph, head and loss
+            are another. Lightning's logging cannot be traced.
     """
 
     def __init__(
@@ -51,16 +51,22 @@ class ElasModule(L.LightningModule):
         self.config = config
         self.optimizer = optimizer
         self.model = Llama(config)
-        # in a list, so that the compiled wrapper is no submodule and checkpoints keep one set of names
-        self._forward = [torch.compile(self.model) if compile else self.model]
+        # functions and not modules, so that checkpoints keep one set of names
+        self._hidden = torch.compile(self.model.hidden) if compile else self.model.hidden
+        self._loss = torch.compile(linear_next_token_loss) if compile else linear_next_token_loss
         self.val_metric = TokenLoss()
         self._accumulated_loss: Tensor | float = 0.0
         self._loaded_step = 0
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Logits ``(B, T, V)`` of token ids ``(B, T)``."""
-        logits: Tensor = self._forward[0](input_ids)
+        logits: Tensor = self.model.lm_head(self._hidden(input_ids))
         return logits
+
+    def _sum_nll(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The batch's summed loss and its number of targets; the logits never exist as a whole."""
+        hidden = self._hidden(batch["input_ids"])
+        return self._loss(hidden, self.model.lm_head.weight, batch["labels"])
 
     def setup(self, stage: str) -> None:
         """Refuse a corpus whose token ids the model has no rows for."""
@@ -82,7 +88,7 @@ class ElasModule(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Mean loss over the batch's target tokens."""
         self.model.set_sparsity(self.sparse_phase)
-        nll, tokens = next_token_loss(self(batch["input_ids"]), batch["labels"])
+        nll, tokens = self._sum_nll(batch)
         loss = nll / tokens.clamp(min=1)
         self._accumulated_loss = self._accumulated_loss + loss.detach()
         self.log("train_loss", loss.detach(), prog_bar=True)
@@ -101,7 +107,7 @@ class ElasModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Add one batch to the token-weighted metrics."""
-        nll, tokens = next_token_loss(self(batch["input_ids"]), batch["labels"])
+        nll, tokens = self._sum_nll(batch)
         self.val_metric.update(nll, tokens, batch["target_bytes"].sum())
 
     def on_validation_epoch_end(self) -> None:
