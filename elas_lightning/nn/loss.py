@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 IGNORE = -100
 
@@ -34,17 +33,16 @@ def _product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def _sum_nll(hidden_NC: Tensor, weight_VC: Tensor, labels_N: Tensor, gradients: bool) -> tuple[Tensor, ...]:
-    """The sum alone, or followed by its gradients with respect to hidden features and weight."""
+def _sum_nll(
+    hidden_NC: Tensor, weight_VC: Tensor, labels_N: Tensor, dtype: torch.dtype, gradients: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum and its gradients with respect to hidden features and weight, which are empty if not asked for."""
     real_N1 = (labels_N != IGNORE)[:, None]
     target_N1 = labels_N[:, None].where(real_N1, 0)
-    dtype = _product_dtype(hidden_NC)
     head_VC = weight_VC.to(dtype)
     wide = torch.promote_types(dtype, torch.float32)
-    if gradients:
-        # float32 whatever the products are made in: a bfloat16 sum over chunks would lose the later ones
-        grad_VC = torch.zeros_like(weight_VC, dtype=wide)
-
+    # float32 whatever the products are made in: a bfloat16 sum over chunks would lose the later ones
+    grad_VC = torch.zeros_like(weight_VC, dtype=wide) if gradients else weight_VC.new_empty(0)
     nll: list[Tensor] = []
     grad: list[Tensor] = []
     rows = _chunk_rows(weight_VC.shape[0], hidden_NC.device)
@@ -62,27 +60,45 @@ def _sum_nll(hidden_NC: Tensor, weight_VC: Tensor, labels_N: Tensor, gradients: 
                 grad_VC.addmm_(delta_nV.T, x_nC)
             else:
                 grad_VC += delta_nV.T @ x_nC
-    total = torch.cat(nll).sum()
-    return (total, torch.cat(grad), grad_VC.to(weight_VC.dtype)) if gradients else (total,)
+    grad_NC = torch.cat(grad) if gradients else hidden_NC.new_empty(0)
+    return torch.cat(nll).sum(), grad_NC, grad_VC.to(weight_VC.dtype)
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    """Makes the gradients while a chunk's logits exist, so that backward needs neither them nor a third product.
+# Makes the gradients while a chunk's logits exist, so that backward needs neither them nor a product more, as in
+# Liger-Kernel (arXiv 2410.10989); possible since a sum's gradient is known but for a factor. An operator and no
+# autograd.Function, since a compiler that sees inside is free to move the products to backward and to keep the
+# chunks for them, which it did under autocast.
+_linear_cross_entropy = torch.library.custom_op("elas::linear_cross_entropy", _sum_nll, mutates_args=())
 
-    As in Liger-Kernel (arXiv 2410.10989, section 3.2), possible since a sum's gradient is known but for a factor.
-    """
 
-    @staticmethod
-    def forward(ctx: Any, hidden_NC: Tensor, weight_VC: Tensor, labels_N: Tensor) -> Tensor:
-        total, grad_NC, grad_VC = _sum_nll(hidden_NC, weight_VC, labels_N, gradients=True)
-        ctx.save_for_backward(grad_NC, grad_VC)
-        return total
+@_linear_cross_entropy.register_fake
+def _(
+    hidden_NC: Tensor, weight_VC: Tensor, labels_N: Tensor, dtype: torch.dtype, gradients: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    total = hidden_NC.new_empty((), dtype=torch.promote_types(dtype, torch.float32))
+    if not gradients:
+        return total, hidden_NC.new_empty(0), weight_VC.new_empty(0)
+    return total, hidden_NC.new_empty(hidden_NC.shape), torch.empty_like(weight_VC)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        grad_NC, grad_VC = ctx.saved_tensors
-        return grad * grad_NC, grad * grad_VC, None
+
+def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output[1:])
+    # else backward would be handed zeros of the head's size for the gradients' own gradients
+    ctx.set_materialize_grads(False)
+
+
+def _scale_gradients(
+    ctx: Any, grad: Tensor | None, *second_order: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if any(tensor is not None for tensor in second_order):
+        raise RuntimeError("the fused head and loss has first derivatives only")
+    if grad is None:
+        return (None,) * 5
+    grad_NC, grad_VC = ctx.saved_tensors
+    return grad * grad_NC, grad * grad_VC, None, None, None
+
+
+_linear_cross_entropy.register_autograd(_scale_gradients, setup_context=_keep_gradients)
 
 
 def linear_next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,11 +119,11 @@ def linear_next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> tu
         on the device.
 
     Raises:
-        RuntimeError: A label that is neither -100 nor in the vocabulary, on a CPU (IndexError when compiled).
+        RuntimeError: A label that is neither -100 nor in the vocabulary, on a CPU.
     """
-    arguments = hidden.flatten(0, 1), weight, labels.flatten()
-    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        total: Tensor = _LinearCrossEntropy.apply(*arguments)
-    else:
-        (total,) = _sum_nll(*arguments, gradients=False)
+    # asked here: where a compiler has taken autocast's place, the operator itself could not see it
+    gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    total, *_ = _linear_cross_entropy(
+        hidden.flatten(0, 1), weight, labels.flatten(), _product_dtype(hidden), gradients
+    )
     return total, (labels != IGNORE).sum()

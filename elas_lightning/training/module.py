@@ -19,6 +19,11 @@ from elas_lightning.training.metrics import TokenLoss
 from elas_lightning.training.optimization import OptimizerConfig, build_optimizer
 
 
+def _sum_nll(model: Llama, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The batch's summed loss and its number of targets; its logits never exist as a whole."""
+    return linear_next_token_loss(model.hidden(input_ids), model.lm_head.weight, labels)
+
+
 class ElasModule(L.LightningModule):
     """Next-token pre-training of a :class:`~elas_lightning.nn.llama.Llama`.
 
@@ -28,8 +33,8 @@ class ElasModule(L.LightningModule):
     Args:
         config: The model.
         optimizer: AdamW and its schedule.
-        compile: Run training and validation through ``torch.compile``: the decoder is one graph, head and loss
-            are another. Lightning's logging cannot be traced.
+        compile: Run training and validation through ``torch.compile``: decoder, head and loss in one graph.
+            Lightning's logging cannot be traced.
     """
 
     def __init__(
@@ -51,22 +56,16 @@ class ElasModule(L.LightningModule):
         self.config = config
         self.optimizer = optimizer
         self.model = Llama(config)
-        # functions and not modules, so that checkpoints keep one set of names
-        self._hidden = torch.compile(self.model.hidden) if compile else self.model.hidden
-        self._loss = torch.compile(linear_next_token_loss) if compile else linear_next_token_loss
+        # a function and no module, so that checkpoints keep one set of names
+        self._loss = torch.compile(_sum_nll) if compile else _sum_nll
         self.val_metric = TokenLoss()
         self._accumulated_loss: Tensor | float = 0.0
         self._loaded_step = 0
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Logits ``(B, T, V)`` of token ids ``(B, T)``."""
-        logits: Tensor = self.model.lm_head(self._hidden(input_ids))
+        logits: Tensor = self.model(input_ids)
         return logits
-
-    def _sum_nll(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The batch's summed loss and its number of targets; the logits never exist as a whole."""
-        hidden = self._hidden(batch["input_ids"])
-        return self._loss(hidden, self.model.lm_head.weight, batch["labels"])
 
     def setup(self, stage: str) -> None:
         """Refuse a corpus whose token ids the model has no rows for."""
@@ -88,7 +87,7 @@ class ElasModule(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Mean loss over the batch's target tokens."""
         self.model.set_sparsity(self.sparse_phase)
-        nll, tokens = self._sum_nll(batch)
+        nll, tokens = self._loss(self.model, batch["input_ids"], batch["labels"])
         loss = nll / tokens.clamp(min=1)
         self._accumulated_loss = self._accumulated_loss + loss.detach()
         self.log("train_loss", loss.detach(), prog_bar=True)
@@ -107,7 +106,7 @@ class ElasModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Add one batch to the token-weighted metrics."""
-        nll, tokens = self._sum_nll(batch)
+        nll, tokens = self._loss(self.model, batch["input_ids"], batch["labels"])
         self.val_metric.update(nll, tokens, batch["target_bytes"].sum())
 
     def on_validation_epoch_end(self) -> None:

@@ -138,6 +138,8 @@ def test_a_run_without_a_length_is_refused(overlay: Path, tmp_path: Path) -> Non
         execute(_cli(overlay, tmp_path / "run", trainer__max_steps=-1))
 
 
+# inductor imports what torch itself has deprecated
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 @pytest.mark.slow
 def test_compiled_training_gives_the_eager_losses(overlay: Path, tmp_path: Path) -> None:
     eager = execute(_cli(overlay, tmp_path / "eager"))
