@@ -11,7 +11,14 @@ from torch import Tensor
 from elas_lightning.ops import lowrank_ffn, storage
 from elas_lightning.ops.storage import stored_ffn, stored_ffn_backward
 
-FFNS = [("2:4", "ste"), ("2:4", "masked"), (None, "ste")]
+# a dense FFN has no packed form; its refusal is tested below
+FFNS = [
+    ("packed", "2:4", "ste"),
+    ("packed", "2:4", "masked"),
+    ("recompute", "2:4", "ste"),
+    ("recompute", "2:4", "masked"),
+    ("recompute", None, "ste"),
+]
 KEPT = [("packed", "2:4"), ("recompute", "2:4"), ("recompute", None)]
 
 
@@ -29,13 +36,10 @@ def results(tokens: int, **options: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 8192])
-@pytest.mark.parametrize("kept", ["packed", "recompute"])
-@pytest.mark.parametrize(("sparsity", "gradient"), FFNS)
+@pytest.mark.parametrize(("kept", "sparsity", "gradient"), FFNS)
 def test_same_results_in_any_chunks(
     kept: Any, sparsity: Any, gradient: Any, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if kept == "packed" and sparsity is None:
-        pytest.skip("a dense FFN has no packed form; its refusal is tested below")
     monkeypatch.setattr(storage, "CHUNK_TOKENS", chunk)
     actual = results(7, sparsity=sparsity, gradient=gradient, storage=kept)
     expected = results(7, sparsity=sparsity, gradient=gradient, storage="dense")
