@@ -29,6 +29,10 @@ ALLOWED = {
     "training": ({"training", "nn", "ops"}, {"torch", "lightning", "torchmetrics"}),
     "configuration": ({"data", "training", "nn", "layout"}, {"torch", "lightning"}),
     "runner": ({"configuration", "training", "nn", "ops", "data"}, {"torch", "lightning"}),
+    "inference": (
+        {"inference", "runner", "configuration", "layout", "data", "nn", "ops"},
+        {"torch", "tokenizers"},
+    ),
     "sweep": (
         {"sweep", "runner", "configuration", "layout", "training", "data"},
         {"lightning", "optuna"},

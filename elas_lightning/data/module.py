@@ -1,6 +1,7 @@
 """``C4DataModule``: streamed text for training and validation, with a place that survives any restart."""
 
 import hashlib
+import inspect
 import json
 import os
 from functools import cached_property
@@ -101,6 +102,9 @@ class C4DataModule(L.LightningDataModule):
         self.validation_tokens = validation_tokens
         self.validation_batch_size = validation_batch_size
         self.cache_dir = cache_dir
+        # into checkpoints, whose readers need the tokenizer; named one by one, since Lightning would add its own
+        names = list(inspect.signature(C4DataModule).parameters)
+        self.save_hyperparameters({name: getattr(self, name) for name in names}, logger=False)
         self._next_micro_batch = 0
         self._places: list[Place | None] = [None] * lanes
 
@@ -121,7 +125,8 @@ class C4DataModule(L.LightningDataModule):
         return corpus
 
     @cached_property
-    def _text_tokenizer(self) -> TextTokenizer:
+    def text_tokenizer(self) -> TextTokenizer:
+        """The tokenizer of the run, made or fetched on first use."""
         # Said outright, or the library warns at every fork; loader workers switch it off for themselves.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         return load_tokenizer(self.tokenizer, self._corpus, self._cache)
@@ -129,13 +134,13 @@ class C4DataModule(L.LightningDataModule):
     @cached_property
     def _validation(self) -> ValidationSet:
         return ValidationSet(
-            self._corpus, self._text_tokenizer, self.sequence_length, self.batching, self.validation_tokens
+            self._corpus, self.text_tokenizer, self.sequence_length, self.batching, self.validation_tokens
         )
 
     @property
     def vocab_size(self) -> int:
         """How many ids the tokenizer makes; ``model.config.vocab_size`` must be no smaller."""
-        return self._text_tokenizer.vocab_size
+        return self.text_tokenizer.vocab_size
 
     @property
     def fingerprint(self) -> str:
@@ -146,7 +151,7 @@ class C4DataModule(L.LightningDataModule):
         """What the data of a run was, for its result file: plain types."""
         return {
             **self._signature(),
-            "tokenizer": f"{self._text_tokenizer.name} ({self._text_tokenizer.fingerprint})",
+            "tokenizer": f"{self.text_tokenizer.name} ({self.text_tokenizer.fingerprint})",
             "vocab_size": self.vocab_size,
             "validation_tokens": self._validation.targets,
         }
@@ -155,7 +160,7 @@ class C4DataModule(L.LightningDataModule):
         """Validation perplexity of token frequencies alone; computed once, kept on disk (``unigram.py``)."""
         identity = [
             self.fingerprint,
-            self._text_tokenizer.fingerprint,
+            self.text_tokenizer.fingerprint,
             self.sequence_length,
             self.batching,
             self.validation_tokens,
@@ -164,7 +169,7 @@ class C4DataModule(L.LightningDataModule):
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         value = unigram.remembered(self._cache, key)
         if value is None:
-            value = unigram.unigram_perplexity(self._corpus, self._text_tokenizer, self._validation)
+            value = unigram.unigram_perplexity(self._corpus, self.text_tokenizer, self._validation)
             unigram.remember(self._cache, key, value)
         return value
 
@@ -172,12 +177,12 @@ class C4DataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Make or fetch corpus and tokenizer; Lightning calls this in one process of each machine."""
-        _ = self._text_tokenizer  # the first use is what makes it
+        _ = self.text_tokenizer  # the first use is what makes it
 
     def setup(self, stage: str) -> None:
         """Check the layout of ranks and workers, so that a wrong one is refused before anything is read."""
         self._check_layout()
-        _ = self._text_tokenizer
+        _ = self.text_tokenizer
 
     def train_dataloader(self) -> TrainLoader:
         """This rank's batches from the place reached so far, without end (``max_steps`` ends training)."""
@@ -193,7 +198,7 @@ class C4DataModule(L.LightningDataModule):
             shuffle_block=self.shuffle_block,
         )
         stream = TrainStream(
-            config, self._text_tokenizer, rank, world_size, self._next_micro_batch, list(self._places)
+            config, self.text_tokenizer, rank, world_size, self._next_micro_batch, list(self._places)
         )
         return train_loader(stream, self.num_workers)
 
@@ -245,7 +250,7 @@ class C4DataModule(L.LightningDataModule):
         return {
             "source": self.source,
             "fingerprint": self.fingerprint,
-            "tokenizer": self._text_tokenizer.fingerprint,  # not its name: a file may have moved
+            "tokenizer": self.text_tokenizer.fingerprint,  # not its name: a file may have moved
             **{field: getattr(self, field) for field in _SIGNATURE},
         }
 

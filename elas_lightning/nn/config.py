@@ -1,4 +1,4 @@
-"""What a model is: two frozen dataclasses that refuse what cannot be built and derive what follows.
+"""What a model is: frozen dataclasses that refuse what cannot be built and derive what follows.
 
 Every refusal is one line that names the field as a user writes it (``model.config.…``), the value and
 what is allowed. ``from __future__ import annotations`` is absent on purpose: the command line reads the
@@ -7,100 +7,15 @@ annotations at run time.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from elas_lightning.errors import UserError
+from elas_lightning.nn.checks import check_choice, check_int, check_number, is_int, refuse
+from elas_lightning.nn.sparsity_config import Placement, SparsityConfig
 
-Placement = Literal["ffn_hidden", "ffn_input", "ffn_bottleneck", "attention_input", "attention_output"]
-LayerRange = Literal["all", "first_half", "second_half"]
 FFNKind = Literal["swiglu", "relu2", "relu", "gelu", "silu"]
 Initialization = Literal["xavier", "cola", "spectral", "wide_lowrank"]
 Backend = Literal["auto", "reference", "triton", "cusparselt"]
-Gradient = Literal["ste", "masked"]
 Storage = Literal["dense", "packed", "recompute"]
-
-_KEY = "model.config"
-
-
-def _refuse(key: str, value: object, allowed: str) -> UserError:
-    return UserError(f"{_KEY}.{key} = {value!r} is not possible: {allowed}")
-
-
-def _check_choice(key: str, value: object, literal: Any) -> None:
-    allowed = get_args(literal)
-    if value not in allowed:
-        raise _refuse(key, value, f"choose one of {', '.join(map(str, allowed))}")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_int(key: str, value: object, minimum: int) -> None:
-    if not _is_int(value) or value < minimum:  # type: ignore[operator]
-        raise _refuse(key, value, f"give an integer of at least {minimum}")
-
-
-def _check_number(key: str, value: object, above: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < float("inf"):
-        raise _refuse(key, value, f"give a finite number above {above:g}")
-
-
-@dataclass(frozen=True)
-class SparsityConfig:
-    """Where and how activations become 2:4 sparse (ELAS, arXiv 2605.03667).
-
-    Attributes:
-        placement: Sites made 2:4; empty means a dense model. ``ffn_hidden``: the hidden features, after the
-            activation (ELAS). ``ffn_input``: what up (and gate) reads. ``ffn_bottleneck``: between the two
-            factors of each FFN matrix. ``attention_input``: what q, k, v read. ``attention_output``: what o
-            reads.
-        layers: Decoder layers that carry the sites: ``all``, ``first_half`` (the first ``num_layers // 2``),
-            ``second_half`` (the rest), or a list of indices from 0.
-        pattern: ``2:4``, two kept of every four consecutive features.
-        method: ``magnitude``: the two of largest magnitude are kept.
-        gradient: ``ste``: the 2:4 step is the identity in backward (ELAS); ``masked``: only kept entries
-            carry gradient.
-        dense_warmup_steps: Optimizer steps at the start during which the 2:4 step is off.
-    """
-
-    placement: tuple[Placement, ...] = ()
-    layers: LayerRange | tuple[int, ...] = "all"
-    pattern: Literal["2:4"] = "2:4"
-    method: Literal["magnitude"] = "magnitude"
-    gradient: Gradient = "ste"
-    dense_warmup_steps: int = 1000
-
-    def __post_init__(self) -> None:
-        # YAML has lists only; tuples keep the frozen config hashable.
-        for key in ("placement", "layers"):
-            if isinstance(getattr(self, key), list):
-                object.__setattr__(self, key, tuple(getattr(self, key)))
-        self._check_placement()
-        self._check_layers()
-        _check_choice("sparsity.pattern", self.pattern, Literal["2:4"])
-        _check_choice("sparsity.method", self.method, Literal["magnitude"])
-        _check_choice("sparsity.gradient", self.gradient, Gradient)
-        _check_int("sparsity.dense_warmup_steps", self.dense_warmup_steps, 0)
-
-    def _check_placement(self) -> None:
-        if not isinstance(self.placement, tuple):
-            allowed = f"give a list of {', '.join(get_args(Placement))}, or []"
-            raise _refuse("sparsity.placement", self.placement, allowed)
-        for site in self.placement:
-            _check_choice("sparsity.placement", site, Placement)
-        if len(set(self.placement)) < len(self.placement):
-            raise _refuse("sparsity.placement", list(self.placement), "name each placement once")
-
-    def _check_layers(self) -> None:
-        allowed = f"choose one of {', '.join(get_args(LayerRange))}, or a list of layer indices"
-        if isinstance(self.layers, str):
-            if self.layers not in get_args(LayerRange):
-                raise _refuse("sparsity.layers", self.layers, allowed)
-        elif not isinstance(self.layers, tuple) or not all(_is_int(i) for i in self.layers):
-            raise _refuse("sparsity.layers", self.layers, allowed)
-        elif len(set(self.layers)) < len(self.layers):
-            raise _refuse("sparsity.layers", list(self.layers), "name each layer once")
 
 
 @dataclass(frozen=True)
@@ -143,19 +58,19 @@ class ModelConfig:
     rope_theta: float = 10000.0
     backend: Backend = "auto"
     ffn_storage: Storage = "dense"
-    sparsity: SparsityConfig = SparsityConfig()
+    sparsity: SparsityConfig = SparsityConfig()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
         for key in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads"):
-            _check_int(key, getattr(self, key), 1)
+            check_int(key, getattr(self, key), 1)
         for key in ("initializer_range", "norm_eps", "rope_theta"):
-            _check_number(key, getattr(self, key), 0.0)
-        _check_choice("ffn", self.ffn, FFNKind)
-        _check_choice("initialization", self.initialization, Initialization)
-        _check_choice("backend", self.backend, Backend)
-        _check_choice("ffn_storage", self.ffn_storage, Storage)
+            check_number(key, getattr(self, key), 0.0)
+        check_choice("ffn", self.ffn, FFNKind)
+        check_choice("initialization", self.initialization, Initialization)
+        check_choice("backend", self.backend, Backend)
+        check_choice("ffn_storage", self.ffn_storage, Storage)
         if not isinstance(self.sparsity, SparsityConfig):
-            raise _refuse("sparsity", self.sparsity, "give a SparsityConfig")
+            raise refuse("sparsity", self.sparsity, "give a SparsityConfig")
         self._check_heads()
         self._check_rank("attention_rank", self.hidden_size)
         self._check_rank("ffn_rank", min(self.hidden_size, self.ffn_width))
@@ -213,41 +128,39 @@ class ModelConfig:
     def _check_heads(self) -> None:
         if self.hidden_size % self.num_heads:
             allowed = f"it must divide hidden_size = {self.hidden_size}"
-            raise _refuse("num_heads", self.num_heads, allowed)
+            raise refuse("num_heads", self.num_heads, allowed)
         if self.head_dim % 2:
             allowed = f"hidden_size / num_heads = {self.head_dim} must be even, rotary embedding turns pairs"
-            raise _refuse("num_heads", self.num_heads, allowed)
+            raise refuse("num_heads", self.num_heads, allowed)
 
     def _check_rank(self, key: str, largest: int) -> None:
         rank = getattr(self, key)
-        if rank is not None and not (_is_int(rank) and 1 <= rank <= largest):
+        if rank is not None and not (is_int(rank) and 1 <= rank <= largest):
             allowed = f"give 1 to {largest} (the layer's smaller dimension), or null for full rank"
-            raise _refuse(key, rank, allowed)
+            raise refuse(key, rank, allowed)
 
     def _check_needs_factors(self) -> None:
         needs = "it acts on low-rank factors: set attention_rank or ffn_rank, or "
         if self.bottleneck_activation is not None:
-            _check_choice("bottleneck_activation", self.bottleneck_activation, Literal["silu"])
+            check_choice("bottleneck_activation", self.bottleneck_activation, Literal["silu"])
         if self.attention_rank is not None or self.ffn_rank is not None:
             return
         if self.bottleneck_activation is not None:
-            raise _refuse("bottleneck_activation", self.bottleneck_activation, needs + "leave it null")
+            raise refuse("bottleneck_activation", self.bottleneck_activation, needs + "leave it null")
         if self.initialization != "xavier":
-            raise _refuse("initialization", self.initialization, needs + "leave it at xavier")
+            raise refuse("initialization", self.initialization, needs + "leave it at xavier")
 
     def _check_storage(self) -> None:
         if self.gated and self.backend not in ("auto", "reference"):
             allowed = "its kernels are for an FFN without a gate: choose auto or reference for swiglu"
-            raise _refuse("backend", self.backend, allowed)
+            raise refuse("backend", self.backend, allowed)
         if self.ffn_storage == "dense":
             return
         if self.ffn != "relu2":
-            raise _refuse(
-                "ffn_storage", self.ffn_storage, f"it needs ffn relu2, not {self.ffn}: choose dense"
-            )
+            raise refuse("ffn_storage", self.ffn_storage, f"it needs ffn relu2, not {self.ffn}: choose dense")
         if self.ffn_storage == "packed" and "ffn_hidden" not in self.sparsity.placement:
             allowed = "it needs ffn_hidden in sparsity.placement: choose dense or recompute"
-            raise _refuse("ffn_storage", self.ffn_storage, allowed)
+            raise refuse("ffn_storage", self.ffn_storage, allowed)
 
     def _check_sparse_layers(self) -> None:
         if not self.sparsity.placement:
@@ -256,19 +169,19 @@ class ModelConfig:
         shown = layers if isinstance(layers, str) else list(layers)
         if not self.sparse_layers:
             allowed = f"it selects none of {self.num_layers} layers; for a dense model set placement to []"
-            raise _refuse("sparsity.layers", shown, allowed)
+            raise refuse("sparsity.layers", shown, allowed)
         if not self.sparse_layers <= set(range(self.num_layers)):
-            raise _refuse("sparsity.layers", shown, f"indices run from 0 to {self.num_layers - 1}")
+            raise refuse("sparsity.layers", shown, f"indices run from 0 to {self.num_layers - 1}")
 
     def _check_sparse_widths(self) -> None:
         if "ffn_bottleneck" in self.sparsity.placement and self.ffn_rank is None:
             allowed = "ffn_bottleneck lies between low-rank factors: set ffn_rank, or leave it out"
-            raise _refuse("sparsity.placement", list(self.sparsity.placement), allowed)
+            raise refuse("sparsity.placement", list(self.sparsity.placement), allowed)
         for site in self.sparsity.placement:
             field, width = self._site_width(site)
             if width % 4:
                 allowed = f"2:4 at {site} needs a width divisible by 4, not {width}"
-                raise _refuse(field, getattr(self, field), allowed)
+                raise refuse(field, getattr(self, field), allowed)
 
     def _site_width(self, site: Placement) -> tuple[str, int]:
         """The field that decides a site's width, and the width."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from elas_lightning.nn.config import Placement, SparsityConfig
+from elas_lightning.nn.sparsity_config import Placement, SparsityConfig
 from elas_lightning.ops import sparsify_24
 from elas_lightning.ops.sparsify import Gradient
 

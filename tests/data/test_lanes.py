@@ -20,7 +20,7 @@ def ids(batches):
 
 
 def words(data, batches):
-    decode = data._text_tokenizer._tokenizer.decode
+    decode = data.text_tokenizer._tokenizer.decode
     return [decode(row.tolist(), skip_special_tokens=True) for batch in batches for row in batch["input_ids"]]
 
 
@@ -72,12 +72,12 @@ def test_blocks_are_shuffled_within_themselves(make_data):
 def test_a_lane_goes_on_from_any_place(make_data, batching, cut):
     data = make_data(lanes=2, batching=batching)
     config = StreamConfig(data._corpus.train, 16, 3, batching, seed=0, lanes=2, shuffle_block=5)
-    lane = Lane(config, data._text_tokenizer, 1, None)
+    lane = Lane(config, data.text_tokenizer, 1, None)
     for _ in range(cut):
         lane.rows(3)
     place = lane.place()
     rest = [row.tolist() for row in lane.rows(60)]
-    resumed = Lane(config, data._text_tokenizer, 1, place)
+    resumed = Lane(config, data.text_tokenizer, 1, place)
     assert resumed.place() == place
     assert [row.tolist() for row in resumed.rows(60)] == rest
     assert cut < 130 or place["epoch"] > 0, "the last cut must lie beyond the first epoch"

@@ -60,7 +60,7 @@ def test_target_bytes_are_those_of_the_text_behind_the_first_token(make_data, tm
     write_shard(tmp_path / "c4-validation.0.json.gz", [text])
     data = make_data(path=str(tmp_path), lanes=1, batching="truncate", sequence_length=64)
     (batch,) = data.val_dataloader()
-    first = data._text_tokenizer.byte_lengths[batch["input_ids"][0, 0]]
+    first = data.text_tokenizer.byte_lengths[batch["input_ids"][0, 0]]
     assert batch["target_bytes"].tolist() == [len(text.encode()) - first]
 
 

@@ -8,7 +8,7 @@ from elas_lightning.data import unigram
 
 def test_is_the_add_one_estimate_on_the_validation_targets(make_data, corpus):
     data = make_data()
-    tokenizer = data._text_tokenizer
+    tokenizer = data.text_tokenizer
     counts: Counter[int] = Counter()
     reader = unigram.ShardReader(data._corpus.train)
     while texts := reader.read(10):

@@ -1,0 +1,36 @@
+"""How the model's dataclasses refuse a value: one line, the field as a user writes it, what is allowed."""
+
+from typing import Any, get_args
+
+from elas_lightning.errors import UserError
+
+_KEY = "model.config"
+
+
+def refuse(key: str, value: object, allowed: str) -> UserError:
+    """The error to raise for the field ``model.config.<key>``."""
+    return UserError(f"{_KEY}.{key} = {value!r} is not possible: {allowed}")
+
+
+def check_choice(key: str, value: object, literal: Any) -> None:
+    """Refuse what is none of a ``Literal``'s values."""
+    allowed = get_args(literal)
+    if value not in allowed:
+        raise refuse(key, value, f"choose one of {', '.join(map(str, allowed))}")
+
+
+def is_int(value: object) -> bool:
+    """Whether a value is an integer and no boolean."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_int(key: str, value: object, minimum: int) -> None:
+    """Refuse what is no integer of at least ``minimum``."""
+    if not is_int(value) or value < minimum:  # type: ignore[operator]
+        raise refuse(key, value, f"give an integer of at least {minimum}")
+
+
+def check_number(key: str, value: object, above: float) -> None:
+    """Refuse what is no finite number above a limit."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < float("inf"):
+        raise refuse(key, value, f"give a finite number above {above:g}")
