@@ -1,6 +1,7 @@
 """The ``elas`` command. Each subcommand imports what it needs when it runs, so that ``--help`` is instant."""
 
 import argparse
+import logging
 import os
 import shlex
 import signal
@@ -203,6 +204,8 @@ def _eval(options: argparse.Namespace) -> int:
 
     from elas_lightning.inference import evaluate
 
+    # of the tasks' files, which are not the reader's to mend
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     given = {key: value for key, value in vars(options).items() if key not in ("run", "json", "arguments")}
     request = evaluate.Evaluation(**given, command=shlex.join(["elas", *options.arguments]))
     found = evaluate.evaluate(request)

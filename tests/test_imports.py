@@ -30,7 +30,7 @@ ALLOWED = {
     "configuration": ({"data", "training", "nn", "layout"}, {"torch", "lightning"}),
     "runner": ({"configuration", "training", "nn", "ops", "data"}, {"torch", "lightning"}),
     "inference": (
-        {"inference", "runner", "configuration", "layout", "data", "nn", "ops"},
+        {"inference", "runner", "configuration", "layout", "training", "data", "nn", "ops"},
         {"torch", "tokenizers"},
     ),
     "sweep": (

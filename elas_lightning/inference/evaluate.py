@@ -85,7 +85,7 @@ def evaluate(request: Evaluation) -> dict[str, Any]:
     Raises:
         UserError: The checkpoint, a text or a task cannot be had, or an option does not fit the model.
     """
-    device = torch.device(request.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(request.device)
     trained = load_model(request.checkpoint, device)
     length = request.length or int(trained.data["sequence_length"])
     stride = request.stride or length
@@ -132,6 +132,18 @@ def evaluate(request: Evaluation) -> dict[str, Any]:
     }
 
 
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    # torch raises AssertionError where it was built without CUDA
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
 def _phases(trained: TrainedModel, dense: bool) -> dict[str, bool]:
     """The phases to measure in, by what tables call them: whether the 2:4 step is on."""
     active = trained.model.sparsity_active
@@ -157,9 +169,7 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         soft_wrap=True, highlight=False,
     )  # fmt: skip
     if found["text"]:
-        table = Table(
-            "text", "sparsity", *map(_right, ("documents", "tokens", "loss", "perplexity", "bits/byte"))
-        )
+        table = _table(("text", "sparsity"), ("documents", "tokens", "loss", "perplexity", "bits/byte"))
         for row in found["text"]:
             score = TextScore(**{key: value for key, value in row.items() if key != "sparsity"})
             table.add_row(
@@ -168,7 +178,7 @@ def show(found: Mapping[str, Any], console: Console) -> None:
             )  # fmt: skip
         console.print(table)
     if found["tasks"]:
-        table = Table("task", "metric", "sparsity", *map(_right, ("shots", "examples", "value", "± s.e.")))
+        table = _table(("task", "metric", "sparsity"), ("shots", "examples", "value", "± s.e."))
         for sparsity, result in found["tasks"].items():
             for row in task_rows(result):
                 table.add_row(row[0], row[1], sparsity, *row[2:])
@@ -181,8 +191,12 @@ def show(found: Mapping[str, Any], console: Console) -> None:
                 )  # fmt: skip
 
 
-def _right(name: str) -> Column:
-    return Column(name, justify="right")
+def _table(names: Sequence[str], numbers: Sequence[str]) -> Table:
+    """Names are folded where a terminal is narrow, never cut off."""
+    return Table(
+        *(Column(name, overflow="fold") for name in names),
+        *(Column(name, justify="right") for name in numbers),
+    )
 
 
 def task_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str, str, str]]:

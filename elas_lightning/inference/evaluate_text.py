@@ -96,8 +96,8 @@ def cut_windows(document: np.ndarray, length: int, stride: int, text_bytes: int)
 def read_documents(path: Path) -> Iterator[str]:
     """Yield the documents of a file, or of the text files and shards of a folder in the order of their names.
 
-    ``.json``, ``.jsonl`` and their ``.gz`` are C4-format shards, a JSON object with a ``text`` a line. Any other file is
-    one document of UTF-8 text; in a folder, only those that end in ``.txt``.
+    ``.json``, ``.jsonl`` and their ``.gz`` are C4-format shards, a JSON object with a ``text`` a line. Any other file
+    is one document of UTF-8 text; in a folder, only those that end in ``.txt``.
 
     Raises:
         UserError: There is nothing to read, or a file is damaged or no text.
