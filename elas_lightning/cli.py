@@ -77,6 +77,14 @@ def _parse(arguments: list[str]) -> int:
         )
     )
 
+    compare = commands.add_parser("compare", help="set runs or sweeps side by side, from their result files")
+    compare.add_argument("runs", nargs="+", metavar="[NAME=]RUN[:LABEL,...]",
+                         help="a run's directory, a folder of them, or a sweep's, of which labels take a part")  # fmt: skip
+    compare.add_argument(
+        "--out", type=Path, metavar="DIR", help="write compare.html, tables as CSV and plots"
+    )
+    compare.set_defaults(run=_compare)
+
     bench = commands.add_parser(
         "bench", help="measure training steps side by side on this machine", add_help=False
     )
@@ -213,6 +221,20 @@ def _eval(options: argparse.Namespace) -> int:
     if options.json:
         evaluate.write(found, options.json)
         print(f"results: {options.json}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from elas_lightning.analysis import compare, compare_page
+
+    comparison = compare.compare(options.runs)
+    compare_page.show(comparison, Console())
+    if options.out:
+        print(
+            f"page: {compare_page.write(comparison, options.out, shlex.join(['elas', *options.arguments]))}"
+        )
     return 0
 
 
