@@ -79,7 +79,7 @@ def _parse(arguments: list[str]) -> int:
 
     compare = commands.add_parser("compare", help="set runs or sweeps side by side, from their result files")
     compare.add_argument("runs", nargs="+", metavar="[NAME=]RUN[:LABEL,...]",
-                         help="a run's directory, a folder of them, or a sweep's, of which labels take a part")  # fmt: skip
+                         help="a run's directory, a folder of them, or (part of) a sweep's folder")  # fmt: skip
     compare.add_argument(
         "--out", type=Path, metavar="DIR", help="write compare.html, tables as CSV and plots"
     )

@@ -215,6 +215,12 @@ def _cautions(contenders: Sequence[Contender]) -> tuple[list[str], dict[str, str
                 )
         if len(contender.values("val_loss")) == 1:
             warnings.append(f"{contender.name} has one complete seed, so there is no interval.")
+    seeds = {contender.name: sorted(contender.values("val_loss")) for contender in contenders}
+    if len({tuple(found) for found in seeds.values()}) > 1:
+        said = "; ".join(f"{name}: {', '.join(map(str, found)) or 'none'}" for name, found in seeds.items())
+        warnings.append(
+            f"Complete seeds differ ({said}): means are over different seeds; a paired difference is over those shared."
+        )
     return warnings, unfair
 
 

@@ -26,14 +26,12 @@ from elas_lightning.analysis.compare_select import as_sweep
 from elas_lightning.analysis.plots.base import CannotDraw
 from elas_lightning.analysis.plots.curves import curves
 from elas_lightning.analysis.plots.pareto import pareto
-from elas_lightning.analysis.tables import Table
 from elas_lightning.analysis.wording import (
     compare,
     listing,
     number,
     plural,
     plus_minus,
-    seeds_phrase,
     sentence,
 )
 from elas_lightning.errors import UserError
@@ -170,11 +168,13 @@ def _page(
 def answer(comparison: Comparison) -> list[str]:
     """The perplexities, and each contender against the first, in sentences."""
     levels = [
-        f"{plus_minus(found)} for {contender.name} ({seeds_phrase(found.n)})"
+        f"{plus_minus(found)} for {contender.name} ({plural(found.n, 'seed')})"
         for contender in comparison.contenders
         if (found := contender.estimate("val_perplexity"))
     ]
-    said = [sentence([f"validation perplexity is {listing(levels)}"])] if levels else []
+    said = (
+        [sentence([f"validation perplexity, mean ± 95 % interval, is {listing(levels)}"])] if levels else []
+    )
     if reason := comparison.unfair.get("val_perplexity"):
         return [*said, sentence([f"the perplexities are not comparable: {reason}"])]
     first = comparison.contenders[0].name

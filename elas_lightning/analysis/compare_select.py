@@ -16,6 +16,7 @@ from elas_lightning.analysis.load import METRIC_COLUMNS, SweepResults, load_swee
 from elas_lightning.analysis.parameters import Parameter, level_name, name_of, side_name
 from elas_lightning.analysis.run import RunResults, load_run
 from elas_lightning.analysis.statistics import Estimate, estimate
+from elas_lightning.analysis.wording import plural
 from elas_lightning.errors import UserError
 
 # Present only where something measured it.
@@ -76,22 +77,28 @@ def select(arguments: Sequence[str]) -> tuple[list[Contender], list[str]]:
     Raises:
         UserError: A path or a label that does not exist.
     """
-    named: list[_Named] = []
-    for argument in arguments:
-        named += _read(argument, "")
+    return _group([item for argument in arguments for item in _read(argument, "")])
+
+
+def group(runs: Sequence[RunResults]) -> tuple[list[Contender], list[str]]:
+    """Group runs that were read already; otherwise as :func:`select`."""
+    return _group([_Named(run, "", "") for run in runs])
+
+
+def _group(named: Sequence[_Named]) -> tuple[list[Contender], list[str]]:
     groups: dict[tuple[str, str], list[_Named]] = {}
     for item in named:
         groups.setdefault((item.given, _digest(item.run)), []).append(item)
     members = list(groups.values())
-    names = _names(members)
     contenders, notes = [], []
-    for name, group in zip(names, members, strict=True):
+    for name, same in zip(_names(members), members, strict=True):
         by_seed: dict[int, RunResults] = {}
-        for item in sorted(group, key=lambda item: str(item.run.result.get("finished"))):
+        for item in sorted(same, key=lambda item: str(item.run.result.get("finished"))):
             by_seed[int(item.run.result["seed"])] = item.run
-        if len(by_seed) < len({item.run.folder.resolve() for item in group}):
+        repeated = len({item.run.folder.resolve() for item in same}) - len(by_seed)
+        if repeated:
             notes.append(
-                f"{name}: {len(group) - len(by_seed)} runs repeat a seed; the last to finish counts."
+                f"{name}: {plural(repeated, 'run')} with a seed that another has; the last to finish counts."
             )
         runs = tuple(by_seed[seed] for seed in sorted(by_seed))
         contenders.append(Contender(name, runs, comparable_config(runs[0])))
@@ -173,11 +180,12 @@ def _read_sweep(sweep: SweepResults, given: str, labels: str) -> list[_Named]:
 def _names(groups: Sequence[Sequence[_Named]]) -> list[str]:
     """A different name for each: as given, as the sweep has it, or what only its command has."""
     words = [_words(group[0].run) for group in groups]
-    common = set.intersection(*map(set, words)) if len(words) > 1 else set()
+    common = set.intersection(*map(set, words))
     names = []
     for group, mine in zip(groups, words, strict=True):
         first = group[0]
-        derived = first.label or ", ".join(word for word in mine if word not in common) or first.run.name
+        own = ", ".join(word for word in mine if word not in common) if len(groups) > 1 else ""
+        derived = first.label or own or first.run.name
         several = sum(other[0].given == first.given for other in groups) > 1
         names.append((f"{first.given}: {derived}" if several else first.given) if first.given else derived)
     taken: dict[str, int] = {}

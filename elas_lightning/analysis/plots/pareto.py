@@ -71,36 +71,47 @@ def pareto(results: SweepResults, options: Options) -> tuple[Figure, str]:
             yerr=(value.half_width or 0) * metric.scale or None,
             color=colour,
             marker=look.marker,
-            markersize=7,
+            # hollow and larger, so that a beaten point is seen behind the one that beats it by a hair
+            markersize=6 if i in best else 11,
+            fillstyle="full" if i in best else "none",
+            elinewidth=1.1,
             linestyle="none",
             zorder=4 if i in best else 3,
         )
         ends.append((value.mean * metric.scale, names[i], look._replace(color=colour, linestyle="none")))
     line = sorted(best, key=lambda i: drawn[i][2].mean)
+    ax.set_xlabel(f"{cost.label}, lower is better")
+    ax.set_ylabel(f"{metric.label}, lower is better")
+    cut = [
+        value_limits(
+            ax,
+            which,
+            [item.mean * scale for item in items],
+            [(item.low * scale, item.high * scale) for item in items if item.half_width],
+        )
+        for which, items, scale in (
+            ("x", [price for _, _, price in drawn], cost.scale),
+            ("y", [value for _, value, _ in drawn], metric.scale),
+        )
+    ]
+    # from the upper edge to the right one, so that what lies beyond it is seen to be beaten
+    corners = [(drawn[i][2].mean * cost.scale, drawn[i][1].mean * metric.scale) for i in line]
+    whole = [(corners[0][0], ax.get_ylim()[1]), *corners, (ax.get_xlim()[1], corners[-1][1])]
     ax.plot(
-        [drawn[i][2].mean * cost.scale for i in line],
-        [drawn[i][1].mean * metric.scale for i in line],
+        *zip(*whole, strict=True),
         color=style.GREY,
         linewidth=1.0,
+        linestyle="--",
         drawstyle="steps-post",
         zorder=2,
     )
-    ax.set_xlabel(f"{cost.label}, lower is better")
-    ax.set_ylabel(f"{metric.label}, lower is better")
-    cut = value_limits(
-        ax, "y", [v.mean for _, v, _ in drawn], [(v.low, v.high) for _, v, _ in drawn if v.half_width]
-    )
-    value_limits(
-        ax, "x", [p.mean * cost.scale for _, _, p in drawn],
-        [(p.low * cost.scale, p.high * cost.scale) for _, _, p in drawn if p.half_width],
-    )  # fmt: skip
-    style.label_ends(ax, ends, "On the front in colour" if len(best) < len(drawn) else "All on the front")
+    style.label_ends(ax, ends, "In colour: on the front" if len(best) < len(drawn) else "All on the front")
     beaten = [name for i, name in enumerate(names) if i not in best]
     clauses = [
-        f"on the front (no other is at least as good in both {metric.noun} and {cost.noun} and better in one): "
+        f"on the front, the dashed line (no other is as good in both {metric.noun} and {cost.noun} and better in one): "
         f"{listing([names[i] for i in line])}"
     ]
     if beaten:
-        clauses.append(f"beaten in both, or in one at equal other, and grey: {listing(beaten)}")
+        clauses.append(f"grey, above or to the right of it: {listing(beaten)}")
     clauses.append("means over seeds with 95 % intervals; which of two close points is better is not settled")
-    return figure, sentence([*clauses, cut_clause(cut), losses_clause(points)])
+    return figure, sentence([*clauses, cut_clause(any(cut)), losses_clause(points)])
