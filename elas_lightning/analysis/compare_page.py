@@ -124,6 +124,9 @@ def _draw(comparison: Comparison, home: Path) -> tuple[list[dict[str, str]], lis
             continue
         _, svg = style.save(figure, home / name)
         source = f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode('ascii')}"
+        shown = ("val_perplexity", options["x"]) if "x" in options else ("val_loss",)
+        for reason in dict.fromkeys(comparison.unfair[c] for c in shown if c in comparison.unfair):
+            caption += f" Not comparable: {reason}."
         figures.append({"title": title, "caption": caption, "source": source})
     return figures, not_drawn
 

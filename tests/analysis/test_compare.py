@@ -194,6 +194,13 @@ def test_what_is_not_comparable_is_marked(
         assert "val_bits_per_byte" not in found.unfair
 
 
+def test_figures_of_what_is_not_comparable_say_so(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "a", "a", 0)
+    write_run(tmp_path / "runs" / "b", "b", 0, environment={"hardware": "H100"})
+    text = write(compare([str(tmp_path / "runs")]), tmp_path / "out", "elas compare runs").read_text()
+    assert text.count("Not comparable: machines differ.</figcaption>") == 1  # memory alone
+
+
 def test_equal_circumstances_give_no_warning(methods: Path) -> None:
     assert compare([str(methods)]).warnings == ()
 
