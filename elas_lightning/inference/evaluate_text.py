@@ -2,7 +2,9 @@
 
 Every document is read alone and closed by the end token, as in training. Its first token is what the rest is
 predicted from and is not itself a target, since in training nothing is ever predicted from an end token; the bytes
-it stands for are left out too. Every other token, the end token included, is a target exactly once.
+it stands for are left out too. Every other token, the end token included, is a target exactly once. Documents that
+fit into one window therefore give exactly what validation gives; a run that trains on truncated rows validates on the
+beginnings of longer documents alone, while here they are scored to their end.
 """
 
 import time
