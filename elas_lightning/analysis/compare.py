@@ -53,13 +53,13 @@ class Comparison:
         contenders: At least two.
         notes: A sentence for each thing that was left out.
         warnings: A sentence for each thing that forbids a comparison or weakens it.
-        unfair: Metrics that cannot be compared, each with the reason in a few words.
+        unfair: By contender and metric, why it cannot be compared with the first one, in a few words.
     """
 
     contenders: tuple[Contender, ...]
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    unfair: Mapping[str, str] = field(default_factory=dict)
+    unfair: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def columns(self) -> list[str]:
@@ -161,10 +161,11 @@ def unpaired_difference(
     return Difference(scale(mean), scale(mean - half), scale(mean + half), p, n, unit)
 
 
-def _cautions(contenders: Sequence[Contender]) -> tuple[list[str], dict[str, str]]:
-    """Warnings, and which metrics they make incomparable."""
+def _cautions(contenders: Sequence[Contender]) -> tuple[list[str], dict[tuple[str, str], str]]:
+    """Warnings, and which metrics of which contenders they make incomparable with the first one's."""
     warnings: list[str] = []
-    unfair: dict[str, str] = {}
+    unfair: dict[tuple[str, str], str] = {}
+    first = contenders[0].name
 
     def differ(what: str, of: Callable[[RunResults], Any], then: str, columns: Sequence[str]) -> None:
         holders: dict[str, dict[str, None]] = {}
@@ -174,7 +175,11 @@ def _cautions(contenders: Sequence[Contender]) -> tuple[list[str], dict[str, str
         if len(holders) > 1:
             said = "; ".join(f"{value}: {listing(list(names))}" for value, names in holders.items())
             warnings.append(f"{what} differ ({said}): {then}.")
-            unfair.update(dict.fromkeys(columns, f"{what[:1].lower()}{what[1:]} differ"))
+            for contender in contenders:
+                # of two contenders all runs must have the one value, within each of them as well as between them
+                if sum(bool({first, contender.name} & set(names)) for names in holders.values()) > 1:
+                    reason = f"{what[:1].lower()}{what[1:]} differ"
+                    unfair.update({(contender.name, column): reason for column in columns})
 
     def environment(*keys: str) -> Callable[[RunResults], str]:
         return lambda run: ", ".join(str((run.result.get("environment") or {}).get(key)) for key in keys)
@@ -269,7 +274,7 @@ def differences_table(comparison: Comparison) -> Table:
             paired = item.how == "paired"
             seeds = plural(item.seeds[0], "seed") if paired else f"{item.seeds[0]} and {item.seeds[1]} seeds"
             ends = interval(d) + (unit if d.low is not None else "")
-            reading = comparison.unfair.get(item.column)
+            reading = comparison.unfair.get((item.name, item.column))
             shown = (
                 signed(d.value, decimals_of(d)) + unit,
                 ends,

@@ -125,8 +125,11 @@ def _draw(comparison: Comparison, home: Path) -> tuple[list[dict[str, str]], lis
         _, svg = style.save(figure, home / name)
         source = f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode('ascii')}"
         shown = ("val_perplexity", options["x"]) if "x" in options else ("val_loss",)
-        for reason in dict.fromkeys(comparison.unfair[c] for c in shown if c in comparison.unfair):
-            caption += f" Not comparable: {reason}."
+        reasons = dict.fromkeys(
+            reason for (_, column), reason in comparison.unfair.items() if column in shown
+        )
+        for why in reasons:
+            caption += f" Not all comparable: {why}."
         figures.append({"title": title, "caption": caption, "source": source})
     return figures, not_drawn
 
@@ -178,13 +181,15 @@ def answer(comparison: Comparison) -> list[str]:
     said = (
         [sentence([f"validation perplexity, mean ± 95 % interval, is {listing(levels)}"])] if levels else []
     )
-    if reason := comparison.unfair.get("val_perplexity"):
-        return [*said, sentence([f"the perplexities are not comparable: {reason}"])]
     first = comparison.contenders[0].name
     for item in against_first(comparison):
         if item.column != "val_perplexity":
             continue
-        if item.how == "paired" or item.difference is None:
+        if reason := comparison.unfair.get((item.name, item.column)):
+            said.append(
+                sentence([f"the perplexities of {item.name} and {first} are not comparable: {reason}"])
+            )
+        elif item.how == "paired" or item.difference is None:
             said.append(sentence([f"in perplexity, {compare(item.difference, item.name, first)}"]))
         else:
             text = compare(item.difference, item.name, first).replace(
@@ -245,7 +250,7 @@ def frames(comparison: Comparison) -> dict[str, pd.DataFrame]:
         {"contender": item.name, "against": comparison.contenders[0].name, "metric": item.column,
          "difference": d.value, "low": d.low, "high": d.high, "unit": d.unit, "p": d.p, "how": item.how,
          "seeds": item.seeds[0], "seeds_against": item.seeds[1],
-         "comparable": comparison.unfair.get(item.column, "yes")}
+         "comparable": comparison.unfair.get((item.name, item.column), "yes")}
         for item in against_first(comparison)
         if (d := item.difference)
     ]  # fmt: skip

@@ -173,8 +173,8 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         for row in found["text"]:
             score = TextScore(**{key: value for key, value in row.items() if key != "sparsity"})
             table.add_row(
-                Path(score.source).name, row["sparsity"], f"{score.documents:,}", f"{score.tokens:,}", f"{score.loss:.4f}",
-                f"{score.perplexity:.2f}", f"{score.bits_per_byte:.4f}",
+                Path(score.source).name, row["sparsity"], f"{score.documents:,}", f"{score.tokens:,}",
+                f"{score.loss:.4f}", f"{score.perplexity:.2f}", f"{score.bits_per_byte:.4f}",
             )  # fmt: skip
         console.print(table)
     if found["tasks"]:
