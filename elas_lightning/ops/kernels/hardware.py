@@ -48,23 +48,31 @@ def hidden_hardware_kernel(
     token_offsets = tl.program_id(0) // column_blocks * BT + tl.arange(0, BT)
     first_group = tl.program_id(0) % column_blocks * BG
     group_offsets = first_group + tl.arange(0, BG)
+    token_mask, group_mask = token_offsets < tokens, group_offsets < groups
     a, b, c, d = group_products(
-        z_ptr, up_ptr, token_offsets, group_offsets, token_offsets < tokens, group_offsets < groups, rank,
+        z_ptr, up_ptr, token_offsets, group_offsets, token_mask, group_mask, rank,
         UPCAST, BT, BG, BK,
     )  # fmt: skip
     a, b, c, d = activate(a, b, c, d, DTYPE, False)
+    # the products of a row that is not finite are NaN where there is no feature, too
+    zero = tl.zeros_like(a)
+    a, b = tl.where(group_mask[None, :], a, zero), tl.where(group_mask[None, :], b, zero)
+    c, d = tl.where(group_mask[None, :], c, zero), tl.where(group_mask[None, :], d, zero)
     values, meta = pack_groups(a, b, c, d)
-    rows = token_offsets.to(tl.int64)[:, None]
+    rows = token_offsets[:, None]
     columns = first_group * 2 + tl.arange(0, 2 * BG)[None, :]
-    tl.store(values_ptr + rows * (all_groups * 2) + columns, values)
+    tl.store(values_ptr + rows.to(tl.int64) * (all_groups * 2) + columns, values)
     low, high = tl.split(tl.reshape(meta, (BT, BG // 4, 2)))
     word = low.to(tl.int16) | (high.to(tl.int16) << 8)
-    words = (first_group // 4 + tl.arange(0, BG // 4)).to(tl.int64)[None, :]
+    words = first_group // 4 + tl.arange(0, BG // 4)[None, :]
     tl.store(words_ptr + word_offsets(rows, words, all_rows), word)
 
 
 def hidden_hardware(z_TR: Tensor, up_FR: Tensor, packed: Tensor) -> None:
-    """Fill ``packed``, of ``packed_shape(T, F)``, with ``S(relu(z upᵀ)**2)``; contiguous 16-bit in, F in whole groups."""
+    """Fill ``packed``, of ``packed_shape(T, F)``, with ``S(relu(z upᵀ)**2)``; contiguous 16-bit in, F in whole groups.
+
+    Its rows are those of one chunk: places of metadata are 32-bit numbers.
+    """
     tokens, groups = z_TR.shape[0], up_FR.shape[0] // 4
     assert packed.shape == packed_shape(tokens, up_FR.shape[0])
     values, words = split(packed)
