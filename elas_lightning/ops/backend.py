@@ -62,7 +62,7 @@ def resolve_backend(
         # tokens may be symbolic under torch.compile; comparing them makes the power of two a number
         chosen, kept, why = _fastest(
             str(device), case.rank, case.features, bucket(case.tokens), case.dtype, case.sparsity, case.direction,
-            storage,
+            case.compiled, storage,
         )  # fmt: skip
         return BackendChoice(requested, chosen, why, kept)
     if requested in BACKENDS:
@@ -93,11 +93,13 @@ def _is_measured(device: torch.device) -> bool:
 @torch.compiler.assume_constant_result
 @lru_cache(maxsize=1024)
 def _fastest(
-    device: str, rank: int, features: int, tokens: int, dtype: str, sparsity: str | None, direction: str, storage: str
+    device: str, rank: int, features: int, tokens: int, dtype: str, sparsity: str | None, direction: str,
+    compiled: bool, storage: str
 ) -> tuple[str, str, str]:  # fmt: skip
     """Backend, storage and reason; plain arguments and results, which a compiler takes for constants."""
     place = torch.device(device)
-    name, case = device_name(place), Case(rank, features, tokens, dtype, sparsity, direction)  # type: ignore[arg-type]
+    name = device_name(place)
+    case = Case(rank, features, tokens, dtype, sparsity, direction, compiled)  # type: ignore[arg-type]
     found = nearest(name, case)
     if found is None:
         return "reference", storage, f"nothing is measured near {case} on {name}"
@@ -135,7 +137,5 @@ def _runs(backend: str, device: torch.device) -> str:
         found = ".".join(map(str, capability))
         raise UserError(f"{cannot}it needs compute capability 8.0, this device has {found}{otherwise}")
     if backend.startswith("cusparselt") and not torch.backends.cusparselt.is_available():
-        raise UserError(
-            f"{cannot}this torch ({torch.__version__}) is built without cuSPARSELt{otherwise}"
-        )
+        raise UserError(f"{cannot}this torch ({torch.__version__}) is built without cuSPARSELt{otherwise}")
     return "named"

@@ -218,7 +218,9 @@ def check_layout(rows: int, down: Tensor, plan: Plan) -> None:
     compressed = torch._cslt_compress(ffn.hidden(z, up, True))
     same_size = packed.numel() == compressed.numel()
     if not same_size or not torch.equal(_multiply(packed, weight, plan), _multiply(compressed, weight, plan)):
-        found = "their products differ" if same_size else f"{packed.numel()} words, it has {compressed.numel()}"
+        found = (
+            "their products differ" if same_size else f"{packed.numel()} words, it has {compressed.numel()}"
+        )
         raise UserError(
             f"backend 'cusparselt' cannot run here: cuSPARSELt {torch.backends.cusparselt.version()} on "
             f"{_name(down.device)} packs {rows} x {down.shape[0]} {down.dtype} otherwise than our kernel ({found}); "

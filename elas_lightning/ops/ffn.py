@@ -135,7 +135,8 @@ def ffn_case(z: Tensor, up: Tensor, sparsity: str | None, training: bool) -> Cas
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else z.dtype
     name = str(dtype).removeprefix("torch.")
     direction: Direction = "training" if training else "forward"
-    return Case(up.shape[1], up.shape[0], z.numel() // max(1, z.shape[-1]), name, sparsity, direction)
+    tokens = z.numel() // max(1, z.shape[-1])
+    return Case(up.shape[1], up.shape[0], tokens, name, sparsity, direction, torch.compiler.is_compiling())
 
 
 def _check_sparse_product(backend: str, activation: str, storage: str, training: bool) -> None:

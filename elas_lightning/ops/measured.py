@@ -20,7 +20,7 @@ import torch
 from elas_lightning.errors import UserError
 
 Direction = Literal["forward", "training"]
-# A path may differ in speed by launches or bytes when a size differs by more.
+# What is fastest changes with the sizes; a measurement says nothing where one of them differs by a larger factor.
 _NEAR = 4.0
 
 
@@ -35,6 +35,7 @@ class Case:
         dtype: Of the arithmetic, without ``torch.``.
         sparsity: ``2:4`` or None.
         direction: ``training`` where gradients are wanted, else ``forward``.
+        compiled: Whether it is part of what ``torch.compile`` made, which makes plain PyTorch faster.
     """
 
     rank: int
@@ -43,14 +44,21 @@ class Case:
     dtype: str
     sparsity: str | None
     direction: Direction
+    compiled: bool = False
 
     def __str__(self) -> str:
         what = "dense" if self.sparsity is None else self.sparsity
-        return f"r {self.rank}, d_ff {self.features}, {self.tokens} tokens, {self.dtype}, {what}, {self.direction}"
+        how = f"{self.direction}, compiled" if self.compiled else self.direction
+        return f"r {self.rank}, d_ff {self.features}, {self.tokens} tokens, {self.dtype}, {what}, {how}"
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What a measurement must share to say anything."""
+        return self.dtype, self.sparsity, self.direction, self.compiled
 
     def distance(self, other: Case) -> float:
         """The largest factor between the sizes of two cases; infinite where they differ in kind."""
-        if (self.dtype, self.sparsity, self.direction) != (other.dtype, other.sparsity, other.direction):
+        if self.kind != other.kind:
             return math.inf
         mine, theirs = (self.rank, self.features, self.tokens), (other.rank, other.features, other.tokens)
         return max(max(a, b) / max(1, min(a, b)) for a, b in zip(mine, theirs, strict=True))
@@ -116,7 +124,15 @@ def _read(path: Path, device: str) -> list[Measurement]:
             return []
         return [
             Measurement(
-                Case(c["rank"], c["d_ff"], c["tokens"], c["dtype"], c["sparsity"], c["direction"]),
+                Case(
+                    c["rank"],
+                    c["d_ff"],
+                    c["tokens"],
+                    c["dtype"],
+                    c["sparsity"],
+                    c["direction"],
+                    c["compiled"],
+                ),
                 {name: float(seconds) for name, seconds in c["seconds"].items()},
                 str(path),
             )

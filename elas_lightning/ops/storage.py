@@ -56,8 +56,9 @@ def stored_ffn(
         backend: ``reference``, ``triton``, ``cusparselt`` or ``cusparselt_compress``.
 
     Returns:
-        ``(..., O)``; and, for backward alone, what is kept: ``values (T, K)`` and ``meta (T, M)``, or with ``cusparselt``
-        both in one buffer for each chunk (``ops/hardware_layout.py``), which is ``values``; empty without ``packed``.
+        ``(..., O)``; and, for backward alone, what is kept: ``values (T, K)`` and ``meta (T, M)``, or with
+        ``cusparselt`` both in one buffer for each chunk (``ops/hardware_layout.py``), which is ``values``; empty
+        without ``packed``.
     """
     steps = _steps(backend)
     z_TR, up_FR, down_FO = z.reshape(-1, z.shape[-1]).contiguous(), up.contiguous(), steps.own_down(down)

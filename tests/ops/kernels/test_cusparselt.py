@@ -149,9 +149,7 @@ def test_chunks_and_leading_dimensions(
     whole = results(tensors, backend="cusparselt", storage=kept)
     monkeypatch.setattr(storage, "CHUNK_TOKENS", 128)
     z, up, down, grad = tensors
-    shaped = results(
-        (z.view(2, 150, 16), up, down, grad.view(2, 150, 8)), backend="cusparselt", storage=kept
-    )
+    shaped = results((z.view(2, 150, 16), up, down, grad.view(2, 150, 8)), backend="cusparselt", storage=kept)
     for mine, theirs in zip(shaped, whole, strict=True):
         assert error(mine.reshape(theirs.shape), theirs) < 2e-3
     assert lowrank_ffn(z[:0], up, down, backend="cusparselt", storage=kept).shape == (0, 8)
