@@ -15,10 +15,26 @@ _HOMES = {
     "ModelConfig": "elas_lightning.nn.config",
     "SparsityConfig": "elas_lightning.nn.config",
     "Llama": "elas_lightning.nn.llama",
+    "load_run": "elas_lightning.analysis.run",
+    "load_sweep": "elas_lightning.analysis.load",
+    "plots": "elas_lightning.plots",
 }
-__all__ = ["C4DataModule", "ElasModule", "Llama", "ModelConfig", "SparsityConfig", "__version__"]
+__all__ = [
+    "C4DataModule",
+    "ElasModule",
+    "Llama",
+    "ModelConfig",
+    "SparsityConfig",
+    "__version__",
+    "load_run",
+    "load_sweep",
+    "plots",
+]
 
 if TYPE_CHECKING:
+    from elas_lightning import plots
+    from elas_lightning.analysis.load import load_sweep
+    from elas_lightning.analysis.run import load_run
     from elas_lightning.data.module import C4DataModule
     from elas_lightning.nn.config import ModelConfig, SparsityConfig
     from elas_lightning.nn.llama import Llama
@@ -27,7 +43,8 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        home = import_module(_HOMES[name])
+        return home if home.__name__ == f"{__name__}.{name}" else getattr(home, name)
     raise AttributeError(f"module 'elas_lightning' has no attribute {name!r}")
 
 

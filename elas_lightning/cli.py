@@ -1,10 +1,13 @@
 """The ``elas`` command. Each subcommand imports what it needs when it runs, so that ``--help`` is instant."""
 
 import argparse
+import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from elas_lightning import __version__
@@ -68,6 +71,20 @@ def _parse(arguments: list[str]) -> int:
     _add_study(report)
     report.set_defaults(run=_report)
 
+    _add_eval(
+        commands.add_parser(
+            "eval", help="measure a checkpoint: perplexity on text, downstream tasks of lm-eval"
+        )
+    )
+
+    compare = commands.add_parser("compare", help="set runs or sweeps side by side, from their result files")
+    compare.add_argument("runs", nargs="+", metavar="[NAME=]RUN[:LABEL,...]",
+                         help="a run's directory, a folder of them, or (part of) a sweep's folder")  # fmt: skip
+    compare.add_argument(
+        "--out", type=Path, metavar="DIR", help="write compare.html, tables as CSV and plots"
+    )
+    compare.set_defaults(run=_compare)
+
     bench = commands.add_parser(
         "bench", help="measure training steps side by side on this machine", add_help=False
     )
@@ -75,7 +92,7 @@ def _parse(arguments: list[str]) -> int:
 
     if arguments[:1] == ["bench"]:
         return _bench(arguments[1:])
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(arguments, argparse.Namespace(arguments=arguments))
     result: int = options.run(options)
     return result
 
@@ -86,6 +103,39 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
         "--size", help="a file of experiments/sizes (default: what the sweep names for this machine)"
     )
     parser.add_argument("--data", help="a file of experiments/data (default: likewise)")
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint", type=Path, help="a *.ckpt file, or the directory of a run that still has one"
+    )
+    parser.add_argument("--text", nargs="+", type=Path, default=[], metavar="FILE",
+                        help="UTF-8 text, C4-format shards (.jsonl, .json.gz), or folders of them")  # fmt: skip
+    parser.add_argument(
+        "--tasks", type=_names, default=[], metavar="NAME,...", help="tasks of lm-eval, e.g. arc_easy"
+    )
+    parser.add_argument(
+        "--include", type=Path, metavar="FOLDER", help="a folder of task files (YAML) of your own"
+    )
+    parser.add_argument("--dense", action="store_true", help="measure again with the 2:4 step switched off")
+    parser.add_argument("--length", type=int, help="tokens the model sees at once (default: as in training)")
+    parser.add_argument(
+        "--stride", type=int, help="tokens from one window of a document to the next (text; default: length)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=16, help="windows or requests at a time (default: 16)"
+    )
+    parser.add_argument("--limit", type=int, help="documents of each text and examples of each task at most")
+    parser.add_argument(
+        "--num-fewshot", type=int, help="examples in the prompt (default: what the task says)"
+    )
+    parser.add_argument("--device", help="e.g. cpu or cuda:1 (default: a GPU if there is one)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found to this file")
+    parser.set_defaults(run=_eval)
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
 
 
 def _override(text: str) -> tuple[str, Any]:
@@ -155,6 +205,37 @@ def _results(options: argparse.Namespace) -> Any:
     from elas_lightning.layout import sweep_folder
 
     return sweep_folder(options.name, options.size, options.data)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from elas_lightning.inference import evaluate
+
+    # of the tasks' files, which are not the reader's to mend
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    given = {key: value for key, value in vars(options).items() if key not in ("run", "json", "arguments")}
+    request = evaluate.Evaluation(**given, command=shlex.join(["elas", *options.arguments]))
+    found = evaluate.evaluate(request)
+    evaluate.show(found, Console())
+    if options.json:
+        evaluate.write(found, options.json)
+        print(f"results: {options.json}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from elas_lightning.analysis import compare, compare_page
+
+    comparison = compare.compare(options.runs)
+    compare_page.show(comparison, Console())
+    if options.out:
+        print(
+            f"page: {compare_page.write(comparison, options.out, shlex.join(['elas', *options.arguments]))}"
+        )
+    return 0
 
 
 def _bench(arguments: list[str]) -> int:

@@ -55,7 +55,7 @@ class RunResult:
         """Write ``result.json``, whole or not at all."""
         path = directory / RESULT_NAME
         staged = path.with_suffix(".tmp")
-        staged.write_text(json.dumps(_finite(asdict(self)), indent=1))
+        staged.write_text(json.dumps(finite(asdict(self)), indent=1))
         os.replace(staged, path)
 
     @classmethod
@@ -245,12 +245,12 @@ def _metrics(cli: ElasCLI, state: str) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no NaN or infinity; both become null."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

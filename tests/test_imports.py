@@ -30,7 +30,7 @@ ALLOWED = {
     "configuration": ({"data", "training", "nn", "layout"}, {"torch", "lightning"}),
     "runner": ({"configuration", "training", "nn", "ops", "data"}, {"torch", "lightning"}),
     "inference": (
-        {"inference", "runner", "configuration", "layout", "data", "nn", "ops"},
+        {"inference", "runner", "configuration", "layout", "training", "data", "nn", "ops"},
         {"torch", "tokenizers"},
     ),
     "sweep": (
@@ -38,6 +38,7 @@ ALLOWED = {
         {"lightning", "optuna"},
     ),
     "analysis": ({"analysis"}, {"pandas", "scipy", "matplotlib"}),
+    "plots": ({"analysis"}, {"matplotlib"}),
     "layout": (set(), set()),
     "errors": (set(), set()),
 }
@@ -76,6 +77,7 @@ def test_rooms_import_only_what_lies_before_them(room: str) -> None:
             {"lightning", "datasets", "optuna", "jsonargparse"},
         ),
         ("import elas_lightning.analysis.report", {"torch", "lightning", "optuna"}),
+        ("from elas_lightning import load_run, load_sweep, plots", {"torch", "lightning", "optuna"}),
     ],
 )
 def test_light_doors_stay_light(statement: str, absent: set[str]) -> None:

@@ -122,11 +122,11 @@ def load_sweep(folder: str | Path) -> SweepResults:
     advice = f"run `make sweep EXP={folder.name}` first"
     if not folder.is_dir():
         raise UserError(f"no sweep in {folder}: the directory does not exist; {advice}.")
-    summary = _read_json(folder / "summary.json", advice)
+    summary = read_json(folder / "summary.json", advice)
     for key in ("name", "search"):
         if key not in summary:
             raise UserError(f"{folder / 'summary.json'}: key {key!r} is missing; {advice}.")
-    cells = _read_csv(folder / "trials.csv", advice)
+    cells = read_csv(folder / "trials.csv", advice)
     required = [*KEY_COLUMNS, *summary["search"]]
     if absent := [column for column in required if column not in cells.columns]:
         raise UserError(f"{folder / 'trials.csv'}: columns {', '.join(absent)} are missing; {advice}.")
@@ -138,11 +138,11 @@ def load_sweep(folder: str | Path) -> SweepResults:
         home = folder / "runs" / run
         for name, store in (("curve.csv", curves), ("telemetry.csv", telemetry)):
             if (home / name).is_file():
-                store.append(_numbers(_read_csv(home / name, advice), keep=("site",)).assign(run=run))
+                store.append(numeric(read_csv(home / name, advice), keep=("site",)).assign(run=run))
             elif name == "curve.csv":
                 notes.append(f"Run {run} left no curve.csv: it is absent from the curves.")
         if (home / "result.json").is_file():
-            results[run] = _read_json(home / "result.json", advice)
+            results[run] = read_json(home / "result.json", advice)
         else:
             notes.append(f"Run {run} left no result.json: its reason, hardware and versions are unknown.")
     notes += _unfinished(folder, summary, parameters, trials)
@@ -159,7 +159,12 @@ def load_sweep(folder: str | Path) -> SweepResults:
     )
 
 
-def _read_json(path: Path, advice: str) -> dict[str, Any]:
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """Read an object.
+
+    Raises:
+        UserError: The file is missing or holds something else; the message ends in ``advice``.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -173,7 +178,12 @@ def _read_json(path: Path, advice: str) -> dict[str, Any]:
     return content
 
 
-def _read_csv(path: Path, advice: str) -> pd.DataFrame:
+def read_csv(path: Path, advice: str) -> pd.DataFrame:
+    """Read a table, its cells as text.
+
+    Raises:
+        UserError: The file is missing or no table; the message ends in ``advice``.
+    """
     # Cells stay text here: pandas' guesses would turn a method called "none" or "NA" into a hole.
     try:
         return pd.read_csv(path, dtype=object, keep_default_na=False)
@@ -186,7 +196,8 @@ def _read_csv(path: Path, advice: str) -> pd.DataFrame:
         raise UserError(f"{path} cannot be read ({reason}); delete it and {advice}.") from None
 
 
-def _numbers(frame: pd.DataFrame, keep: tuple[str, ...] = ()) -> pd.DataFrame:
+def numeric(frame: pd.DataFrame, keep: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Turn cells into floats, in all columns but those to keep."""
     return frame.assign(**{c: _column(frame[c]) for c in frame.columns if c not in keep})
 
 

@@ -90,6 +90,11 @@ class TextTokenizer:
             for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         ]
 
+    def decode(self, ids: list[int]) -> str:
+        """The text that ids stand for; end tokens and other special ones stand for none."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
     def _ids(self, ids: list[int]) -> np.ndarray:
         document = np.array([*ids, self.end_id], dtype=np.int32)
         # The piece "<extra_id_0>" met in running text is no reason for a run to end.

@@ -5,19 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from elas_lightning.configuration import ElasCLI, command_line
+from elas_lightning.configuration import ElasCLI
 from elas_lightning.errors import UserError
 from elas_lightning.inference.load import load_model
-from elas_lightning.runner import execute
-
-
-@pytest.fixture
-def trained(overlay: Path, tmp_path: Path) -> ElasCLI:
-    """A run of 12 steps that has kept its checkpoint; the 2:4 step is on from step 4."""
-    own = {"trainer.default_root_dir": str(tmp_path / "mine"), "checkpoint.every_n_train_steps": 12}
-    cli = ElasCLI(command_line([overlay], own), run=False)
-    execute(cli)
-    return cli
 
 
 @pytest.mark.parametrize("given", ["the directory", "the file"])

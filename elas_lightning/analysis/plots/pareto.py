@@ -1,0 +1,117 @@
+"""Quality against what it costs: points, and the front of those that nothing beats in both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from elas_lightning.analysis import style
+from elas_lightning.analysis.load import SweepResults
+from elas_lightning.analysis.metrics import metric_of
+from elas_lightning.analysis.parameters import side_name
+from elas_lightning.analysis.plots.base import (
+    CannotDraw,
+    Options,
+    cut_clause,
+    losses_clause,
+    required,
+    value_limits,
+)
+from elas_lightning.analysis.points import gather
+from elas_lightning.analysis.wording import listing, sentence
+
+
+def front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
+    """Indices of the points that no other beats: none is as good in both (lower is better) and better in one."""
+    pairs = list(zip(costs, values, strict=True))
+    return [
+        i
+        for i, (cost, value) in enumerate(pairs)
+        if not any(c <= cost and v <= value and (c < cost or v < value) for c, v in pairs)
+    ]
+
+
+@style.styled
+def pareto(results: SweepResults, options: Options) -> tuple[Figure, str]:
+    """Mean of the metric against a cost, with 95 % intervals of both; the front as a line, the others grey.
+
+    Args:
+        options: ``series``, the parameter whose levels are the points; ``x``, the cost (``flops_per_token``);
+            optionally ``metric`` (the objective) and ``filter``. Of both, lower must be better.
+
+    Raises:
+        CannotDraw: Fewer than two points have both.
+    """
+    series = required(options, "series")
+    metric = metric_of(str(options.get("metric", results.objective)))
+    cost = metric_of(str(options.get("x", "flops_per_token")))
+    parameter = results.parameter(series)
+    points = gather(results, [series], metric.column, options.get("filter"))
+    prices = gather(results, [series], cost.column, options.get("filter"))
+    drawn = [
+        (point, value, price)
+        for point, other in zip(points, prices, strict=True)
+        if (value := point.estimate) and (price := other.estimate)
+    ]
+    if len(drawn) < 2:
+        raise CannotDraw(f"fewer than two points have both {metric.noun} and {cost.noun}")
+    best = front([price.mean for _, _, price in drawn], [value.mean for _, value, _ in drawn])
+    figure = style.new_figure(width=6.2)
+    ax = figure.add_subplot()
+    names = [side_name(parameter, point.levels[series]) for point, _, _ in drawn]
+    ends = []
+    for i, (point, value, price) in enumerate(drawn):
+        look = style.look(parameter.levels.index(point.levels[series]))
+        colour = look.color if i in best else "#b0b0b0"
+        ax.errorbar(
+            price.mean * cost.scale,
+            value.mean * metric.scale,
+            xerr=(price.half_width or 0) * cost.scale or None,
+            yerr=(value.half_width or 0) * metric.scale or None,
+            color=colour,
+            marker=look.marker,
+            # hollow and larger, so that a beaten point is seen behind the one that beats it by a hair
+            markersize=6 if i in best else 11,
+            fillstyle="full" if i in best else "none",
+            elinewidth=1.1,
+            linestyle="none",
+            zorder=4 if i in best else 3,
+        )
+        ends.append((value.mean * metric.scale, names[i], look._replace(color=colour, linestyle="none")))
+    line = sorted(best, key=lambda i: drawn[i][2].mean)
+    ax.set_xlabel(f"{cost.label}, lower is better")
+    ax.set_ylabel(f"{metric.label}, lower is better")
+    cut = [
+        value_limits(
+            ax,
+            which,
+            [item.mean * scale for item in items],
+            [(item.low * scale, item.high * scale) for item in items if item.half_width],
+        )
+        for which, items, scale in (
+            ("x", [price for _, _, price in drawn], cost.scale),
+            ("y", [value for _, value, _ in drawn], metric.scale),
+        )
+    ]
+    # from the upper edge to the right one, so that what lies beyond it is seen to be beaten
+    corners = [(drawn[i][2].mean * cost.scale, drawn[i][1].mean * metric.scale) for i in line]
+    whole = [(corners[0][0], ax.get_ylim()[1]), *corners, (ax.get_xlim()[1], corners[-1][1])]
+    ax.plot(
+        *zip(*whole, strict=True),
+        color=style.GREY,
+        linewidth=1.0,
+        linestyle="--",
+        drawstyle="steps-post",
+        zorder=2,
+    )
+    style.label_ends(ax, ends, "In colour: on the front" if len(best) < len(drawn) else "All on the front")
+    beaten = [name for i, name in enumerate(names) if i not in best]
+    clauses = [
+        f"on the front, the dashed line (no other is as good in both {metric.noun} and {cost.noun} and better in one): "
+        f"{listing([names[i] for i in line])}"
+    ]
+    if beaten:
+        clauses.append(f"grey, above or to the right of it: {listing(beaten)}")
+    clauses.append("means over seeds with 95 % intervals; which of two close points is better is not settled")
+    return figure, sentence([*clauses, cut_clause(any(cut)), losses_clause(points)])

@@ -1,0 +1,52 @@
+"""The front: points that nothing beats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.colors
+import pytest
+from synthetic_runs import three_methods, write_run
+
+from elas_lightning.analysis.compare import compare
+from elas_lightning.analysis.compare_select import as_sweep
+from elas_lightning.analysis.plots.base import CannotDraw
+from elas_lightning.analysis.plots.pareto import front, pareto
+
+
+@pytest.mark.parametrize(
+    ("costs", "values", "expected"),
+    [
+        ([1, 2, 3], [3, 2, 1], [0, 1, 2]),
+        ([1, 2, 3], [1, 2, 3], [0]),
+        ([1, 1, 2], [2, 1, 1], [1]),
+        ([1, 1], [1, 1], [0, 1]),
+        ([5], [5], [0]),
+        ([2, 1, 3, 2], [2, 3, 1, 3], [0, 1, 2]),
+    ],
+)
+def test_front(costs: list[float], values: list[float], expected: list[int]) -> None:
+    assert front(costs, values) == expected
+
+
+def test_beaten_points_are_grey_and_named(tmp_path: Path) -> None:
+    results = as_sweep(compare([str(three_methods(tmp_path / "runs"))]).contenders)
+    figure, caption = pareto(results, {"series": "contender", "x": "flops_per_token"})
+    assert "one): lowrank;" in caption
+    assert "grey, above or to the right of it: elas and full" in caption
+    (ax,) = figure.axes
+    grey = matplotlib.colors.to_hex("#b0b0b0")
+    drawn = {
+        (round(float(line.get_xdata()[0]), 6), matplotlib.colors.to_hex(line.get_color()))
+        for line in (container.lines[0] for container in ax.containers)
+    }
+    assert {x for x, colour in drawn if colour == grey} == {1.85, 2.2}
+    assert [x for x, colour in drawn if colour != grey] == [1.85]
+
+
+def test_one_point_has_no_front(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "a", "a", 0)
+    write_run(tmp_path / "runs" / "b", "b", 0, state="diverged")
+    results = as_sweep(compare([str(tmp_path / "runs")]).contenders)
+    with pytest.raises(CannotDraw, match="fewer than two points"):
+        pareto(results, {"series": "contender"})
