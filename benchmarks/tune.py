@@ -23,8 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]  # `elas` runs this file without its folder in the path
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent)
+)  # `elas` runs this file without its folder in the path
 
 from train_step import measure
 
@@ -64,9 +66,8 @@ def make_step(case: Case, path: str, device: torch.device, repeat: int) -> Step:
     """A closure that runs one path and waits until the device is done.
 
     Raises:
-        UserError: The path cannot run, or is wrong.
+        ValueError: The path cannot run this case, or is wrong.
     """
-    resolve_backend(path.split()[0], device)
     dtype, call = getattr(torch, case.dtype), make_call(case, path)
     torch.manual_seed(0)
     z = torch.randn(case.tokens, case.rank, device=device).to(dtype)
@@ -87,7 +88,7 @@ def make_step(case: Case, path: str, device: torch.device, repeat: int) -> Step:
     few = min(case.tokens, 1024)
     with torch.no_grad():
         expected = exact(z[:few].float(), up.float(), down.float())
-    error = float((once()[:few].float() - expected).norm() / expected.norm())
+    error = float((once()[:few].detach().float() - expected).norm() / expected.norm())
     if not error < TOLERANCE[case.dtype]:
         raise UserError(f"wrong: error {error:.2g} is above {TOLERANCE[case.dtype]:.2g}")
 
@@ -100,11 +101,25 @@ def make_step(case: Case, path: str, device: torch.device, repeat: int) -> Step:
     return step
 
 
-def measure_case(case: Case, device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of every path that can run, as a record holds them; prints what it finds."""
+def backends_here(device: torch.device) -> list[str]:
+    """The backends that can run; prints why the others cannot."""
+    found = []
+    for backend in BACKENDS[1:]:
+        try:
+            resolve_backend(backend, device)
+            found.append(backend)
+        except UserError as refusal:
+            print(f"left out: {refusal}")
+    return found
+
+
+def measure_case(
+    case: Case, backends: list[str], device: torch.device, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Seconds of every path of some backends, as a record holds them; prints what it finds."""
     print(case)
     steps: dict[str, Step] = {}
-    for backend in BACKENDS[1:]:
+    for backend in backends:
         for storage in STORAGES:
             path = f"{backend} {storage}"
             try:
@@ -189,13 +204,15 @@ def main() -> None:
     device = torch.device(options.device)
     name = device_name(device)
     path = options.out or user_folder() / f"{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}.json"
+    write(path, name, [])  # a file that cannot be written is known before anything is measured
+    backends = backends_here(device)
     for shape in options.shape:
         for tokens in options.tokens:
             for sparsity in ("2:4", None):
                 for direction in options.direction:
                     for compiled in (False, True) if options.compile else (False,):
                         case = Case(*SHAPES[shape], tokens, options.dtype, sparsity, direction, compiled)
-                        write(path, name, [measure_case(case, device, options)])
+                        write(path, name, [measure_case(case, backends, device, options)])
     print(f"record: {path}")
 
 
