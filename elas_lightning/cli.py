@@ -86,7 +86,9 @@ def _parse(arguments: list[str]) -> int:
     compare.set_defaults(run=_compare)
 
     bench = commands.add_parser(
-        "bench", help="measure training steps side by side on this machine", add_help=False
+        "bench",
+        help="measure training steps side by side on this machine; --tune: what backend auto chooses from",
+        add_help=False,
     )
     bench.set_defaults(run=None)
 
@@ -243,7 +245,9 @@ def _bench(arguments: list[str]) -> int:
 
     from elas_lightning.layout import shipped_folder
 
-    script = shipped_folder("benchmarks") / "train_step.py"
+    tune = arguments[:1] == ["--tune"]
+    script = shipped_folder("benchmarks") / ("tune.py" if tune else "train_step.py")
+    arguments = arguments[1:] if tune else arguments
     sys.argv = [os.path.relpath(script), *arguments]
     runpy.run_path(str(script), run_name="__main__")
     return 0

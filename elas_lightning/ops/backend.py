@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -59,10 +60,11 @@ def resolve_backend(
             if case is None and _is_measured(device):
                 why = f"an FFN takes what is measured to be fastest for its shape on {device_name(device)}"
             return BackendChoice(requested, "reference", why, kept)
-        # tokens may be symbolic under torch.compile; comparing them makes the power of two a number
-        chosen, kept, why = _fastest(
-            str(device), case.rank, case.features, bucket(case.tokens), case.dtype, case.sparsity, case.direction,
-            case.compiled, storage,
+        # tokens may be symbolic under torch.compile, and the comparisons of bucket make them a number; the sizes of
+        # parameters never are
+        chosen, kept, why = _choose(
+            str(device), case.rank, case.features, bucket(case.tokens), case.dtype, case.sparsity,
+            case.direction, case.compiled, storage,
         )  # fmt: skip
         return BackendChoice(requested, chosen, why, kept)
     if requested in BACKENDS:
@@ -91,12 +93,17 @@ def _is_measured(device: torch.device) -> bool:
 
 
 @torch.compiler.assume_constant_result
+def _choose(*known: Any) -> tuple[str, str, str]:
+    """What ``_fastest`` says; a compiler asks once and keeps the answer, as the cache does elsewhere."""
+    return _fastest(*known)
+
+
 @lru_cache(maxsize=1024)
 def _fastest(
     device: str, rank: int, features: int, tokens: int, dtype: str, sparsity: str | None, direction: str,
     compiled: bool, storage: str
 ) -> tuple[str, str, str]:  # fmt: skip
-    """Backend, storage and reason; plain arguments and results, which a compiler takes for constants."""
+    """Backend, storage and reason, in plain types."""
     place = torch.device(device)
     name = device_name(place)
     case = Case(rank, features, tokens, dtype, sparsity, direction, compiled)  # type: ignore[arg-type]
