@@ -17,8 +17,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from train_step import measure, processor
-from tune import SHAPES
+from contenders import SHAPES
+from measuring import measure, processor
+from tune import sizes
 
 from elas_lightning.ops import lowrank_ffn, lowrank_ffn_decode, relu2_sparsify_24
 
@@ -26,7 +27,7 @@ from elas_lightning.ops import lowrank_ffn, lowrank_ffn_decode, relu2_sparsify_2
 @torch.no_grad()
 def run_case(shape: str, turned: float, options: argparse.Namespace, device: torch.device) -> str:
     """One line: the share of non-zero features, microseconds of both, and their ratio."""
-    rank, features = SHAPES[shape]
+    rank, features = sizes(shape)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     torch.manual_seed(0)
     z, up = torch.randn(options.tokens, rank).abs(), torch.randn(features, rank) / rank**0.5
@@ -35,23 +36,13 @@ def run_case(shape: str, turned: float, options: argparse.Namespace, device: tor
     z, up, down = (t.to(device, dtype) for t in (z, up, torch.randn(rank, features) / features**0.5))
     rows = down.t().contiguous()
 
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    def ordinary() -> None:
-        for _ in range(options.repeat):
-            lowrank_ffn(z, up, down.t(), backend="reference")
-        wait()
-
-    def decode() -> None:
-        for _ in range(options.repeat):
-            lowrank_ffn_decode(z, up, down.t(), backend=options.backend, down_rows=rows)
-        wait()
-
-    seconds = measure({"ordinary": ordinary, "decode": decode}, options.rounds, 5)
+    calls = {
+        "ordinary": lambda: lowrank_ffn(z, up, down.t(), backend="reference"),
+        "decode": lambda: lowrank_ffn_decode(z, up, down.t(), backend=options.backend, down_rows=rows),
+    }
+    seconds = measure(calls, device, options.rounds)  # type: ignore[arg-type]
     share = relu2_sparsify_24(z @ up.t(), backend="reference").ne(0).float().mean().item()
-    micro = {name: statistics.median(own) / options.repeat * 1e6 for name, own in seconds.items()}
+    micro = {name: statistics.median(own) * 1e6 for name, own in seconds.items()}
     ratio = statistics.median(a / b for a, b in zip(seconds["ordinary"], seconds["decode"], strict=True))
     return (
         f"{shape:5} non-zero {share:6.1%}  ordinary {micro['ordinary']:7.0f} us  decode {micro['decode']:7.0f} us  "
@@ -67,7 +58,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--rounds", type=int, default=40, help="measured rounds")
-    parser.add_argument("--repeat", type=int, default=2, help="calls between two looks at the clock")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--backend", default="triton" if cuda else "reference")
     options = parser.parse_args()

@@ -3,7 +3,7 @@
 Weights and products are in bfloat16 on a GPU, float32 on a CPU. All contenders are in memory together and take
 turns; what cannot run is reported with its reason.
 
-    python benchmarks/prefill.py --shape 60m 1b --batch 16 --sequence 1024 --compile --json benchmarks/results/prefill.json
+    python benchmarks/prefill.py --shape 60m 1b --batch 16 --sequence 1024 --compile --json prefill.json
 """
 
 from __future__ import annotations

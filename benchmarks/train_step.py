@@ -122,7 +122,9 @@ def contenders(options: argparse.Namespace, shape: str) -> dict[str, ModelConfig
     }
 
 
-def run_case(shape: str, batch: int, compiled: bool, options: argparse.Namespace, peak: float) -> dict[str, Any]:
+def run_case(
+    shape: str, batch: int, compiled: bool, options: argparse.Namespace, peak: float
+) -> dict[str, Any]:
     """Measure all contenders at one shape and batch."""
     device = torch.device(options.device)
     torch.manual_seed(0)
@@ -200,7 +202,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sequence", type=int, default=256, help="tokens a sequence")
     parser.add_argument("--vocabulary", type=int, default=32000)
     parser.add_argument("--only", nargs="+", help="contenders whose names contain one of these")
-    parser.add_argument("--compile", action="store_true", help="time the compiled forms instead of the eager ones")
+    parser.add_argument(
+        "--compile", action="store_true", help="time the compiled forms instead of the eager ones"
+    )
     parser.add_argument("--rounds", type=int, default=10, help="measured rounds")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="where to write the record, after every case")

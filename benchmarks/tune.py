@@ -1,6 +1,6 @@
 """Time every path of the FFN that can run here, and write the record from which ``backend: auto`` chooses.
 
-The paths take turns as in ``train_step.py``, each held against plain PyTorch in float32 before it is timed; a wrong
+The paths take turns (``measuring.py``), each held against plain PyTorch in float32 before it is timed; a wrong
 one is reported and not recorded. Cases that were measured before and not now stay in the file.
 
     elas bench --tune                      # the paper's shapes on a GPU, a small one on a CPU
@@ -28,27 +28,25 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parent)
 )  # `elas` runs this file without its folder in the path
 
-from train_step import measure
+from contenders import SHAPES, STORAGES, TWIN, baselines
+from measuring import measure
 
 from elas_lightning.errors import UserError
 from elas_lightning.ops import lowrank_ffn, resolve_backend
 from elas_lightning.ops.backend import BACKENDS
 from elas_lightning.ops.measured import Case, device_name, user_folder
 
-# name: rank, d_ff (ELAS, arXiv 2605.03667; 7B as in GaLore's family); smoke tries the script
-SHAPES = {
-    "smoke": (8, 64),
-    "60m": (128, 2064),
-    "130m": (256, 3072),
-    "350m": (256, 4112),
-    "1b": (512, 8192),
-    "7b": (1024, 16512),
-}
-STORAGES = ("dense", "packed", "recompute")
 # Relative, in the Frobenius norm, against float32: 2:4 decides near ties by the last bit.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-2}
 
-Step = Callable[[], None]
+Step = Callable[[], Tensor]
+
+
+def sizes(shape: str) -> tuple[int, int]:
+    """Rank and d_ff."""
+    config = baselines(shape)[TWIN]
+    assert config.ffn_rank is not None
+    return config.ffn_rank, config.ffn_width
 
 
 def make_call(case: Case, path: str) -> Callable[..., Tensor]:
@@ -62,8 +60,8 @@ def make_call(case: Case, path: str) -> Callable[..., Tensor]:
     return torch.compile(call, fullgraph=True) if case.compiled else call
 
 
-def make_step(case: Case, path: str, device: torch.device, repeat: int) -> Step:
-    """A closure that runs one path and waits until the device is done.
+def make_step(case: Case, path: str, device: torch.device) -> Step:
+    """A closure that runs one path.
 
     Raises:
         ValueError: The path cannot run this case, or is wrong.
@@ -92,13 +90,7 @@ def make_step(case: Case, path: str, device: torch.device, repeat: int) -> Step:
     if not error < TOLERANCE[case.dtype]:
         raise UserError(f"wrong: error {error:.2g} is above {TOLERANCE[case.dtype]:.2g}")
 
-    def step() -> None:
-        for _ in range(repeat):
-            once()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    return step
+    return once
 
 
 def backends_here(device: torch.device) -> list[str]:
@@ -123,13 +115,13 @@ def measure_case(
         for storage in STORAGES:
             path = f"{backend} {storage}"
             try:
-                steps[path] = make_step(case, path, device, options.repeat)
+                steps[path] = make_step(case, path, device)
             except torch.OutOfMemoryError:
                 print(f"  {path:32} out of memory")
             except ValueError as refusal:
                 print(f"  {path:32} {refusal}")
-    timed = measure(steps, options.rounds, options.warmup)
-    seconds = {path: statistics.median(values) / options.repeat for path, values in timed.items()}
+    timed = measure(steps, device, options.rounds)  # type: ignore[arg-type]
+    seconds = {path: statistics.median(values) for path, values in timed.items()}
     for path, value in sorted(seconds.items(), key=lambda item: item[1]):
         print(
             f"  {path:32} {value * 1e6:12.0f} us  {seconds['reference dense'] / value:.2f}x reference dense"
@@ -186,15 +178,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=TOLERANCE, default="bfloat16" if cuda else "float32")
     parser.add_argument("--compile", action="store_true", help="measure under torch.compile, too")
     parser.add_argument("--rounds", type=int, default=10, help="measured rounds")
-    parser.add_argument("--warmup", type=int, default=2, help="rounds before those")
-    parser.add_argument("--repeat", type=int, default=5, help="calls between two looks at the clock")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument(
         "--out", type=Path, help="the record (default: one that `auto` reads, in the cache folder)"
     )
     options = parser.parse_args()
-    if min(options.rounds, options.repeat, *options.tokens) < 1 or options.warmup < 0:
-        parser.error("--rounds, --repeat and --tokens must be at least 1, --warmup at least 0")
+    if min(options.rounds, *options.tokens) < 1:
+        parser.error("--rounds and --tokens must be at least 1")
     return options
 
 
@@ -211,7 +201,7 @@ def main() -> None:
             for sparsity in ("2:4", None):
                 for direction in options.direction:
                     for compiled in (False, True) if options.compile else (False,):
-                        case = Case(*SHAPES[shape], tokens, options.dtype, sparsity, direction, compiled)
+                        case = Case(*sizes(shape), tokens, options.dtype, sparsity, direction, compiled)
                         write(path, name, [measure_case(case, backends, device, options)])
     print(f"record: {path}")
 

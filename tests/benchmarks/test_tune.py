@@ -14,7 +14,7 @@ from elas_lightning.cli import main
 from elas_lightning.ops import backend, measured, resolve_backend
 from elas_lightning.ops.measured import Case, device_name
 
-SMOKE = ["--shape", "smoke", "--tokens", "24", "--rounds", "2", "--warmup", "0", "--repeat", "1"]
+SMOKE = ["--shape", "smoke", "--tokens", "24", "--rounds", "2"]
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ def test_measures_every_path_and_auto_reads_it(
         assert set(case["seconds"]) == {f"reference {storage}" for storage in storages}
         assert all(seconds > 0 for seconds in case["seconds"].values())
     measured.measurements.cache_clear()
-    choice = resolve_backend("auto", torch.device("cpu"), Case(8, 64, 30, "float32", "2:4", "forward"))
-    assert "fastest for r 8, d_ff 64, 24 tokens, float32, 2:4, forward" in choice.why
+    choice = resolve_backend("auto", torch.device("cpu"), Case(16, 192, 30, "float32", "2:4", "forward"))
+    assert "fastest for r 16, d_ff 192, 24 tokens, float32, 2:4, forward" in choice.why
     assert str(path) in choice.why
 
 
