@@ -1,23 +1,21 @@
-"""Time whole training steps side by side: transformers' LLaMA, our full-rank SwiGLU, our low-rank variants.
+"""Time whole training steps side by side: transformers' LLaMA, our baselines, every ELAS path, eager and compiled.
 
-A step is forward, loss, backward and fused AdamW in float32. The contenders take turns, one step each a
-round, so that other load on the machine meets all of them alike; ratios are taken within rounds. Only torch
-and this checkout are needed; without transformers its contender is reported as absent.
+A step is forward, loss, backward and fused AdamW: float32 on a CPU, bfloat16 autocast over float32 weights on a GPU, as
+in training. Each contender takes turns with two baselines, the dense low-rank twin and full rank, so that no more than
+three models are in memory and every ratio is of one process and one time. What cannot run is reported with its
+reason. Only torch and this checkout are needed; without transformers its contender is reported as absent.
 
-    python benchmarks/train_step.py --shape 60m --batch 4 --steps 20 --json benchmarks/results/train_step.json
+    python benchmarks/train_step.py --shape 60m --batch 4 --rounds 8 --json benchmarks/results/train_step.json
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import shlex
-import statistics
+import gc
 import sys
-import time
 from collections.abc import Callable
-from importlib import metadata
+from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,67 +25,73 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from elas_lightning.nn import Llama, ModelConfig, SparsityConfig
+from contenders import FULL, SHAPES, TWIN, baselines, elas
+from measuring import Record, measure, ratios, spread
+from memory import memory_split
+
+from elas_lightning.errors import UserError
+from elas_lightning.nn import Llama, ModelConfig
 from elas_lightning.nn.account import count_parameters, flops_per_token
+from elas_lightning.nn.ffn import ffn_path
 from elas_lightning.nn.loss import linear_next_token_loss
 
-# name: hidden size, SwiGLU width, layers, heads, rank (ELAS, arXiv 2605.03667); smoke only tries the script
-SHAPES = {
-    "smoke": (64, 128, 2, 4, 16),
-    "60m": (512, 1376, 8, 8, 128),
-    "130m": (768, 2048, 12, 12, 256),
-    "350m": (1024, 2736, 24, 16, 256),
-}
-TRANSFORMERS, FULL, LOW_RANK, ELAS = "transformers full rank", "full rank", "low rank dense", "elas"
-
-Step = Callable[[], None]
+TRANSFORMERS = "transformers' LLaMA, full rank"
 
 
-def configs(shape: str, vocabulary: int) -> dict[str, ModelConfig]:
-    """Our contenders at one shape."""
-    hidden, intermediate, layers, heads, rank = SHAPES[shape]
-    common: dict[str, Any] = {
-        "vocab_size": vocabulary,
-        "hidden_size": hidden,
-        "intermediate_size": intermediate,
-        "num_layers": layers,
-        "num_heads": heads,
-    }
-    low_rank = {**common, "attention_rank": rank, "ffn_rank": rank, "ffn": "relu2"}
-    return {
-        FULL: ModelConfig(**common),
-        LOW_RANK: ModelConfig(**low_rank),
-        ELAS: ModelConfig(**low_rank, sparsity=SparsityConfig(placement=("ffn_hidden",))),
-    }
+@dataclass
+class Contender:
+    """A model with its optimizer, ready to take steps on one batch."""
+
+    model: nn.Module
+    step: Callable[[], object]
+    memory: dict[str, int | None]
 
 
-def make_step(model: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> Step:
-    """A closure that trains for one step and waits until the device is done."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+def autocast(device: torch.device) -> Any:
+    """Bfloat16 on a GPU, nothing on a CPU."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
+
+def _make_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], device: torch.device
+) -> Callable[[], object]:
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss().backward()
+        with autocast(device):
+            value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
 
     return step
 
 
-def our_step(config: ModelConfig, input_ids: Tensor, labels: Tensor) -> Step:
-    """One step of one of our models."""
-    model = Llama(config).to(input_ids.device)
-
-    def loss() -> Tensor:
-        sum_nll, count = linear_next_token_loss(model.hidden(input_ids), model.lm_head.weight, labels)
-        return sum_nll / count
-
-    return make_step(model, loss, input_ids.device)
+def _loss(model: Llama, input_ids: Tensor, labels: Tensor) -> Tensor:
+    nll, count = linear_next_token_loss(model.hidden(input_ids), model.lm_head.weight, labels)
+    return nll / count
 
 
-def transformers_step(config: ModelConfig, input_ids: Tensor) -> Step:
-    """One step of transformers' LLaMA of the same shape, with its own loss (which shifts the labels)."""
+def ours(config: ModelConfig, input_ids: Tensor, labels: Tensor, compiled: bool) -> Contender:
+    """One of our models; compiled as ``ElasModule`` compiles it."""
+    device = input_ids.device
+    torch.manual_seed(0)
+    with device:
+        model = Llama(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    memory = memory_split(
+        model,
+        optimizer,
+        lambda: model.hidden(input_ids),
+        lambda features: linear_next_token_loss(features, model.lm_head.weight, labels)[0] / labels.numel(),
+        partial(autocast, device),
+    )
+    loss = torch.compile(_loss) if compiled else _loss
+    return Contender(
+        model, _make_step(model, optimizer, lambda: loss(model, input_ids, labels), device), memory
+    )
+
+
+def transformers_model(config: ModelConfig, input_ids: Tensor) -> Contender:
+    """Transformers' LLaMA of the same shape, with its own loss (which shifts the labels)."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     theirs = LlamaConfig(
@@ -100,136 +104,129 @@ def transformers_step(config: ModelConfig, input_ids: Tensor) -> Step:
         rms_norm_eps=config.norm_eps,
         use_cache=False,
     )
-    model: nn.Module = LlamaForCausalLM(theirs)
-    model = model.to(input_ids.device)
-    return make_step(model, lambda: model(input_ids=input_ids, labels=input_ids).loss, input_ids.device)
+    with input_ids.device:
+        model: nn.Module = LlamaForCausalLM(theirs)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    loss = lambda: model(input_ids=input_ids, labels=input_ids).loss  # noqa: E731
+    return Contender(model, _make_step(model, optimizer, loss, input_ids.device), {})
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median with the 20th and 80th percentiles."""
-    p20, *_, p80 = statistics.quantiles(values, n=5, method="inclusive")
-    return {"median": statistics.median(values), "p20": p20, "p80": p80}
+def contenders(options: argparse.Namespace, shape: str) -> dict[str, ModelConfig | None]:
+    """Names and configurations in the order they are measured; ``None`` is transformers' model."""
+    dense = baselines(shape, options.vocabulary, options.layers)
+    everyone: dict[str, ModelConfig | None] = {TRANSFORMERS: None, **dense, **elas(dense[TWIN])}
+    return {
+        name: config
+        for name, config in everyone.items()
+        if not options.only or any(part in name for part in options.only)
+    }
 
 
-def measure(steps: dict[str, Step], rounds: int, warmup: int) -> dict[str, list[float]]:
-    """Seconds of every contender in every round; the order turns, so that nobody always goes first."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
-    for turn in range(warmup + rounds):
-        for position in range(len(names)):
-            name = names[(turn + position) % len(names)]
-            start = time.perf_counter()
-            steps[name]()
-            if turn >= warmup:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+def run_case(
+    shape: str, batch: int, compiled: bool, options: argparse.Namespace, peak: float
+) -> dict[str, Any]:
+    """Measure all contenders at one shape and batch."""
+    device = torch.device(options.device)
+    torch.manual_seed(0)
+    ids = torch.randint(options.vocabulary, (batch, options.sequence + 1), device=device)
+    input_ids, labels = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    dense = baselines(shape, options.vocabulary, options.layers)
+    against = {name: ours(dense[name], input_ids, labels, compiled) for name in (TWIN, FULL)}
+    rows: dict[str, dict[str, Any]] = {}
+    for name, config in contenders(options, shape).items():
+        row = rows.setdefault(name, {})
+        shown = config or dense[FULL]
+        row["parameters"] = count_parameters(shown)["total"]
+        row["flops_per_token"] = flops_per_token(shown, options.sequence)["total"]
+        try:
+            contender = against.get(name) or _build(config, dense[FULL], input_ids, labels, compiled)
+            row["memory"] = contender.memory
+            if config is not None:
+                row["path"] = ffn_path(config, device)
+            trio = {**against, name: contender}
+            seconds = measure({key: value.step for key, value in trio.items()}, device, options.rounds)
+        except UserError as refusal:
+            row["absent"] = str(refusal)
+            continue
+        except torch.OutOfMemoryError:
+            row["absent"] = "out of memory"
+            continue
+        finally:
+            contender = trio = None  # type: ignore[assignment]
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        took = spread(seconds[name])
+        row |= {
+            "seconds": took,
+            "tokens_per_second": input_ids.numel() / took["median"],
+            "speed_against": {other: ratios(seconds[other], seconds[name]) for other in against},
+            "share_of_matmul_peak": row["flops_per_token"] * input_ids.numel() / took["median"] / peak,
+        }
+        show(name, row)
+    return {
+        "shape": shape,
+        "layers": dense[TWIN].num_layers,
+        "batch": batch,
+        "sequence": options.sequence,
+        "mode": "compiled" if compiled else "eager",
+        "contenders": rows,
+    }
+
+
+def _build(
+    config: ModelConfig | None, full: ModelConfig, input_ids: Tensor, labels: Tensor, compiled: bool
+) -> Contender:
+    if config is not None:
+        return ours(config, input_ids, labels, compiled)
+    if not find_spec("transformers"):
+        raise UserError("transformers is not installed")
+    return transformers_model(full, input_ids)
+
+
+def show(name: str, row: dict[str, Any]) -> None:
+    """One contender as a line."""
+    against = "  ".join(
+        f"{ratio['median']:.2f}x ({ratio['p20']:.2f}-{ratio['p80']:.2f}) {other}"
+        for other, ratio in row["speed_against"].items()
+    )
+    print(f"  {name:34}  {row['seconds']['median'] * 1e3:9.2f} ms  {against}", flush=True)
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Time whole training steps side by side.")
-    parser.add_argument("--shape", choices=SHAPES, default="60m")
-    parser.add_argument("--batch", type=int, default=4, help="sequences a step")
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["60m"])
+    parser.add_argument("--layers", type=int, help="fewer layers than the shape has, where memory is short")
+    parser.add_argument("--batch", nargs="+", type=int, default=[4], help="sequences a step")
     parser.add_argument("--sequence", type=int, default=256, help="tokens a sequence")
     parser.add_argument("--vocabulary", type=int, default=32000)
-    parser.add_argument("--steps", type=int, default=15, help="measured rounds")
-    parser.add_argument("--warmup", type=int, default=3, help="rounds before those")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, help="where to write the record")
+    parser.add_argument("--only", nargs="+", help="contenders whose names contain one of these")
+    parser.add_argument(
+        "--compile", action="store_true", help="time the compiled forms instead of the eager ones"
+    )
+    parser.add_argument("--rounds", type=int, default=10, help="measured rounds")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, help="where to write the record, after every case")
     options = parser.parse_args()
-    if options.steps < 2 or options.warmup < 0:
-        parser.error("--steps must be at least 2 (percentiles need a spread) and --warmup at least 0")
+    if options.rounds < 2:
+        parser.error("--rounds must be at least 2 (percentiles need a spread)")
     return options
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure, and gather the record."""
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    device = torch.device(options.device)
-    tokens = torch.randint(options.vocabulary, (options.batch, options.sequence + 1), device=device)
-    input_ids, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    ours = configs(options.shape, options.vocabulary)
-    steps: dict[str, Step] = {}
-    absent: dict[str, str] = {}
-    versions = {"torch": str(torch.__version__)}
-    if find_spec("transformers"):
-        steps[TRANSFORMERS] = transformers_step(ours[FULL], input_ids)
-        versions["transformers"] = metadata.version("transformers")
-    else:
-        absent[TRANSFORMERS] = "transformers is not installed"
-    steps |= {name: our_step(config, input_ids, labels) for name, config in ours.items()}
-
-    seconds = measure(steps, options.steps, options.warmup)
-    baselines = [name for name in (TRANSFORMERS, FULL, LOW_RANK) if name in seconds]
-    rows = {}
-    for name, own in seconds.items():
-        config = ours[FULL if name == TRANSFORMERS else name]
-        rows[name] = {
-            "seconds": spread(own),
-            "tokens_per_second": input_ids.numel() / statistics.median(own),
-            "parameters": count_parameters(config)["total"],
-            "flops_per_token": flops_per_token(config, options.sequence)["total"],
-            "speed_against": {
-                other: spread([theirs / mine for theirs, mine in zip(seconds[other], own, strict=True)])
-                for other in baselines
-                if other != name
-            },
-        }
-    cuda = device.type == "cuda"
-    return {
-        "benchmark": "train_step",
-        "command": shlex.join(["python", *sys.argv]),
-        "settings": {key: str(v) if isinstance(v, Path) else v for key, v in vars(options).items()},
-        "device": torch.cuda.get_device_name(device) if cuda else processor(),
-        "versions": {"python": platform.python_version(), **versions},
-        "dtype": "float32",
-        "contenders": rows,
-        "absent": absent,
-        "raw_seconds": seconds,
-    }
-
-
-def processor() -> str:
-    """The CPU's name and features, as well as the system tells them."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {capability}, {torch.get_num_threads()} threads"
-
-
-def table(record: dict[str, Any]) -> str:
-    """The record as text: seconds, and how many times as fast as each baseline (20th to 80th percentile)."""
-
-    def cell(value: dict[str, float] | None) -> str:
-        return f"{value['median']:.2f} ({value['p20']:.2f}-{value['p80']:.2f})" if value else "-"
-
-    rows = record["contenders"]
-    baselines = [name for name in (TRANSFORMERS, FULL, LOW_RANK) if name in rows]
-    lines = [["contender", "seconds", "tokens/s", "parameters", *(f"x {name}" for name in baselines)]]
-    for name, row in rows.items():
-        ratios = [cell(row["speed_against"].get(other)) for other in baselines]
-        size = f"{row['parameters'] / 1e6:.1f} M"
-        lines.append([name, cell(row["seconds"]), f"{row['tokens_per_second']:.0f}", size, *ratios])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = [
-        "  ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)) for line in lines
-    ]
-    text += [f"absent: {name}: {why}" for name, why in record["absent"].items()]
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return "\n".join([*text, f"{record['device']}; {versions}; {record['dtype']}", record["command"]])
-
-
 def main() -> None:
-    """Run, print the table, write the record."""
+    """Run the cases one after the other."""
     options = parse()
-    record = run(options)
-    print(table(record))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+    device = torch.device(options.device)
+    record = Record(
+        "train_step", device, torch.bfloat16 if device.type == "cuda" else torch.float32, options.json
+    )
+    peak = record.content["matmul_peak_flops"]
+    for shape in options.shape:
+        for batch in options.batch:
+            mode = "compiled" if options.compile else "eager"
+            print(f"{shape}, {batch} x {options.sequence} tokens, {mode}; times as fast as:")
+            record.add(run_case(shape, batch, options.compile, options, peak))
 
 
 if __name__ == "__main__":

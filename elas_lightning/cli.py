@@ -14,6 +14,7 @@ from elas_lightning import __version__
 from elas_lightning.errors import UserError
 
 _DESCRIPTION = "Pre-train low-rank language models with 2:4 sparse activations, and sweep over how."
+_BENCHMARKS = ("train-step", "ffn", "prefill", "decode", "gpu")
 _LIGHTNING_COMMANDS = {
     "fit": "train a model: --config overlay.yaml (several stack), dotted overrides, --print_config",
     "validate": "measure a checkpoint: as fit, with --ckpt_path",
@@ -86,7 +87,10 @@ def _parse(arguments: list[str]) -> int:
     compare.set_defaults(run=_compare)
 
     bench = commands.add_parser(
-        "bench", help="measure training steps side by side on this machine", add_help=False
+        "bench",
+        help="measure side by side on this machine: train-step (default), ffn, prefill, decode; "
+        "--tune: what backend auto chooses from; --report: tables and plots of the records",
+        add_help=False,
     )
     bench.set_defaults(run=None)
 
@@ -243,9 +247,27 @@ def _bench(arguments: list[str]) -> int:
 
     from elas_lightning.layout import shipped_folder
 
-    script = shipped_folder("benchmarks") / "train_step.py"
-    sys.argv = [os.path.relpath(script), *arguments]
-    runpy.run_path(str(script), run_name="__main__")
+    first, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if first == "--report":
+        return _bench_report(rest)
+    scripts = {path.stem.replace("_", "-"): path for path in shipped_folder("benchmarks").glob("*.py")}
+    name = "tune" if first == "--tune" else first if first in _BENCHMARKS else "train-step"
+    sys.argv = [os.path.relpath(scripts[name]), *(rest if first == "--tune" or name == first else arguments)]
+    sys.path.insert(0, str(scripts[name].parent))  # where the scripts find each other
+    runpy.run_path(str(scripts[name]), run_name="__main__")
+    return 0
+
+
+def _bench_report(arguments: list[str]) -> int:
+    from pathlib import Path
+
+    from elas_lightning.analysis.benchmarks import write_benchmark_report
+
+    parser = argparse.ArgumentParser("elas bench --report")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("benchmarks/results"), help="of records")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="where the page goes")
+    options = parser.parse_args(arguments)
+    print(f"report: {write_benchmark_report(options.folder, options.out)}")
     return 0
 
 

@@ -18,12 +18,13 @@ from lightning.pytorch.callbacks import Callback
 from elas_lightning.configuration import ElasCLI, command_line, quiet_lightning
 from elas_lightning.errors import UserError
 from elas_lightning.nn.account import count_parameters, flops_per_token
-from elas_lightning.nn.ffn import ffn_path
-from elas_lightning.ops.backend import resolve_backend
+from elas_lightning.nn.ffn import ffn_choice, ffn_path
 from elas_lightning.training.hardware import describe_environment, peak_flops
 from elas_lightning.training.interruption import RunEnded
 
 RESULT_NAME = "result.json"
+# by the beginning of the precision's name
+_DTYPES = {"bf16": "bfloat16", "16": "float16", "64": "float64"}
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,14 @@ def _collect(
     cli: ElasCLI, request: RunRequest | None, state: str, reason: str | None, started: str
 ) -> RunResult:
     model, trainer = cli.model, cli.trainer
-    backend = resolve_backend(model.config.backend, model.device)
+    tokens = cli.datamodule.batch_size * cli.datamodule.sequence_length
+    backend = ffn_choice(
+        model.config,
+        model.device,
+        tokens,
+        _dtype(str(trainer.precision)),
+        compiled=bool(model.hparams["compile"]),
+    )
     resolved = cli.resolved
     command = request.command if request else shlex.join(["elas", *cli.arguments])
     return RunResult(
@@ -193,7 +201,7 @@ def _collect(
         overlays=[str(p) for p in request.overlays] if request else [],
         overrides=dict(request.overrides) if request else {},
         metrics=_metrics(cli, state),
-        backend={**asdict(backend), "ffn": ffn_path(model.config, model.device)},
+        backend={**asdict(backend), "ffn": ffn_path(model.config, model.device, backend)},
         data={**cli.datamodule.description(), "unigram_perplexity": cli.datamodule.unigram_perplexity()},
         environment={
             **describe_environment(model.device, command),
@@ -204,6 +212,11 @@ def _collect(
         started=started,
         finished=_now(),
     )
+
+
+def _dtype(precision: str) -> str:
+    """The arithmetic of a precision as Lightning names it."""
+    return next((dtype for key, dtype in _DTYPES.items() if precision.startswith(key)), "float32")
 
 
 def _metrics(cli: ElasCLI, state: str) -> dict[str, Any]:

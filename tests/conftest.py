@@ -14,6 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 # Before anything imports Triton, which reads it once: without a GPU its interpreter runs the kernels.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+# What `elas bench --tune` once measured on this machine must not decide what the tests run.
+os.environ["ELAS_MEASUREMENTS"] = os.devnull
 
 from elas_lightning.data import C4DataModule
 from elas_lightning.data.tokenizer import END_OF_TEXT

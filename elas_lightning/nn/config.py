@@ -14,7 +14,7 @@ from elas_lightning.nn.sparsity_config import Placement, SparsityConfig
 
 FFNKind = Literal["swiglu", "relu2", "relu", "gelu", "silu"]
 Initialization = Literal["xavier", "cola", "spectral", "wide_lowrank"]
-Backend = Literal["auto", "reference", "triton", "cusparselt"]
+Backend = Literal["auto", "reference", "triton", "cusparselt", "cusparselt_compress"]
 Storage = Literal["dense", "packed", "recompute"]
 
 

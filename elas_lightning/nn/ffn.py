@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.linear import LowRankLinear, make_linear
 from elas_lightning.nn.sparsity import SparsitySite
-from elas_lightning.ops import activate, lowrank_ffn, resolve_backend
+from elas_lightning.ops import BackendChoice, activate, lowrank_ffn, lowrank_ffn_decode, resolve_backend
+from elas_lightning.ops.decode import DECODE_TOKENS, decode_pays
+from elas_lightning.ops.measured import Case, Direction
 from elas_lightning.ops.storage import CHUNK_TOKENS
 
 
@@ -73,6 +75,7 @@ class UngatedFFN(FFN):
         super().__init__(config, layer)
         self.up_proj = self._linear(config.hidden_size, config.ffn_width)
         self.down_proj = self._linear(config.ffn_width, config.hidden_size)
+        self._rows: tuple[tuple[object, ...], Tensor] | None = None
 
     def hidden(self, x: Tensor) -> Tensor:
         return activate(self.up_proj(self.input_site(x)), self.config.ffn)  # type: ignore[arg-type]
@@ -83,13 +86,17 @@ class UngatedFFN(FFN):
         x = self.input_site(x)
         # z and out: (..., R) at low rank, (..., C) at full rank
         z, up_weight = (up.reduce(x), up.B) if isinstance(up, LowRankLinear) else (x, up.weight)
+        weight = down.A if isinstance(down, LowRankLinear) else down.weight
+        if self._decodes(z, weight):
+            out = self._decode(z, up_weight, weight)
+            return down.expand(down.between(out)) if isinstance(down, LowRankLinear) else out
         sparse, storage = self.hidden_site.active, self.config.ffn_storage
         if storage == "packed" and not sparse:
             storage = "recompute"  # as ffn_storage documents: dense features have no packed form
         out = lowrank_ffn(
             z,
             up_weight,
-            (down.A if isinstance(down, LowRankLinear) else down.weight).t(),
+            weight.t(),
             activation=self.config.ffn,  # type: ignore[arg-type]
             sparsity="2:4" if sparse else None,
             gradient=self.hidden_site.gradient,
@@ -98,19 +105,85 @@ class UngatedFFN(FFN):
         )
         return down.expand(down.between(out)) if isinstance(down, LowRankLinear) else out
 
+    def train(self, mode: bool = True) -> UngatedFFN:
+        """Switch between training and inference; training lets go of the copy that decoding keeps."""
+        self._rows = None
+        return super().train(mode)
 
-def ffn_path(config: ModelConfig, device: torch.device) -> str:
+    def _decodes(self, z: Tensor, weight: Tensor) -> bool:
+        """Whether these are a few tokens of inference: an eager call in evaluation mode, without gradients."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        few = z.numel() <= DECODE_TOKENS * z.shape[-1]
+        return few and self.config.ffn == "relu2" and decode_pays(weight, self.config.backend)
+
+    def _decode(self, z: Tensor, up: Tensor, weight: Tensor) -> Tensor:
+        """The FFN between its factors, with the rows of the second product skipped that no token needs."""
+        return lowrank_ffn_decode(
+            z,
+            up,
+            weight.t(),
+            sparsity="2:4" if self.hidden_site.active else None,
+            backend=self.config.backend,
+            down_rows=self._row_copy(weight),
+        )
+
+    def _row_copy(self, weight: Tensor) -> Tensor | None:
+        """``weight`` in the order in which its columns can be skipped; made again when the weight has changed."""
+        if weight.is_inference():
+            return None  # such a tensor does not tell whether it has changed
+        # a load or a step moves the version, a change of device or dtype the rest
+        key = (weight._version, weight.data_ptr(), weight.dtype, weight.device)
+        if self._rows is None or self._rows[0] != key:
+            self._rows = key, weight.detach().t().contiguous()
+        return self._rows[1]
+
+
+def ffn_choice(
+    config: ModelConfig,
+    device: torch.device,
+    tokens: int,
+    dtype: str,
+    direction: Direction = "training",
+    compiled: bool = False,
+) -> BackendChoice:
+    """What computes the feed-forward networks of a model, and why; ``auto`` looks at what was measured.
+
+    Args:
+        config: The model.
+        device: Where it runs.
+        tokens: Of one call, a micro-batch in training.
+        dtype: The arithmetic's, as ``bfloat16``.
+        direction: ``training``, or ``forward`` without gradients.
+        compiled: Whether ``torch.compile`` runs the model.
+
+    Raises:
+        UserError: The configured backend cannot run there.
+    """
+    if config.ffn != "relu2":
+        return resolve_backend(config.backend, device)
+    sparse = "ffn_hidden" in config.sparsity.placement
+    storage = "recompute" if config.ffn_storage == "packed" and not sparse else config.ffn_storage
+    rank = config.hidden_size if config.ffn_rank is None else config.ffn_rank
+    case = Case(rank, config.ffn_width, tokens, dtype, "2:4" if sparse else None, direction, compiled)
+    return resolve_backend(config.backend, device, case, storage)
+
+
+def ffn_path(config: ModelConfig, device: torch.device, choice: BackendChoice | None = None) -> str:
     """In words what computes the feed-forward networks of a model, for logs and result files.
 
     Args:
         config: The model.
         device: Where it runs.
+        choice: What ``ffn_choice`` decided. None: what the backend's name alone decides.
 
     Raises:
         UserError: The configured backend cannot run there.
     """
     if config.gated:
         return "plain PyTorch, SwiGLU"
+    sparse_product = "hidden_hardware_kernel writes features in the packed form that cuSPARSELt multiplies"
+    backward = "library products in backward"
     paths = {
         ("reference", "dense"): "plain PyTorch, pre-activation and hidden features kept",
         (
@@ -128,8 +201,21 @@ def ffn_path(config: ModelConfig, device: torch.device) -> str:
             "recompute",
         ): "fused_kernel at the ranks it covers, else hidden_kernel and a library product; "
         "hidden_backward_kernel and library products in backward; nothing d_ff wide kept",
+        ("cusparselt", "packed"): f"{sparse_product}, which are kept as they are; {backward}",
+        (
+            "cusparselt",
+            "recompute",
+        ): f"{sparse_product}; hidden_backward_kernel and {backward}; nothing d_ff wide kept",
+        (
+            "cusparselt_compress",
+            "recompute",
+        ): "hidden_kernel writes dense features, cuSPARSELt compresses and multiplies them; hidden_backward_kernel and "
+        f"{backward}; nothing d_ff wide kept",
     }
-    return paths[resolve_backend(config.backend, device).chosen, config.ffn_storage]
+    choice = choice or resolve_backend(config.backend, device)
+    path = choice.chosen, choice.storage or config.ffn_storage
+    # without gradients the sparse product keeps nothing, whatever the storage; with them it is refused
+    return paths.get(path) or f"{paths[path[0], 'recompute']} (ffn_storage {path[1]} only without gradients)"
 
 
 def make_ffn(config: ModelConfig, layer: int) -> FFN:

@@ -135,7 +135,10 @@ class Llama(nn.Module):
         """
         super().__init__()
         self.config = config
-        choice = resolve_backend(config.backend, torch.get_default_device())
+        place = torch.get_default_device()
+        if place.type == "cpu" and torch.cuda.is_available():
+            place = torch.device("cuda")  # Lightning builds a model on the CPU and then moves it
+        choice = resolve_backend(config.backend, place)
         logger.info("backend %s (asked for: %s): %s", choice.chosen, choice.requested, choice.why)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))

@@ -4,50 +4,72 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
 from elas_lightning.errors import UserError
+from elas_lightning.ops.measured import Case, bucket, device_name, measurements, nearest
 
-BACKENDS = ("auto", "reference", "triton", "cusparselt")
-# What the kernels are compiled for in the tests; below it the hardware has no bfloat16.
+BACKENDS = ("auto", "reference", "triton", "cusparselt", "cusparselt_compress")
+# What the kernels are compiled for in the tests; below it the hardware has no bfloat16 and no 2:4 product.
 _OLDEST_CAPABILITY = (8, 0)
+_OTHERWISE = "choose reference (any device), triton (CUDA) or auto"
 
 
 @dataclass(frozen=True)
 class BackendChoice:
-    """What was asked for, what runs, and why; plain strings, so that a result file can hold it."""
+    """What was asked for, what runs, and why; plain strings, so that a result file can hold it.
+
+    ``storage`` is what the choice is for: the one asked for, or without gradients, when nothing is kept for
+    backward, the one whose path is fastest. None where no case was given.
+    """
 
     requested: str
     chosen: str
     why: str
+    storage: str | None = None
 
 
-def resolve_backend(requested: str, device: torch.device) -> BackendChoice:
+def resolve_backend(
+    requested: str, device: torch.device, case: Case | None = None, storage: str = "dense"
+) -> BackendChoice:
     """Decide which backend runs on a device.
 
     Args:
         requested: ``auto`` or a backend's name.
         device: Where the tensors lie.
+        case: The FFN that it is for. Without one ``auto`` stays with plain PyTorch.
+        storage: What that FFN keeps for backward, see ``lowrank_ffn``.
 
     Returns:
-        The choice. The caller logs it: this function keeps no state and writes nothing.
+        The choice. The caller logs it: this function writes nothing. ``auto`` is decided once in a process for each
+        case (tokens to the next power of two).
 
     Raises:
         UserError: ``requested`` is unknown, or names a backend that cannot run on ``device``.
     """
+    kept = None if case is None else storage
     if requested == "reference":
-        return BackendChoice(requested, "reference", "named")
+        return BackendChoice(requested, "reference", "named", kept)
     if requested == "auto":
-        why = f"no other backend has been measured to be faster on {device.type}"
-        return BackendChoice(requested, "reference", why)
-    if requested == "triton":
-        return BackendChoice(requested, "triton", _triton_runs(device))
-    allowed = "choose reference (any device), triton (CUDA) or auto"
+        if case is None or not _is_measured(device):
+            why = f"no other backend has been measured to be faster on {device.type}"
+            if case is None and _is_measured(device):
+                why = f"an FFN takes what is measured to be fastest for its shape on {device_name(device)}"
+            return BackendChoice(requested, "reference", why, kept)
+        # tokens may be symbolic under torch.compile, and the comparisons of bucket make them a number; the sizes of
+        # parameters never are
+        chosen, kept, why = _choose(
+            str(device), case.rank, case.features, bucket(case.tokens), case.dtype, case.sparsity,
+            case.direction, case.compiled, storage,
+        )  # fmt: skip
+        return BackendChoice(requested, chosen, why, kept)
     if requested in BACKENDS:
-        raise UserError(f"backend {requested!r} cannot run here: this release does not contain it; {allowed}")
-    raise UserError(f"backend {requested!r} is unknown: {allowed}")
+        return BackendChoice(requested, requested, _runs(requested, device), kept)
+    raise UserError(f"backend {requested!r} is unknown: {_OTHERWISE}, or cusparselt (CUDA, fp16 and bf16)")
 
 
 def check_kernel_dtype(x: torch.Tensor) -> None:
@@ -65,13 +87,55 @@ def check_kernel_dtype(x: torch.Tensor) -> None:
         )
 
 
-def _triton_runs(device: torch.device) -> str:
-    """Why Triton's kernels run on ``device``, or a refusal."""
-    cannot = "backend 'triton' cannot run here: "
-    otherwise = "; choose reference or auto"
+@torch.compiler.assume_constant_result
+def _is_measured(device: torch.device) -> bool:
+    return any(measurements(device_name(device)))
+
+
+@torch.compiler.assume_constant_result
+def _choose(*known: Any) -> tuple[str, str, str]:
+    """What ``_fastest`` says; a compiler asks once and keeps the answer, as the cache does elsewhere."""
+    return _fastest(*known)
+
+
+@lru_cache(maxsize=1024)
+def _fastest(
+    device: str, rank: int, features: int, tokens: int, dtype: str, sparsity: str | None, direction: str,
+    compiled: bool, storage: str
+) -> tuple[str, str, str]:  # fmt: skip
+    """Backend, storage and reason, in plain types."""
+    place = torch.device(device)
+    name = device_name(place)
+    case = Case(rank, features, tokens, dtype, sparsity, direction, compiled)  # type: ignore[arg-type]
+    found = nearest(name, case)
+    if found is None:
+        return "reference", storage, f"nothing is measured near {case} on {name}"
+    missing = []
+    for path, seconds in found.seconds.items():
+        backend, kept = path.split()
+        if direction == "training" and kept != storage:
+            continue
+        try:
+            _runs(backend, place)
+        except UserError:
+            missing.append(path)
+            continue
+        plain = found.seconds.get(f"reference {storage}")
+        ratio = f", {plain / seconds:.2f} times as fast as reference {storage}" if plain else ""
+        absent = f"; {', '.join(missing)} would be faster but cannot run here" if missing else ""
+        return backend, kept, f"{path}: fastest for {found.case} on {name}{ratio} ({found.file}){absent}"
+    return "reference", storage, f"no path that keeps {storage} is measured for {found.case} on {name}"
+
+
+def _runs(backend: str, device: torch.device) -> str:
+    """Why a backend runs on ``device``, or a refusal."""
+    if backend == "reference":
+        return "named"
+    cannot = f"backend {backend!r} cannot run here: "
+    otherwise = "; choose reference or auto" if backend == "triton" else f"; {_OTHERWISE}"
     if find_spec("triton") is None:
         raise UserError(f"{cannot}triton is not installed (pip install 'elas-lightning[gpu]'){otherwise}")
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if os.environ.get("TRITON_INTERPRET") == "1" and backend == "triton":
         return "named; Triton's interpreter computes it, to check and not to be fast"
     if device.type != "cuda":
         raise UserError(f"{cannot}it needs a CUDA device, this is {device.type}{otherwise}")
@@ -79,4 +143,6 @@ def _triton_runs(device: torch.device) -> str:
     if capability < _OLDEST_CAPABILITY:
         found = ".".join(map(str, capability))
         raise UserError(f"{cannot}it needs compute capability 8.0, this device has {found}{otherwise}")
+    if backend.startswith("cusparselt") and not torch.backends.cusparselt.is_available():
+        raise UserError(f"{cannot}this torch ({torch.__version__}) is built without cuSPARSELt{otherwise}")
     return "named"

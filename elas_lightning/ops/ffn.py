@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elas_lightning.errors import UserError
 from elas_lightning.ops.backend import check_kernel_dtype, resolve_backend
+from elas_lightning.ops.cusparselt import check_cusparselt_dtype
+from elas_lightning.ops.measured import Case, Direction
 from elas_lightning.ops.sparsify import Gradient, check_gradient, relu2_sparsify_24, sparsify_24
 from elas_lightning.ops.storage import stored_ffn
 
@@ -86,7 +89,7 @@ def lowrank_ffn(
     Raises:
         ValueError: Shapes that do not fit, an unknown activation, sparsity, gradient or storage, or a storage
             that this FFN cannot have.
-        UserError: A backend that is unknown or cannot run here (a ValueError, too).
+        UserError: A backend that is unknown or cannot run here, or cannot keep ``dense`` (a ValueError, too).
     """
     if up.dim() != 2 or down.dim() != 2 or z.shape[-1:] != up.shape[1:] or up.shape[0] != down.shape[0]:
         raise ValueError(
@@ -96,14 +99,23 @@ def lowrank_ffn(
     if sparsity not in ("2:4", None):
         raise ValueError(f"sparsity {sparsity!r} is unknown: choose '2:4' or None")
     check_gradient(gradient)
-    chosen = resolve_backend(backend, z.device).chosen
+    training = torch.is_grad_enabled() and (z.requires_grad or up.requires_grad or down.requires_grad)
+    _check_storage(storage, activation, sparsity, up.shape[0])
+    case = ffn_case(z, up, sparsity, training) if activation == "relu2" else None
+    choice = resolve_backend(backend, z.device, case, storage)
+    chosen, storage = choice.chosen, choice.storage or storage  # type: ignore[assignment]
+    if chosen.startswith("cusparselt"):
+        _check_sparse_product(chosen, activation, storage, training)
+        if storage == "dense":
+            storage = "recompute"  # nothing is kept without gradients
     if storage != "dense":
-        _check_storage(storage, activation, sparsity, up.shape[0])
         if torch.is_autocast_enabled(z.device.type):
             dtype = torch.get_autocast_dtype(z.device.type)
             z, up, down = z.to(dtype), up.to(dtype), down.to(dtype)
-        if chosen == "triton":
+        if chosen != "reference":
             check_kernel_dtype(z)
+        if chosen.startswith("cusparselt"):
+            check_cusparselt_dtype(z)
         sparse, masked, packed = sparsity is not None, gradient == "masked", storage == "packed"
         out, _, _ = stored_ffn(z, up, down, sparse, masked, packed, chosen)
         return out
@@ -117,7 +129,37 @@ def lowrank_ffn(
     return F.linear(hidden_F, down.t())
 
 
+def ffn_case(z: Tensor, up: Tensor, sparsity: str | None, training: bool) -> Case:
+    """What ``auto`` looks up of an FFN: its sizes, and the dtype it is computed in."""
+    device = z.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else z.dtype
+    name = str(dtype).removeprefix("torch.")
+    direction: Direction = "training" if training else "forward"
+    tokens = z.numel() // max(1, z.shape[-1])
+    return Case(up.shape[1], up.shape[0], tokens, name, sparsity, direction, torch.compiler.is_compiling())
+
+
+def _check_sparse_product(backend: str, activation: str, storage: str, training: bool) -> None:
+    if activation != "relu2":
+        raise UserError(
+            f"backend {backend!r} is for activation relu2, not {activation!r}: choose triton or reference"
+        )
+    if not training:
+        return
+    if storage == "dense":
+        raise UserError(
+            f"backend {backend!r} makes no dense hidden features to keep for backward: choose ffn_storage recompute"
+            + (" or packed" if backend == "cusparselt" else "")
+        )
+    if storage == "packed" and backend == "cusparselt_compress":
+        raise UserError(
+            "backend 'cusparselt_compress' packs in a form that only cuSPARSELt reads: choose ffn_storage recompute"
+        )
+
+
 def _check_storage(storage: str, activation: str, sparsity: str | None, features: int) -> None:
+    if storage == "dense":
+        return
     if storage not in ("packed", "recompute"):
         raise ValueError(f"storage {storage!r} is unknown: choose dense, packed or recompute")
     if activation != "relu2":

@@ -17,55 +17,27 @@ Shape suffixes: T tokens, t tokens of a chunk, R rank, F hidden features, O outp
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from elas_lightning.ops.packing import pack_24, unpack_24
-from elas_lightning.ops.reference import keep_mask_24, zero_dropped
+from elas_lightning.ops.steps import PlainSteps, TritonSteps
 
-# A chunk fills a GPU, and its d_ff-wide workspaces stay small beside what many layers would keep.
+# A chunk fills a GPU, and its d_ff-wide workspaces stay small beside what many layers would keep. A whole number of
+# the hardware's blocks (``ops/hardware_layout.py``), so that only the last chunk is padded.
 CHUNK_TOKENS = 8192
 
 
-class _Plain:
-    """The steps in plain PyTorch: the specification of ``ops/kernels/ffn.py``, which has the same names."""
-
-    @staticmethod
-    def forward(z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
-        hidden_tF = F.linear(z_tR, up_FR).relu().square()
-        if sparse:
-            hidden_tF = zero_dropped(hidden_tF, keep_mask_24(hidden_tF, 1))
-        return hidden_tF @ down_FO
-
-    @staticmethod
-    def hidden_packed(z_tR: Tensor, up_FR: Tensor) -> tuple[Tensor, Tensor]:
-        return pack_24(F.linear(z_tR, up_FR).relu().square(), backend="reference")
-
-    @staticmethod
-    def hidden_backward(
-        z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, grad_tO: Tensor, sparse: bool, masked: bool
-    ) -> tuple[Tensor, Tensor]:
-        relu_tF = F.linear(z_tR, up_FR).relu()
-        hidden_tF = relu_tF.square()
-        grad_tF = F.linear(grad_tO, down_FO).mul_(relu_tF).mul_(2)
-        if sparse:
-            keep_tF = keep_mask_24(hidden_tF, 1)
-            hidden_tF = zero_dropped(hidden_tF, keep_tF)
-            if masked:
-                grad_tF = zero_dropped(grad_tF, keep_tF)
-        return hidden_tF, grad_tF
-
-
-def _steps(backend: str) -> type[_Plain] | ModuleType:
+def _steps(backend: str) -> PlainSteps:
     if backend == "reference":
-        return _Plain
-    from elas_lightning.ops.kernels import ffn
+        return PlainSteps()
+    if backend == "triton":
+        return TritonSteps()
+    from elas_lightning.ops.cusparselt import CompressSteps, DirectSteps
 
-    return ffn
+    return DirectSteps() if backend == "cusparselt" else CompressSteps()
 
 
 @torch.library.custom_op("elas::lowrank_ffn", mutates_args=())
@@ -81,23 +53,24 @@ def stored_ffn(
         sparse: Whether S is the 2:4 step, F then a multiple of 4, or nothing.
         masked: Whether dropped entries carry no gradient, or (straight-through) the step is the identity.
         packed: Whether the packed hidden features are kept; needs ``sparse`` and F a multiple of 8.
-        backend: ``reference`` or ``triton``.
+        backend: ``reference``, ``triton``, ``cusparselt`` or ``cusparselt_compress``.
 
     Returns:
-        ``(..., O)``; and, for backward alone, ``values (T, K)`` and ``meta (T, M)``, both empty without ``packed``.
+        ``(..., O)``; and, for backward alone, what is kept: ``values (T, K)`` and ``meta (T, M)``, or with
+        ``cusparselt`` both in one buffer for each chunk (``ops/hardware_layout.py``), which is ``values``; empty
+        without ``packed``.
     """
     steps = _steps(backend)
-    z_TR, up_FR, down_FO = z.reshape(-1, z.shape[-1]).contiguous(), up.contiguous(), down.contiguous()
+    z_TR, up_FR, down_FO = z.reshape(-1, z.shape[-1]).contiguous(), up.contiguous(), steps.own_down(down)
     out_TO = z.new_empty((z_TR.shape[0], down.shape[1]))
-    values_TK, meta_TM = _kept(z, up, packed)
+    values, meta = _kept(z, up, packed, backend)
     for start in range(0, z_TR.shape[0], CHUNK_TOKENS):
         chunk = slice(start, start + CHUNK_TOKENS)
         if packed:
-            values_TK[chunk], meta_TM[chunk] = steps.hidden_packed(z_TR[chunk], up_FR)
-            out_TO[chunk] = unpack_24(values_TK[chunk], meta_TM[chunk], backend=backend) @ down_FO
+            out_TO[chunk] = steps.forward_keeping(z_TR[chunk], up_FR, down_FO, values[chunk], meta[chunk])
         else:
             out_TO[chunk] = steps.forward(z_TR[chunk], up_FR, down_FO, sparse)
-    return out_TO.reshape(*z.shape[:-1], down.shape[1]), values_TK, meta_TM
+    return out_TO.reshape(*z.shape[:-1], down.shape[1]), values, meta
 
 
 @torch.library.custom_op("elas::lowrank_ffn_backward", mutates_args=())
@@ -128,7 +101,7 @@ def stored_ffn_backward(
         chunk = slice(start, start + CHUNK_TOKENS)
         z_tR, grad_tO = z_TR[chunk], grad_TO[chunk]
         if packed:
-            hidden_tF = unpack_24(values[chunk], meta[chunk], backend=backend)
+            hidden_tF = steps.unpack(values[chunk], meta[chunk], z_tR.shape[0], up.shape[0])
             relu_tF = hidden_tF.sqrt() if masked else F.linear(z_tR, up_FR).relu()
             grad_tF = F.linear(grad_tO, down_FO).mul_(relu_tF).mul_(2)
         else:
@@ -139,17 +112,17 @@ def stored_ffn_backward(
     return grad_z_TR.reshape(z.shape), grad_up_FR.to(up.dtype), grad_down_FO.to(down.dtype)
 
 
-def _kept(z: Tensor, up: Tensor, packed: bool) -> tuple[Tensor, Tensor]:
-    tokens = z.numel() // z.shape[-1] if packed else 0
-    values = z.new_empty((tokens, up.shape[0] // 2))
-    return values, z.new_empty((tokens, up.shape[0] // 8), dtype=torch.uint8)
+def _kept(z: Tensor, up: Tensor, packed: bool, backend: str) -> tuple[Tensor, Tensor]:
+    if not packed:
+        return z.new_empty((0, 0)), z.new_empty((0, 0), dtype=torch.uint8)
+    return _steps(backend).empty_kept(z, z.numel() // z.shape[-1], up.shape[0])
 
 
 @stored_ffn.register_fake
 def _(
     z: Tensor, up: Tensor, down: Tensor, sparse: bool, masked: bool, packed: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return z.new_empty((*z.shape[:-1], down.shape[1])), *_kept(z, up, packed)
+    return z.new_empty((*z.shape[:-1], down.shape[1])), *_kept(z, up, packed, backend)
 
 
 @stored_ffn_backward.register_fake

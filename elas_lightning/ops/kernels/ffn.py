@@ -259,12 +259,12 @@ def hidden_backward_kernel(
     tl.store(grad_hidden_ptr + offsets, grad_hidden, mask=mask)
 
 
-def _upcast(dtype: torch.dtype) -> bool:
-    # the interpreter's bfloat16 product is wrong (Triton 3.9), its float32 product of the same values is right
+def upcast(dtype: torch.dtype) -> bool:
+    """The interpreter's bfloat16 product is wrong (Triton 3.9), its float32 product of the same values is right."""
     return interpreted() and dtype == torch.bfloat16
 
 
-def _to_multiple(multiple: int, *matrices: Tensor) -> list[Tensor]:
+def to_multiple(multiple: int, *matrices: Tensor) -> list[Tensor]:
     """Columns of zeros up to a multiple: whole tiles need no mask, and rows are aligned for wide loads."""
     return [F.pad(m, (0, -m.shape[1] % multiple)) if m.shape[1] % multiple else m for m in matrices]
 
@@ -279,8 +279,8 @@ def fused(z_TR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
     (tokens, rank), (features, out_rank) = z_TR.shape, down_FO.shape
     block_r, block_o = fused_width(rank), fused_width(out_rank)
     tiles = fused_tiles(z_TR.dtype, max(block_r, block_o))
-    z_TR, up_FR = _to_multiple(block_r, z_TR, up_FR)
-    (down_FO,) = _to_multiple(block_o, down_FO)
+    z_TR, up_FR = to_multiple(block_r, z_TR, up_FR)
+    (down_FO,) = to_multiple(block_o, down_FO)
     out_TO = z_TR.new_empty((tokens, block_o))
     fused_kernel[(triton.cdiv(tokens, tiles.tokens),)](
         z_TR,
@@ -290,7 +290,7 @@ def fused(z_TR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
         tokens,
         features // 4,
         SPARSE=sparse,
-        UPCAST=_upcast(z_TR.dtype),
+        UPCAST=upcast(z_TR.dtype),
         BT=tiles.tokens,
         BG=tiles.groups,
         BR=block_r,
@@ -304,7 +304,7 @@ def fused(z_TR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
 def _hidden(z_TR: Tensor, up_FR: Tensor, hidden: Tensor, meta: Tensor, sparse: bool, packed: bool) -> None:
     tokens, groups = z_TR.shape[0], up_FR.shape[0] // 4
     tiles = hidden_tiles(z_TR.dtype)
-    z_TR, up_FR = _to_multiple(tiles.depth, z_TR, up_FR)
+    z_TR, up_FR = to_multiple(tiles.depth, z_TR, up_FR)
     grid = (triton.cdiv(tokens, tiles.tokens) * triton.cdiv(groups, tiles.groups),)
     hidden_kernel[grid](
         z_TR,
@@ -316,7 +316,7 @@ def _hidden(z_TR: Tensor, up_FR: Tensor, hidden: Tensor, meta: Tensor, sparse: b
         z_TR.shape[1],
         SPARSE=sparse,
         PACKED=packed,
-        UPCAST=_upcast(z_TR.dtype),
+        UPCAST=upcast(z_TR.dtype),
         BT=tiles.tokens,
         BG=tiles.groups,
         BK=tiles.depth,
@@ -325,22 +325,23 @@ def _hidden(z_TR: Tensor, up_FR: Tensor, hidden: Tensor, meta: Tensor, sparse: b
     )
 
 
+def hidden(z_TR: Tensor, up_FR: Tensor, sparse: bool) -> Tensor:
+    """``S(relu(z upᵀ)**2)``, or without S, in one pass: ``(T, F)``; contiguous in."""
+    hidden_TF = z_TR.new_empty((z_TR.shape[0], up_FR.shape[0]))
+    _hidden(z_TR, up_FR, hidden_TF, hidden_TF, sparse, packed=False)
+    return hidden_TF
+
+
 def forward(z_TR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
     """``S(relu(z upᵀ)**2) down``: by one kernel where the ranks allow it, else by a kernel and a library product."""
     if max(up_FR.shape[1], down_FO.shape[1]) <= largest_fused_rank(z_TR.dtype, shared_memory(z_TR.device)):
         return fused(z_TR, up_FR, down_FO, sparse)
-    hidden_TF = z_TR.new_empty((z_TR.shape[0], up_FR.shape[0]))
-    _hidden(z_TR, up_FR, hidden_TF, hidden_TF, sparse, packed=False)
-    return hidden_TF @ down_FO
+    return hidden(z_TR, up_FR, sparse) @ down_FO
 
 
-def hidden_packed(z_TR: Tensor, up_FR: Tensor) -> tuple[Tensor, Tensor]:
-    """``pack_24(relu(z upᵀ)**2)`` in one pass: ``(T, F/2)`` and ``(T, F/8)`` uint8; F a multiple of 8."""
-    tokens, features = z_TR.shape[0], up_FR.shape[0]
-    values = z_TR.new_empty((tokens, features // 2))
-    meta = z_TR.new_empty((tokens, features // 8), dtype=torch.uint8)
+def hidden_packed(z_TR: Tensor, up_FR: Tensor, values: Tensor, meta: Tensor) -> None:
+    """``pack_24(relu(z upᵀ)**2)`` in one pass into contiguous ``(T, F/2)`` and ``(T, F/8)`` uint8; F in whole bytes."""
     _hidden(z_TR, up_FR, values, meta, sparse=True, packed=True)
-    return values, meta
 
 
 def hidden_backward(
@@ -349,7 +350,7 @@ def hidden_backward(
     """The hidden features again and the gradient of their pre-activations, both ``(T, F)``; contiguous in."""
     tokens, features = z_TR.shape[0], up_FR.shape[0]
     tiles = backward_tiles(z_TR.dtype)
-    z_TR, up_FR, grad_TO, down_FO = _to_multiple(tiles.depth, z_TR, up_FR, grad_TO, down_FO)
+    z_TR, up_FR, grad_TO, down_FO = to_multiple(tiles.depth, z_TR, up_FR, grad_TO, down_FO)
     groups = features // 4
     hidden_TF, grad_TF = z_TR.new_empty((2, tokens, features)).unbind()
     grid = (triton.cdiv(tokens, tiles.tokens) * triton.cdiv(groups, tiles.groups),)
@@ -366,7 +367,7 @@ def hidden_backward(
         grad_TO.shape[1],
         SPARSE=sparse,
         MASKED=masked,
-        UPCAST=_upcast(z_TR.dtype),
+        UPCAST=upcast(z_TR.dtype),
         BT=tiles.tokens,
         BG=tiles.groups,
         BK=tiles.depth,

@@ -74,6 +74,16 @@ def backward_tiles(dtype: torch.dtype) -> Tiles:
     return Tiles(tokens=128, groups=32, depth=64, warps=8, stages=3)
 
 
+def decode_tiles(dtype: torch.dtype) -> Tiles:
+    """For ``decode_kernel``: few features a program, so that one token fills a GPU."""
+    return Tiles(tokens=16, groups=16, depth=32 if dtype == torch.float32 else 64, warps=4, stages=2)
+
+
+def decode_out(dtype: torch.dtype) -> int:
+    """Output features a step of ``decode_kernel``."""
+    return 64 if dtype == torch.float32 else 128
+
+
 def interpreted() -> bool:
     """Whether Triton's interpreter runs the kernels, on any device."""
     return os.environ.get("TRITON_INTERPRET") == "1"

@@ -29,7 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from elas_lightning.ops.kernels import ffn, packing, sparsify, tiles
+from elas_lightning.ops.kernels import decode, ffn, hardware, packing, sparsify, tiles
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -59,7 +59,7 @@ def cases(shared_bytes: int) -> Iterator[tuple[str, Case]]:
 def products(dtype: torch.dtype, pointer: str, shared_bytes: int) -> Iterator[tuple[str, Case]]:
     """The matrix kernels of one dtype; ranks reach them as whole tiles."""
     name = NAMES[dtype]
-    sizes = {"tokens": "i32", "groups": "i32", "rank": "i32", "out_rank": "i32"}
+    sizes = dict.fromkeys(("tokens", "groups", "rank", "out_rank", "all_rows", "all_groups", "stride"), "i32")
     largest = tiles.largest_fused_rank(dtype, shared_bytes)
     ranks = [2**power for power in range(4, 9) if 2**power <= largest]
     for sparse, rank in itertools.product((True, False), ranks):
@@ -72,6 +72,13 @@ def products(dtype: torch.dtype, pointer: str, shared_bytes: int) -> Iterator[tu
             f"hidden {name}",
             product(ffn.hidden_kernel, pointer, sizes, constants, tiles.hidden_tiles(dtype)),
         )
+    if dtype != torch.float32:  # cuSPARSELt's 2:4 form is for 16 bits
+        chosen = tiles.hidden_tiles(dtype)
+        yield f"hidden hardware {name}", product(hardware.hidden_hardware_kernel, pointer, sizes, {}, chosen)
+    for sparse, by_rows in itertools.product((True, False), repeat=2):
+        constants = {"SPARSE": sparse, "BY_ROWS": by_rows, "BO": tiles.decode_out(dtype)}
+        chosen = tiles.decode_tiles(dtype)
+        yield f"decode {name}", product(decode.decode_kernel, pointer, sizes, constants, chosen)
     for sparse, masked in ((True, True), (True, False), (False, False)):
         constants = {"SPARSE": sparse, "MASKED": masked}
         chosen = tiles.backward_tiles(dtype)
@@ -89,6 +96,10 @@ def product(
     types = {key: pointer for key in names if key.endswith("_ptr")}
     if constants.get("PACKED"):
         types["meta_ptr"] = "*u8"
+    if "words_ptr" in names:
+        types["words_ptr"] = "*i16"
+    if kernel is decode.decode_kernel:
+        types["out_ptr"] = "*fp32"
     blocks = {"BT": chosen.tokens, "BG": chosen.groups, "BK": chosen.depth, "UPCAST": False}
     types |= {key: value for key, value in sizes.items() if key in names}
     return kernel, types, {**constants, **{key: v for key, v in blocks.items() if key in names}}, chosen
@@ -98,7 +109,7 @@ def compile_one(case: Case, capability: int) -> dict[str, Any]:
     """Resources of one compiled kernel."""
     kernel, types, constants, chosen = case
     names = kernel.arg_names
-    aligned = [key for key in types if key.endswith(("_ptr", "rank"))]
+    aligned = [key for key in types if key.endswith(("_ptr", "rank", "stride")) or key.startswith("all_")]
     source = ASTSource(
         fn=kernel,
         signature={key: types.get(key, "constexpr") for key in names},

@@ -1,0 +1,90 @@
+"""The steps that ``ops/storage.py`` is made of, once for every backend, all with the same methods.
+
+A class a backend, without state; those of the hardware's sparse product are in ``ops/cusparselt.py``.
+
+Shape suffixes: t tokens of a chunk, R rank, F hidden features, O output rank, K = F / 2, M = F / 8.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from elas_lightning.ops.packing import pack_24, unpack_24
+from elas_lightning.ops.reference import keep_mask_24, zero_dropped
+
+
+class PlainSteps:
+    """Plain PyTorch: the specification of the others. Matrices come in contiguous, ``down`` as ``own_down`` has it."""
+
+    backend = "reference"
+
+    def empty_kept(self, like: Tensor, tokens: int, features: int) -> tuple[Tensor, Tensor]:
+        """Room for the packed hidden features of so many tokens, to be filled chunk by chunk along the first axis."""
+        values_TK = like.new_empty((tokens, features // 2))
+        return values_TK, like.new_empty((tokens, features // 8), dtype=torch.uint8)
+
+    def own_down(self, down_FO: Tensor) -> Tensor:
+        """``down`` in the memory order that ``forward`` takes."""
+        return down_FO.contiguous()
+
+    def forward(self, z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
+        """``S(relu(z upᵀ)**2) down``, or the same without S."""
+        hidden_tF = F.linear(z_tR, up_FR).relu().square()
+        if sparse:
+            hidden_tF = zero_dropped(hidden_tF, keep_mask_24(hidden_tF, 1))
+        return hidden_tF @ down_FO
+
+    def forward_keeping(
+        self, z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, values: Tensor, meta: Tensor
+    ) -> Tensor:
+        """The sparse forward, with its packed hidden features written into a chunk of ``empty_kept``."""
+        self._pack_hidden(z_tR, up_FR, values, meta)
+        return unpack_24(values, meta, backend=self.backend) @ down_FO
+
+    def unpack(self, values: Tensor, meta: Tensor, tokens: int, features: int) -> Tensor:
+        """The hidden features ``(t, F)`` of a chunk of what was kept."""
+        return unpack_24(values, meta, backend=self.backend)
+
+    def hidden_backward(
+        self, z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, grad_tO: Tensor, sparse: bool, masked: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The hidden features again, and the gradient of their pre-activations, both ``(t, F)``."""
+        relu_tF = F.linear(z_tR, up_FR).relu()
+        hidden_tF = relu_tF.square()
+        grad_tF = F.linear(grad_tO, down_FO).mul_(relu_tF).mul_(2)
+        if sparse:
+            keep_tF = keep_mask_24(hidden_tF, 1)
+            hidden_tF = zero_dropped(hidden_tF, keep_tF)
+            if masked:
+                grad_tF = zero_dropped(grad_tF, keep_tF)
+        return hidden_tF, grad_tF
+
+    def _pack_hidden(self, z_tR: Tensor, up_FR: Tensor, values_tK: Tensor, meta_tM: Tensor) -> None:
+        packed = pack_24(F.linear(z_tR, up_FR).relu().square(), backend=self.backend)
+        values_tK.copy_(packed[0])
+        meta_tM.copy_(packed[1])
+
+
+class TritonSteps(PlainSteps):
+    """The kernels of ``ops/kernels/ffn.py``."""
+
+    backend = "triton"
+
+    def forward(self, z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
+        from elas_lightning.ops.kernels import ffn
+
+        return ffn.forward(z_tR, up_FR, down_FO, sparse)
+
+    def hidden_backward(
+        self, z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, grad_tO: Tensor, sparse: bool, masked: bool
+    ) -> tuple[Tensor, Tensor]:
+        from elas_lightning.ops.kernels import ffn
+
+        return ffn.hidden_backward(z_tR, up_FR, down_FO, grad_tO, sparse, masked)
+
+    def _pack_hidden(self, z_tR: Tensor, up_FR: Tensor, values_tK: Tensor, meta_tM: Tensor) -> None:
+        from elas_lightning.ops.kernels import ffn
+
+        ffn.hidden_packed(z_tR, up_FR, values_tK, meta_tM)
