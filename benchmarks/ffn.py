@@ -62,6 +62,12 @@ def configs(shape: str) -> dict[str, ModelConfig]:
     for backend in ("reference", "triton"):
         for storage in ("dense", "packed", "recompute"):
             found[f"elas {backend} {storage}"] = ModelConfig(**elas, backend=backend, ffn_storage=storage)  # type: ignore[arg-type]
+    for backend, storage in (
+        ("cusparselt", "packed"),
+        ("cusparselt", "recompute"),
+        ("cusparselt_compress", "recompute"),
+    ):
+        found[f"elas {backend} {storage}"] = ModelConfig(**elas, backend=backend, ffn_storage=storage)  # type: ignore[arg-type]
     return found
 
 
