@@ -16,7 +16,7 @@ from elas_lightning.nn.llama import Llama
 from elas_lightning.nn.loss import linear_next_token_loss
 from elas_lightning.training.interruption import RunEnded
 from elas_lightning.training.metrics import TokenLoss
-from elas_lightning.training.optimization import OptimizerConfig, build_optimizer
+from elas_lightning.training.optimizers import OptimizerConfig, build_optimizer
 
 
 def _sum_nll(model: Llama, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from elas_lightning.errors import UserError
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.llama import Llama
-from elas_lightning.training.optimization import OptimizerConfig, build_optimizer, learning_rate_factor
+from elas_lightning.training.optimizers import OptimizerConfig, build_optimizer, learning_rate_factor
 
 
 def _factors(total: int = 100, warmup: int = 10, ratio: float = 0.1) -> list[float]:
