@@ -82,12 +82,13 @@ class OptimizerConfig:
         self._check("min_lr_ratio", 0 <= self.min_lr_ratio <= 1, "lie in [0, 1]")
         self._check("betas", all(0 <= beta < 1 for beta in self.betas), "lie in [0, 1), both")
         self._check("muon_momentum", 0 <= self.muon_momentum < 1, "lie in [0, 1)")
-        for field in ("warmup_steps", "weight_decay"):
+        for field in ("warmup_steps", "restart_warmup_steps", "weight_decay"):
             self._check(field, getattr(self, field) >= 0, "be 0 or more")
         for field in ("restart_every", "muon_ns_steps", "galore_update_every"):
             self._check(field, getattr(self, field) >= 1, "be 1 or more")
-        within = f"lie between 0 and model.optimizer.restart_every, which is {self.restart_every}"
-        self._check("restart_warmup_steps", 0 <= self.restart_warmup_steps <= self.restart_every, within)
+        if self.schedule == "cosine_restarts":
+            within = f"be at most model.optimizer.restart_every, which is {self.restart_every}"
+            self._check("restart_warmup_steps", self.restart_warmup_steps <= self.restart_every, within)
         if self.name == "galore":
             rank = self.galore_rank
             self._check("galore_rank", rank is not None and rank >= 1, "be 1 or more, for GaLore's subspace")
