@@ -88,6 +88,7 @@ def _optimizer(
                 adamw([*plain, factors]),
                 restart_every=config.restart_every,
                 direction=config.loro_direction,
+                reset=config.loro_reset,
                 exact_lr_ratio=config.loro_exact_lr_ratio / config.block_lr_ratio,
             )
         case "muon":

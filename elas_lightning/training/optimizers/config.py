@@ -12,6 +12,14 @@ from elas_lightning.errors import UserError
 OptimizerName = Literal["adamw", "loro", "muon", "galore"]
 Schedule = Literal["cosine", "cosine_restarts"]
 LoroDirection = Literal["adam", "gradient"]
+LoroReset = Literal["all", "factors"]
+
+_CHOICES = {
+    "name": OptimizerName,
+    "schedule": Schedule,
+    "loro_direction": LoroDirection,
+    "loro_reset": LoroReset,
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class OptimizerConfig:
         eps: Adam's denominator term.
         loro_direction: What LORO's exact step takes for the gradients of the factors: ``adam`` (their Adam
             direction, as its released code does) or ``gradient`` (themselves).
+        loro_reset: Whose moments are forgotten after an exact step: ``all`` parameters', as in the runs that LORO's
+            authors publish, or only the ``factors``'.
         loro_exact_lr_ratio: The exact step's rate is ``loro_exact_lr_ratio * lr``.
         muon_momentum: Decay of Muon's running average of gradients.
         muon_ns_steps: Newton-Schulz iterations that make its update orthogonal.
@@ -59,6 +69,7 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     loro_direction: LoroDirection = "adam"
+    loro_reset: LoroReset = "all"
     loro_exact_lr_ratio: float = 1.0
     muon_momentum: float = 0.95
     muon_ns_steps: int = 5
@@ -68,17 +79,12 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
-        for field, choices in (
-            ("name", OptimizerName),
-            ("schedule", Schedule),
-            ("loro_direction", LoroDirection),
-        ):
+        for field, choices in _CHOICES.items():
             allowed = get_args(choices)
             self._check(field, getattr(self, field) in allowed, f"be one of {', '.join(allowed)}")
-        for field in ("lr", "eps", "loro_exact_lr_ratio", "galore_scale"):
+        for field in ("lr", "block_lr_ratio", "eps", "loro_exact_lr_ratio", "galore_scale"):
             value = getattr(self, field)
             self._check(field, math.isfinite(value) and value > 0, "be a finite number above 0")
-        self._check("block_lr_ratio", 0 < self.block_lr_ratio <= 1, "lie in (0, 1]")
         self._check("min_lr_ratio", 0 <= self.min_lr_ratio <= 1, "lie in [0, 1]")
         self._check("betas", all(0 <= beta < 1 for beta in self.betas), "lie in [0, 1), both")
         self._check("muon_momentum", 0 <= self.muon_momentum < 1, "lie in [0, 1)")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from elas_lightning.training.optimizers.blocks import BlockOptimizer
-from elas_lightning.training.optimizers.config import LoroDirection
+from elas_lightning.training.optimizers.config import LoroDirection, LoroReset
 from elas_lightning.training.optimizers.moments import adam_direction, reset_moments
 from elas_lightning.training.optimizers.riemannian import riemannian_step
 
@@ -19,7 +19,7 @@ class LORO(BlockOptimizer):
 
     LORO's: Adam on each factor at ordinary steps, at rank / width times the rate; every K-th step is exact
     (:func:`~elas_lightning.training.optimizers.riemannian.riemannian_step`) at the full rate, its factors come
-    back balanced, and then the moments of *all* parameters are forgotten. Its exact step is not one along the
+    back balanced, and then the moments are forgotten (``reset``; in the published runs those of all parameters). Its exact step is not one along the
     gradient: the released code puts the factors' Adam directions where their gradients belong
     (``direction="adam"``). There is no momentum across exact steps.
 
@@ -31,7 +31,13 @@ class LORO(BlockOptimizer):
     """
 
     def __init__(
-        self, adamw: torch.optim.AdamW, *, restart_every: int, direction: LoroDirection, exact_lr_ratio: float
+        self,
+        adamw: torch.optim.AdamW,
+        *,
+        restart_every: int,
+        direction: LoroDirection,
+        reset: LoroReset,
+        exact_lr_ratio: float,
     ) -> None:
         """Take over AdamW's groups, of which the last is that of the factors.
 
@@ -39,10 +45,11 @@ class LORO(BlockOptimizer):
             adamw: Built on everything; its last group holds ``B, A, B, A, …``, layer by layer.
             restart_every: K.
             direction: What the exact step takes for the factors' gradients.
+            reset: Whose moments are forgotten after it.
             exact_lr_ratio: Rate of the exact step, by that of the factors.
         """
         super().__init__(adamw, [])
-        own = {"exact_lr_ratio": exact_lr_ratio, "direction": direction}
+        own = {"direction": direction, "reset": reset, "exact_lr_ratio": exact_lr_ratio}
         self.param_groups[-1].update(rule="factors", restart_every=restart_every, steps=0, **own)
 
     def _step_blocks(self) -> None:
@@ -55,7 +62,8 @@ class LORO(BlockOptimizer):
         for B_OR, A_RI in zip(factors[0::2], factors[1::2], strict=True):
             if B_OR.grad is not None and A_RI.grad is not None:
                 self._step_product(B_OR, A_RI)
-        reset_moments(self, chain.from_iterable(group["params"] for group in self.param_groups))
+        forgetful = [group] if group["reset"] == "factors" else self.param_groups
+        reset_moments(self, chain.from_iterable(each["params"] for each in forgetful))
 
     def _step_product(self, B_OR: Tensor, A_RI: Tensor) -> None:
         """The exact step on one layer, in float32 at least."""

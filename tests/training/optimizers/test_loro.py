@@ -1,6 +1,7 @@
 """LORO's ordinary and exact steps against AdamW and against whole matrices."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,6 +93,15 @@ def test_every_third_step_is_exact_at_its_own_rate_and_then_all_is_forgotten(
         torch.testing.assert_close(product, expected[name], rtol=1e-4, atol=1e-5, msg=name)
     for parameter in model.parameters():
         assert not any(value.any() for value in optimizer.state[parameter].values())
+
+
+def test_a_reset_of_the_factors_leaves_the_others_their_moments(
+    make_model: MakeModel, give_gradients: GiveGradients
+) -> None:
+    model = make_model()
+    optimizer = _after(3, model, replace(_config(), loro_reset="factors"), give_gradients)
+    remembered = {name for name, p in model.named_parameters() if optimizer.state[p]["exp_avg"].any()}
+    assert remembered == {n for n, _ in model.named_parameters() if not n.endswith((".A", ".B"))}
 
 
 def test_embedding_head_and_norms_take_adamws_step_at_the_exact_step_too(

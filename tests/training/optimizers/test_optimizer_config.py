@@ -25,6 +25,7 @@ from elas_lightning.training.optimizers import OptimizerConfig
         ("betas", (0.9, 1.0)),
         ("eps", 0.0),
         ("loro_direction", "sgd"),
+        ("loro_reset", "none"),
         ("loro_exact_lr_ratio", 0.0),
         ("muon_momentum", 1.0),
         ("muon_ns_steps", 0),
