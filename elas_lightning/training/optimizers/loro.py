@@ -17,17 +17,21 @@ from elas_lightning.training.optimizers.riemannian import riemannian_step
 class LORO(BlockOptimizer):
     """LORO (Mo, Huang & Pan, ICLR 2025; released code mzf666/LORO-main) on factors, AdamW on the rest.
 
-    LORO's: Adam on each factor at ordinary steps, at rank / width times the rate; every K-th step is exact
-    (:func:`~elas_lightning.training.optimizers.riemannian.riemannian_step`) at the full rate, its factors come
-    back balanced, and then the moments are forgotten (``reset``; in the published runs those of all parameters). Its exact step is not one along the
-    gradient: the released code puts the factors' Adam directions where their gradients belong
-    (``direction="adam"``). There is no momentum across exact steps.
+    LORO's: Adam on each factor at ordinary steps, at rank / width times the rate. Every K-th step is exact
+    (:func:`~elas_lightning.training.optimizers.riemannian.riemannian_step`), at the full rate; its factors come
+    back balanced, and then moments are forgotten, in the published runs those of all parameters. There is no
+    momentum across exact steps. The exact step is not one along the gradient: the released code puts the
+    factors' Adam directions where their gradients belong (``direction="adam"``), so that it depends on how the
+    product is split, and grows where a factor is nearly singular.
 
-    Ours: ``direction="gradient"`` takes the gradients of the step themselves, which makes it the method's
-    formula, a step that does not depend on how the product is split. Adam's first moment is corrected for its
-    bias by torch's formula, with ε beside the corrected second one; directions in which a factor has vanished
-    are left out of the projection; weight decay multiplies the product as it would have at an ordinary step.
-    The count of steps is the optimizer's own, saved with it; a step that a float16 scaler skips is not counted.
+    Ours: ``direction="gradient"`` takes the gradients of the step themselves, which makes it the manifold's
+    steepest descent and independent of the split; ``reset="factors"`` spares embedding, head and norms. Adam's
+    moments are corrected for their bias as torch does, with ε beside the corrected second one; directions in
+    which a factor has vanished are left out of the projection; weight decay reaches the product as it would
+    at an ordinary step.
+
+    The count of steps is the optimizer's own, saved with it; a step that a float16 scaler skips is not counted,
+    while the schedule's restarts count it. Factors must be whole on each device, which sharding would break.
     """
 
     def __init__(

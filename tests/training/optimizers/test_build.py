@@ -120,6 +120,38 @@ def test_a_closure_is_called_with_gradients_on(make_model: MakeModel) -> None:
     assert not torch.equal(model.lm_head.weight, before)
 
 
+@pytest.mark.parametrize("name", ["loro", "muon", "galore"])
+def test_a_gradient_scaler_changes_nothing_and_skips_what_is_not_finite(
+    make_model: MakeModel, name: OptimizerName
+) -> None:
+    config = OptimizerConfig(
+        name=name,
+        warmup_steps=0,
+        restart_every=2,
+        restart_warmup_steps=0,
+        galore_rank=2,
+        loro_direction="gradient",
+    )
+
+    def train(scale: float, overflow: bool) -> dict[str, torch.Tensor]:
+        model = make_model()
+        optimizer, _ = build_optimizer(model, config, total_steps=10, fused=False)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        for step in range(4 if overflow else 3):
+            optimizer.zero_grad()
+            scaler.scale(model(torch.arange(8)[None]).square().mean()).backward()
+            if overflow and step == 0:
+                assert model.lm_head.weight.grad is not None
+                model.lm_head.weight.grad[0, 0] = float("inf")
+            scaler.step(optimizer)
+            scaler.update(scale)
+        return model.state_dict()
+
+    plain = train(1.0, overflow=False)
+    for key, value in train(1024.0, overflow=True).items():
+        assert torch.equal(value, plain[key]), key
+
+
 def test_a_warmup_as_long_as_the_run_is_refused(make_model: MakeModel) -> None:
     with pytest.raises(UserError, match="warmup_steps is 10 but the run has 10 steps"):
         build_optimizer(make_model(), OptimizerConfig(warmup_steps=10), total_steps=10)
