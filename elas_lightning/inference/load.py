@@ -26,7 +26,8 @@ class TrainedModel:
         model: In evaluation mode, its 2:4 sites as they were at the checkpoint's step.
         tokenizer: The one it was trained with.
         step: Optimizer steps taken.
-        data: The arguments of the run's ``C4DataModule``; empty for an imported model, which has no run.
+        data: The arguments of the run's ``C4DataModule``; for an imported model, which has no run, its
+            ``sequence_length`` alone.
         result: The run's result file, ``None`` where the run has not ended or there was none.
         path: The checkpoint or the folder.
     """
@@ -37,6 +38,16 @@ class TrainedModel:
     data: dict[str, Any]
     result: RunResult | None
     path: Path
+
+    @property
+    def sequence_length(self) -> int:
+        """Positions that the model was trained on at once; further ones are beyond its experience."""
+        return int(self.data["sequence_length"])
+
+    @property
+    def directory(self) -> Path:
+        """Where the run's other files lie, if they are still there."""
+        return self.path if self.path.is_dir() else self.path.parent.parent
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> TrainedModel:
@@ -94,7 +105,7 @@ def _load_folder(folder: Path, device: str | torch.device) -> TrainedModel:
     facts = read_facts(folder)
     return TrainedModel(
         model=_in_use(ModelConfig.from_mapping(facts["config"]), read_weights(folder), facts["step"], device),
-        tokenizer=read_tokenizer(folder / TOKENIZER_NAME, facts["tokenizer"]),
+        tokenizer=read_tokenizer(folder / TOKENIZER_NAME, facts["tokenizer"]["name"]),
         step=facts["step"],
         data=facts["data"],
         result=_result_in(folder),
@@ -102,15 +113,25 @@ def _load_folder(folder: Path, device: str | torch.device) -> TrainedModel:
     )
 
 
-def _in_use(
-    config: ModelConfig, weights: dict[str, torch.Tensor], step: int, device: str | torch.device
-) -> Llama:
+def assemble(config: ModelConfig, weights: dict[str, torch.Tensor]) -> Llama:
+    """A model around given weights, in their dtype, without filling others first.
+
+    Raises:
+        UserError: They are not the weights of such a model.
+    """
     with torch.device("meta"):
         model = Llama(config)
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise UserError(f"the weights do not fit their configuration: {error}") from error
+    return model
+
+
+def _in_use(
+    config: ModelConfig, weights: dict[str, torch.Tensor], step: int, device: str | torch.device
+) -> Llama:
+    model = assemble(config, weights)
     model.set_sparsity(step >= config.sparsity.dense_warmup_steps)
     return model.to(device).eval()
 

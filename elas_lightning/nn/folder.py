@@ -7,6 +7,10 @@ it); ``load_model`` and ``elas fit --model.init_from`` read them.
 
 import importlib
 import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -39,21 +43,43 @@ def require(package: str) -> Any:
         ) from error
 
 
-def write_model(folder: Path, config: ModelConfig, weights: dict[str, Tensor], facts: dict[str, Any]) -> None:
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that is there whole or not at all: what is written into the yielded one lies at ``path`` afterwards.
+
+    Args:
+        path: Where; it may exist if it is empty.
+
+    Raises:
+        UserError: There is something already.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} exists and is not empty: give a new folder, or remove this one")
+    staged = path.absolute().with_name(f".{path.absolute().name}.{os.getpid()}")
+    staged.mkdir(parents=True)
+    try:
+        yield staged
+        for file in staged.iterdir():  # safetensors makes files that only their owner can read
+            file.chmod(staged.stat().st_mode & 0o666)
+        os.replace(staged, path)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def write_model(folder: Path, config: ModelConfig, weights: dict[str, Tensor], **facts: Any) -> None:
     """Write ``config.json`` and ``model.safetensors``.
 
     Args:
         folder: An existing directory.
         config: The model.
         weights: Its ``state_dict``.
-        facts: What else ``config.json`` is to hold, plain types.
+        **facts: What else ``config.json`` is to hold, plain types.
 
     Raises:
         UserError: safetensors is not installed.
     """
     whole = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     require("safetensors.torch").save_file(whole, folder / WEIGHTS_NAME, metadata={"format": "pt"})
-    # the configuration last: without it the folder is none, so a writer that is stopped leaves no half model
     content = {"model_type": MODEL_TYPE, "version": _VERSION, "config": asdict(config), **facts}
     (folder / CONFIG_NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -107,13 +133,16 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def starting_weights(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
+def starting_weights(folder: Path, config: ModelConfig) -> tuple[dict[str, Tensor], str]:
     """The weights of a folder for a model that is to be trained on from them.
 
     Args:
-        folder: Of `elas export --form factors` or `elas import`.
+        folder: Of ``elas export --form factors`` or ``elas import``.
         config: The model to be trained. It may place 2:4 steps of its own and choose its backend; all else decides
             the shape of a weight or what it means, and must agree.
+
+    Returns:
+        The weights, and the fingerprint of the tokenizer whose ids they belong to.
 
     Raises:
         UserError: The folder cannot be read, or it is of another model.
@@ -127,4 +156,4 @@ def starting_weights(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
     ]
     if different:
         raise UserError("; ".join(different) + ": set them as in the folder's config.json")
-    return read_weights(folder)
+    return read_weights(folder), facts["tokenizer"]["fingerprint"]
