@@ -285,6 +285,7 @@ def _compare(options: argparse.Namespace) -> int:
         print(
             f"page: {compare_page.write(comparison, options.out, shlex.join(['elas', *options.arguments]))}"
         )
+    return 0
 
 
 def _generate(options: argparse.Namespace) -> int:
