@@ -87,6 +87,9 @@ class ElasModule(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Mean loss over the batch's target tokens."""
         self.model.set_sparsity(self.sparse_phase)
+        if self.config.sparsity.stochastic:
+            # of the place in training alone, so that a resume draws what an unbroken run draws
+            self.model.set_noise(torch.initial_seed(), self.global_step, batch_idx, self.global_rank)
         nll, tokens = self._loss(self.model, batch["input_ids"], batch["labels"])
         loss = nll / tokens.clamp(min=1)
         self._accumulated_loss = self._accumulated_loss + loss.detach()
