@@ -28,6 +28,8 @@ class ModelConfig:
         vocab_size: Rows of the embedding and of the (untied) head.
         hidden_size: Width of the residual stream.
         intermediate_size: SwiGLU width. An ungated FFN is 1.5 times as wide, see ``ffn_width``.
+        ffn_width_multiple: What the width of an ungated FFN is rounded up to a multiple of. 16 suits 2:4 and the
+            tensor cores; a smaller one lets a control of given size be matched closely.
         num_layers: Decoder blocks.
         num_heads: Attention heads; they divide ``hidden_size`` into even head sizes (RoPE turns pairs).
         attention_rank: Rank of q, k, v and o; None means full rank.
@@ -52,6 +54,7 @@ class ModelConfig:
     vocab_size: int = 32000
     hidden_size: int = 512
     intermediate_size: int = 1376
+    ffn_width_multiple: int = 16
     num_layers: int = 8
     num_heads: int = 8
     attention_rank: int | None = None
@@ -69,7 +72,9 @@ class ModelConfig:
     weights: WeightsConfig = WeightsConfig()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
-        for key in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads"):
+        for key in (
+            "vocab_size", "hidden_size", "intermediate_size", "ffn_width_multiple", "num_layers", "num_heads"
+        ):  # fmt: skip
             check_int(key, getattr(self, key), 1)
         for key in ("initializer_range", "norm_eps", "rope_theta"):
             check_number(key, getattr(self, key), 0.0)
@@ -119,11 +124,12 @@ class ModelConfig:
         """Hidden features of the FFN.
 
         An ungated FFN has two matrices where SwiGLU has three, so 1.5 times the width spends the same
-        parameters; rounded up to a multiple of 16, which suits 2:4 and the tensor cores.
+        parameters; rounded up to a multiple of ``ffn_width_multiple``.
         """
         if self.gated:
             return self.intermediate_size
-        return -(-3 * self.intermediate_size // 32) * 16
+        multiple = self.ffn_width_multiple
+        return -(-3 * self.intermediate_size // (2 * multiple)) * multiple
 
     def layer_rank(self, part: Literal["attention", "ffn"]) -> int | None:
         """Rank of the factors that a part's linear layers are; None where each is one matrix.
@@ -135,7 +141,7 @@ class ModelConfig:
 
     @property
     def sparse_layers(self) -> frozenset[int]:
-        """Indices of the decoder layers that carry the 2:4 sites; empty for a dense model."""
+        """Indices of the decoder layers that carry the sparse sites; empty for a dense model."""
         if not self.sparsity.placement:
             return frozenset()
         half = self.num_layers // 2
@@ -180,6 +186,7 @@ class ModelConfig:
         if self.gated and self.backend not in ("auto", "reference"):
             allowed = "its kernels are for an FFN without a gate: choose auto or reference for swiglu"
             raise refuse("backend", self.backend, allowed)
+        self._check_plain_sparsity()
         if self.ffn_storage == "dense":
             return
         if self.ffn != "relu2":
@@ -228,6 +235,16 @@ class ModelConfig:
                 allowed = f"weights.method {self.weights.method} needs widths divisible by 4, not {width}"
                 raise refuse(key, getattr(self, key), allowed)
 
+    def _check_plain_sparsity(self) -> None:
+        unknown = self.sparsity.only_plain_pytorch
+        if "ffn_hidden" not in self.sparsity.placement or unknown is None:
+            return
+        allowed = f"it knows 2:4 by magnitude with the dense backward, not {unknown}: choose"
+        if self.backend not in ("auto", "reference"):
+            raise refuse("backend", self.backend, f"{allowed} auto or reference")
+        if self.ffn_storage != "dense":
+            raise refuse("ffn_storage", self.ffn_storage, f"{allowed} dense")
+
     def _check_sparse_layers(self) -> None:
         if not self.sparsity.placement:
             return
@@ -245,8 +262,11 @@ class ModelConfig:
             raise refuse("sparsity.placement", list(self.sparsity.placement), allowed)
         for site in self.sparsity.placement:
             field, width = self._site_width(site)
-            if width % 4:
-                allowed = f"2:4 at {site} needs a width divisible by 4, not {width}"
+            multiple = self.sparsity.width_multiple
+            if width % multiple:
+                allowed = (
+                    f"{self.sparsity.pattern} at {site} needs a width divisible by {multiple}, not {width}"
+                )
                 raise refuse(field, getattr(self, field), allowed)
 
     def _site_width(self, site: Placement) -> tuple[str, int]:

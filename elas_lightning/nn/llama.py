@@ -6,7 +6,7 @@
 - every linear layer of a block at full rank or as two low-rank factors (``nn/linear.py``)
 - gated or ungated feed-forward networks (``nn/ffn.py``)
 - weights that are sparse, composed or merged by a rule (``nn/weights/``)
-- 2:4 activation sparsity at five kinds of site, switched on and off together (``nn/sparsity.py``)
+- activation sparsity at five kinds of site, switched on and off together (``nn/sparsity.py``)
 - embedding and head are full rank and not tied
 - one token at a time after a prompt, through a cache of keys and values (``nn/cache.py``)
 
@@ -162,11 +162,16 @@ class Llama(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         initialize(self, config)
         attach_rules(self, config)
+        for number, site in enumerate(self._sites()):
+            site.number = number
+
+    def _sites(self) -> list[SparsitySite]:
+        return [module for module in self.modules() if isinstance(module, SparsitySite)]
 
     @property
     def sparsity_active(self) -> bool:
         """Whether any site makes its features 2:4 at present; never true of a dense model."""
-        return any(site.active for site in self.modules() if isinstance(site, SparsitySite))
+        return any(site.active for site in self._sites())
 
     def set_sparsity(self, active: bool) -> None:
         """Switch every placed 2:4 site on or off, as the dense warm-up asks.
@@ -176,9 +181,17 @@ class Llama(nn.Module):
         Args:
             active: On or off; a dense model stays dense either way.
         """
-        for site in self.modules():
-            if isinstance(site, SparsitySite):
-                site.set_active(active)
+        for site in self._sites():
+            site.set_active(active)
+
+    def set_noise(self, *counters: int) -> None:
+        """Choose the random numbers of stochastic sparsity for the next training step; nothing for other methods.
+
+        Args:
+            counters: What tells this forward pass from every other one of the run, such as seed, step and rank.
+        """
+        for site in self._sites():
+            site.set_key(*counters)
 
     def hidden(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Run the decoder up to the head, which training fuses with its loss (``nn/loss.py``).

@@ -28,7 +28,7 @@ class _StraightThrough24(torch.autograd.Function):
         return grad, None
 
 
-class _Masked24(torch.autograd.Function):
+class KeptOnly(torch.autograd.Function):
     """Backward lets through what forward kept, and can itself be differentiated; one byte an entry is saved."""
 
     @staticmethod
@@ -39,7 +39,7 @@ class _Masked24(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
-        return _Masked24.apply(grad, keep), None
+        return KeptOnly.apply(grad, keep), None
 
 
 class _Relu2StraightThrough24(torch.autograd.Function):
@@ -96,7 +96,7 @@ def sparsify_24(x: Tensor, dim: int = -1, *, gradient: Gradient = "ste", backend
         return _kernel(x.movedim(dim, -1), False, gradient).movedim(-1, dim)
     if gradient == "ste":
         return _StraightThrough24.apply(x, dim)
-    return _Masked24.apply(x, keep_mask_24(x, dim))
+    return KeptOnly.apply(x, keep_mask_24(x, dim))
 
 
 def relu2_sparsify_24(x: Tensor, *, gradient: Gradient = "ste", backend: str = "auto") -> Tensor:

@@ -34,12 +34,17 @@ class Dimension:
 
     With ``relative_to`` the choice is a factor: the keys get it times the value of that dotted key in the base
     configuration, rounded where that value is an integer. So one file serves every model size.
+
+    ``factors`` says the same for keys that change together: choice name to dotted keys, each with the factor that its
+    own value in the base configuration is multiplied by. They come on top of ``overlays``, or are all there is to a
+    choice.
     """
 
     name: str
     keys: tuple[str, ...] = ()
     choices: tuple[Any, ...] | dict[str, Any] = ()
     overlays: dict[str, str] = field(default_factory=dict)
+    factors: dict[Any, dict[str, float]] = field(default_factory=dict)
     low: float | None = None
     high: float | None = None
     log: bool = False
@@ -48,19 +53,31 @@ class Dimension:
 
     def __post_init__(self) -> None:
         where = f"search.{self.name}"
-        forms = [bool(self.overlays), bool(self.choices), self.low is not None or self.high is not None]
-        if sum(forms) != 1:
+        named = bool(self.overlays or self.factors)
+        if sum([named, bool(self.choices), self.is_range]) != 1:
             raise UserError(f"{where}: give exactly one of overlays, choices, or low and high")
-        if bool(self.keys) == bool(self.overlays):
+        if bool(self.keys) == named:
             raise UserError(
                 f"{where}: choices and ranges need keys (dotted names to set); overlays take none"
             )
+        self._check_factors(where)
         if self.is_range and (self.low is None or self.high is None or not self.low < self.high):
             raise UserError(
                 f"{where}: low is {self.low}, high is {self.high}: both are needed, low below high"
             )
         if self.is_range and self.log and self.low is not None and self.low <= 0:
             raise UserError(f"{where}: low is {self.low}: a logarithmic range starts above 0")
+
+    def _check_factors(self, where: str) -> None:
+        for label, factors in self.factors.items():
+            if self.overlays and label not in self.overlays:
+                known = ", ".join(map(str, self.overlays))
+                raise UserError(f"{where}.factors: {label!r} is none of the overlays' choices: {known}")
+            for key, factor in factors.items():
+                if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor > 0:
+                    raise UserError(
+                        f"{where}.factors: {label!r} has {key}: {factor!r}: give a number above 0"
+                    )
 
     @property
     def is_range(self) -> bool:
@@ -69,9 +86,11 @@ class Dimension:
 
     @property
     def options(self) -> dict[Any, Any]:
-        """Labels to values (for overlays, to their names); empty for a range."""
+        """Labels to values (for overlays and factors, to these themselves); empty for a range."""
         if self.overlays or isinstance(self.choices, dict):
             return self.overlays or dict(self.choices)
+        if self.factors:
+            return dict(self.factors)
         return {label_of(value): value for value in self.choices}
 
 

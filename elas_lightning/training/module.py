@@ -142,6 +142,9 @@ class ElasModule(L.LightningModule):
         """Mean loss over the batch's target tokens."""
         self.model.set_sparsity(self.sparse_phase)
         self._weights.see(batch["input_ids"], self._place(self.global_step))
+        if self.config.sparsity.stochastic:
+            # of the place in training alone, so that a resume draws what an unbroken run draws
+            self.model.set_noise(torch.initial_seed(), self.global_step, batch_idx, self.global_rank)
         nll, tokens = self._loss(self.model, batch["input_ids"], batch["labels"])
         loss = nll / tokens.clamp(min=1)
         self._accumulated_loss = self._accumulated_loss + loss.detach()

@@ -47,6 +47,34 @@ def test_factors_of_a_rate_are_not_rounded(planned: Callable[..., Plan]) -> None
     assert plan.values(plan.spec.search[0]) == [0.0025]
 
 
+def test_factors_change_several_keys_together(planned: Callable[..., Plan]) -> None:
+    search = {
+        "length": {"factors": {0.5: {"data.sequence_length": 0.5, "data.batch_size": 2}}},
+        "method": {
+            "overlays": {"dense": "methods/dense", "ELAS": "methods/elas"},
+            "factors": {"dense": {"model.config.ffn_rank": 0.75}},
+        },
+    }
+    plan = planned(search=search, plots=[])
+    assert [run.values for run in plan.runs() if run.seed == 0] == [
+        {"length": 0.5, "method": "dense"},
+        {"length": 0.5, "method": "ELAS"},
+    ]
+    configs = [resolve(run.request.overlays, run.request.overrides) for run in plan.runs() if run.seed == 0]
+    assert [(c["data"]["sequence_length"], c["data"]["batch_size"]) for c in configs] == [(8, 6)] * 2
+    assert [c["model"]["config"]["ffn_rank"] for c in configs] == [3, 4]
+    assert [c["model"]["config"]["sparsity"]["placement"] for c in configs] == [[], ["ffn_hidden"]]
+
+
+def test_factors_of_what_is_no_number_are_refused(planned: Callable[..., Plan]) -> None:
+    for key, message in (
+        ("model.config.ffn", "is 'relu2': no number"),
+        ("model.rnak", "no configuration key"),
+    ):
+        with pytest.raises(UserError, match=f"search.form.factors is '{key}', which {message}|is {message}"):
+            planned(search={"form": {"factors": {"x": {key: 2}}}}, plots=[]).check()
+
+
 def test_an_impossible_point_is_refused_before_the_first_run(planned: Callable[..., Plan]) -> None:
     ranks = {"rank": {"keys": ["model.config.ffn_rank"], "choices": [4, 99]}}
     with pytest.raises(UserError, match=r"sweep mine, rank 99: .*ffn_rank = 99 .*1 to 16"):
