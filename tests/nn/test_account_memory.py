@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
 from elas_lightning.errors import UserError
 from elas_lightning.nn import Llama, ModelConfig, SparsityConfig
+from elas_lightning.nn import loss as loss_module
 from elas_lightning.nn.account import TrainingStep, activations, kv_cache_bytes, memory_account
 from elas_lightning.nn.loss import linear_next_token_loss
 
@@ -108,3 +110,148 @@ def test_activations_are_those_that_autograd_keeps_at_random_shapes(seed: int, p
     step = TrainingStep(batch, sequence, precision, device="cpu", sparse=sparse)
     kept = measured(config, batch, sequence, precision, sparse)
     assert accounted(config, step) == pytest.approx(kept, rel=TOLERANCE)
+
+
+def test_the_masked_gradient_costs_a_byte_an_entry(elas) -> None:
+    """The measure itself can tell the difference: one byte of each of F = 80 hidden features."""
+    step = TrainingStep(2, 12, "32-true", device="cpu")
+    ste, masked = (
+        accounted(elas(sparsity=SparsityConfig(("ffn_hidden",), gradient=g)), step) for g in ("ste", "masked")
+    )
+    assert masked - ste == 2 * 2 * 12 * 80
+
+
+def test_kept_tensors_have_a_layer_a_kind_and_a_name(elas) -> None:
+    kept = activations(elas(), TrainingStep(2, 12, device="cpu"))
+    assert {(k.layer, k.kind) for k in kept if k.layer is not None} == {
+        (n, kind) for n in (0, 1) for kind in ("norms", "attention", "ffn")
+    }
+    hidden = next(k for k in kept if k.name == "hidden" and k.layer == 1)
+    assert hidden.bytes == 2 * 2 * 80 * 24
+    assert sum(k.bytes for k in kept) == memory_account(elas(), TrainingStep(2, 12, device="cpu"))["activations"]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("low_rank", [False, True])
+def test_weights_gradients_and_optimizer_are_those_of_real_tensors(
+    swiglu, elas, precision: Any, low_rank: bool
+) -> None:
+    config = (elas if low_rank else swiglu)()
+    model = build(config, precision)
+    optimizer = torch.optim.AdamW(model.parameters())
+    loss_of(model, torch.randint(97, (2, 12)), precision).backward()
+    optimizer.step()
+    state = [value for entry in optimizer.state.values() for value in entry.values()]
+    account = memory_account(config, TrainingStep(2, 12, precision))
+    real = {
+        "weights": list(model.parameters()),
+        "gradients": [p.grad for p in model.parameters() if p.grad is not None],
+        "optimizer": state,
+    }
+    for name, tensors in real.items():
+        assert account[name] == pytest.approx(sum(_bytes(tensors).values()), rel=TOLERANCE)
+
+
+def test_another_optimizer_brings_its_own_entries(elas) -> None:
+    account = memory_account(elas(), TrainingStep(2, 12, "bf16-true"), optimizer_entries=7)
+    assert account["optimizer"] == 2 * 7
+
+
+class Live(torch.utils._python_dispatch.TorchDispatchMode):
+    """Bytes of every storage that an operator has made and nobody has freed."""
+
+    def __init__(self, given: list[Tensor]) -> None:
+        super().__init__()
+        self.given = set(_bytes(given))
+        self.made: dict[int, tuple[Any, int]] = {}
+        self.peak = 0
+
+    def now(self) -> int:
+        self.made = {at: (ref, size) for at, (ref, size) in self.made.items() if not ref.expired()}
+        return sum(size for _, size in self.made.values())
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.given:
+                storage = tensor.untyped_storage()
+                reference = torch.multiprocessing.reductions.StorageWeakRef(storage)
+                self.made.setdefault(reference.cdata, (reference, storage.nbytes()))
+        self.peak = max(self.peak, self.now())
+        return out
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("ffn", ["swiglu", "relu2"])
+def test_block_checkpointing_keeps_the_inputs_of_the_blocks(elas, precision: Any, ffn: Any) -> None:
+    """Allocated bytes after forward, with PyTorch's own checkpointing around each block."""
+    config = elas(ffn=ffn, num_layers=3, sparsity=SparsityConfig(("ffn_hidden",)))
+    model = build(config, precision)
+    for block in model.layers:
+        block.forward = checkpointed(block)
+    input_ids = torch.randint(97, (4, 40))
+    with Live([input_ids, *model.parameters()]) as live:
+        loss = loss_of(model, input_ids, precision)
+        allocated = live.now()
+    step = TrainingStep(4, 40, precision, device="cpu", checkpointing="block")
+    account = memory_account(config, step)
+    assert account["activations"] + account["weight_casts"] == pytest.approx(allocated, rel=TOLERANCE)
+    assert loss.requires_grad  # and so all of it is still needed
+
+
+def checkpointed(block: nn.Module) -> Any:
+    inner = block.forward
+
+    def forward(*inputs: Tensor) -> Tensor:
+        out: Tensor = checkpoint(inner, *inputs, use_reentrant=False)
+        return out
+
+    return forward
+
+
+def test_recomputed_is_what_one_block_adds_to_the_kept(elas) -> None:
+    one, two = (
+        memory_account(elas(num_layers=n), TrainingStep(4, 40, device="cpu"))["activations"] for n in (1, 2)
+    )
+    step = TrainingStep(4, 40, device="cpu", checkpointing="block")
+    casts = memory_account(elas(num_layers=1), TrainingStep(4, 40, device="cpu"))["weight_casts"]
+    assert memory_account(elas(), step)["recomputed"] == two - one + casts
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("rows", [1000, 64])
+def test_logits_are_the_peak_of_head_and_loss(
+    swiglu, precision: Any, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A vocabulary so large that nothing else counts; in one chunk and in several."""
+    vocabulary, tokens = 5000, 256
+    monkeypatch.setitem(loss_module._CHUNK_ENTRIES, "cpu", rows * vocabulary)
+    product = torch.float32 if precision == "32-true" else torch.bfloat16
+    hidden = torch.randn(tokens, 1, dtype=product)
+    weight = torch.randn(vocabulary, 1, dtype=product)
+    labels = torch.randint(vocabulary, (tokens,))
+    with Live([]) as live:
+        loss_module._sum_nll(hidden, weight, labels, product, True)
+    config = swiglu(vocab_size=vocabulary)
+    step = TrainingStep(1, tokens, precision, device="cpu")
+    assert memory_account(config, step)["logits"] == pytest.approx(live.peak, rel=TOLERANCE)
+
+
+def test_kv_cache(swiglu) -> None:
+    # two layers, keys and values, 3 sequences of 10 tokens, 32 features of 2 bytes
+    assert kv_cache_bytes(swiglu(), 3, 10) == 2 * 2 * 3 * 10 * 32 * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": 0}, "batch = 0"),
+        ({"sequence": True}, "sequence = True"),
+        ({"precision": "64"}, "choose one of 32-true, bf16-mixed, bf16-true"),
+        ({"checkpointing": "layer"}, "choose one of none, block, bottleneck"),
+        ({"device": "tpu"}, "choose one of cpu, cuda"),
+    ],
+)
+def test_steps_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TrainingStep(**{"batch": 1, "sequence": 1, **changes})

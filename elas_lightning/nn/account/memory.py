@@ -14,12 +14,15 @@ from elas_lightning.nn.loss import chunk_rows
 def _logits(config: ModelConfig, step: TrainingStep) -> int:
     """The chunk of logits that exists at once: as the product leaves it, and its log-probabilities in float32.
 
-    From the second chunk on, what is left of the one before is still there.
+    A CPU copies them to float32 in between, where a GPU's softmax does so by itself. From the second chunk on, the
+    gradient of the one before is still there.
     """
     rows = chunk_rows(config.vocab_size, step.device)
     chunk = min(rows, step.tokens) * config.vocab_size
-    before = 0 if step.tokens <= rows else 4 if step.precision == "32-true" else 6
-    return chunk * (step.product_bytes + 4 + before)
+    full = step.precision == "32-true"
+    copy = 0 if full or step.device == "cuda" else 4
+    before = 0 if step.tokens <= rows else 4 if full else 6
+    return chunk * (step.product_bytes + copy + 4 + before)
 
 
 def memory_account(
