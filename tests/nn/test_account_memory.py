@@ -247,7 +247,7 @@ def test_kv_cache(swiglu) -> None:
     [
         ({"batch": 0}, "batch = 0"),
         ({"sequence": True}, "sequence = True"),
-        ({"precision": "64"}, "choose one of 32-true, bf16-mixed, bf16-true"),
+        ({"precision": "64"}, "choose one of 32-true, bf16-mixed, 16-mixed"),
         ({"checkpointing": "layer"}, "choose one of none, block, bottleneck"),
         ({"device": "tpu"}, "choose one of cpu, cuda"),
     ],

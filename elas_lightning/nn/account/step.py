@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from elas_lightning.errors import UserError
 
-Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
 Checkpointing = Literal["none", "block", "bottleneck"]
 Device = Literal["cpu", "cuda"]
 
@@ -19,8 +19,9 @@ class TrainingStep:
     Attributes:
         batch: Sequences.
         sequence: Tokens of each.
-        precision: Lightning's name. ``32-true``: all in float32. ``bf16-mixed``: parameters and residual stream
-            in float32, products in bfloat16 under autocast. ``bf16-true``: parameters and all else in bfloat16.
+        precision: Lightning's name. ``32-true``: all in float32. ``bf16-mixed``, ``16-mixed``: parameters and
+            residual stream in float32, products in 16 bits under autocast. ``bf16-true``, ``16-true``: parameters
+            and all else in 16 bits.
         device: What runs it. The rules differ in two places: RMSNorm is one kernel on a GPU, which keeps its
             input alone, while a CPU keeps the normalised copy, too; and the size of a chunk of logits.
         checkpointing: ``none``; ``block``: of each decoder block only the input is kept, and backward computes
@@ -55,13 +56,13 @@ class TrainingStep:
 
     @property
     def mixed(self) -> bool:
-        """Whether autocast makes bfloat16 copies of what the products read."""
-        return self.precision == "bf16-mixed"
+        """Whether autocast makes 16-bit copies of what the products read."""
+        return self.precision.endswith("-mixed")
 
     @property
     def parameter_bytes(self) -> int:
         """Of one entry of a parameter, its gradient, its optimizer state, and of the residual stream."""
-        return 2 if self.precision == "bf16-true" else 4
+        return 4 if self.mixed or self.precision == "32-true" else 2
 
     @property
     def product_bytes(self) -> int:
