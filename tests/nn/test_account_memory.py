@@ -128,7 +128,9 @@ def test_kept_tensors_have_a_layer_a_kind_and_a_name(elas) -> None:
     }
     hidden = next(k for k in kept if k.name == "hidden" and k.layer == 1)
     assert hidden.bytes == 2 * 2 * 80 * 24
-    assert sum(k.bytes for k in kept) == memory_account(elas(), TrainingStep(2, 12, device="cpu"))["activations"]
+    assert (
+        sum(k.bytes for k in kept) == memory_account(elas(), TrainingStep(2, 12, device="cpu"))["activations"]
+    )
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

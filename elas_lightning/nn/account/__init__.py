@@ -4,10 +4,11 @@ from elas_lightning.nn.account.activations import Kept, activations
 from elas_lightning.nn.account.flops import flops_by_part, flops_per_token
 from elas_lightning.nn.account.memory import kv_cache_bytes, memory_account
 from elas_lightning.nn.account.parameters import count_parameters
-from elas_lightning.nn.account.step import Checkpointing, Precision, TrainingStep
+from elas_lightning.nn.account.step import Checkpointing, Device, Precision, TrainingStep
 
 __all__ = [
     "Checkpointing",
+    "Device",
     "Kept",
     "Precision",
     "TrainingStep",
