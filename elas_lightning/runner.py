@@ -43,8 +43,8 @@ class RunResult:
     (training, forward and backward), ``flops_per_token_24`` (with 2:4 products at half), ``peak_memory_bytes``,
     ``account`` (the bytes that ``memory_account`` expects of a micro-batch: ``weights``, ``gradients``,
     ``optimizer``, ``weight_casts``, ``activations``, ``logits``, ``recomputed``, ``total``), ``loss_spikes``
-    (``training/spikes.py``), ``telemetry_seconds`` (since the run was last taken up), ``energy_joules`` (all GPUs, training without validation) and
-    ``tokens_per_joule``; ``None`` where not measured.
+    (``training/spikes.py``), ``telemetry_seconds`` (since the run was last taken up), ``energy_joules`` (all
+    GPUs, training without validation) and ``tokens_per_joule``; ``None`` where not measured.
     """
 
     run: str
@@ -259,7 +259,7 @@ def _expected_bytes(cli: ElasCLI) -> dict[str, int] | None:
         cli.datamodule.batch_size,
         cli.datamodule.sequence_length,
         precision,  # type: ignore[arg-type]
-        device,  # type: ignore[arg-type]
+        device,
     )
     account = memory_account(cli.model.config, step)
     return {name: size for name, size in account.items() if isinstance(size, int)}

@@ -23,10 +23,9 @@ def effective_rank(singular_values: Tensor) -> float:
     Returns:
         From 1 (one of them is not zero) to their number (all are equal); 0 for a matrix of zeros.
     """
-    share = singular_values.double() / singular_values.double().sum().clamp_min(1e-300)
-    if not bool((share > 0).any()):
-        return 0.0
-    return float(torch.special.entr(share).sum().exp())
+    values = singular_values.detach().double()
+    total = values.sum()
+    return float(torch.special.entr(values / total).sum().exp()) if total > 0 else 0.0
 
 
 def weight_singular_values(linear: nn.Module) -> Tensor:

@@ -82,9 +82,7 @@ class RunRecorder(L.Callback):
             for name, fields in (("curve.csv", CURVE_FIELDS), ("telemetry.csv", TELEMETRY_FIELDS)):
                 rows = _keep_rows_until(self.directory / name, fields, trainer.global_step)
                 if name == "curve.csv":
-                    for row in rows:
-                        if row["train_loss"]:
-                            self._look_for_spike(float(row["train_loss"]))
+                    self.look_back(rows)
         self._energy = EnergyMeter(pl_module.device)
         self._window_start = time.perf_counter()
 
@@ -169,6 +167,12 @@ class RunRecorder(L.Callback):
             logger.log_metrics(figures, step=trainer.global_step)
         self._window_nll, self._window_tokens = 0.0, 0
         self._window_start = time.perf_counter()
+
+    def look_back(self, rows: list[dict[str, str]]) -> None:
+        """Take over the spikes of a curve that is gone on with."""
+        for row in rows:
+            if row["train_loss"]:
+                self._look_for_spike(float(row["train_loss"]))
 
     def _look_for_spike(self, loss: float) -> bool:
         """Whether the loss of a window is a spike; windows in a row are one."""
