@@ -1,7 +1,7 @@
 """The LightningModule: steps, metrics and logging; the model itself lives in ``elas_lightning.nn``."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -16,12 +16,22 @@ from elas_lightning.nn.llama import Llama
 from elas_lightning.nn.loss import linear_next_token_loss
 from elas_lightning.training.interruption import RunEnded
 from elas_lightning.training.metrics import TokenLoss
-from elas_lightning.training.optimization import OptimizerConfig, build_optimizer
+from elas_lightning.training.optimizers import OptimizerConfig, build_optimizer
 
 
 def _sum_nll(model: Llama, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The batch's summed loss and its number of targets; its logits never exist as a whole."""
     return linear_next_token_loss(model.hidden(input_ids), model.lm_head.weight, labels)
+
+
+def _differences(
+    prefix: str, mine: dict[str, Any], saved: dict[str, Any] | None
+) -> Iterator[tuple[str, str]]:
+    """Each field that differs from what a checkpoint holds, and how to say so; nothing where it holds none."""
+    saved = mine if saved is None else saved
+    for key in mine:
+        if mine[key] != saved.get(key):
+            yield key, f"{prefix}.{key} is {mine[key]!r} but the checkpoint has {saved.get(key)!r}"
 
 
 class ElasModule(L.LightningModule):
@@ -32,7 +42,7 @@ class ElasModule(L.LightningModule):
 
     Args:
         config: The model.
-        optimizer: AdamW and its schedule.
+        optimizer: The optimizer and its schedule.
         compile: Run training and validation through ``torch.compile``: decoder, head and loss in one graph.
             Lightning's logging cannot be traced.
     """
@@ -118,7 +128,7 @@ class ElasModule(L.LightningModule):
         self.log("val_ppl", values["perplexity"], prog_bar=True, logger=False, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up and cosine over ``trainer.max_steps``."""
+        """The configured optimizer and its schedule over ``trainer.max_steps``."""
         if self.trainer.max_steps < 1:
             raise UserError(
                 "trainer.max_steps is not set: the schedule needs the length of the run; stack a size overlay "
@@ -148,15 +158,16 @@ class ElasModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the step; refuse a checkpoint of another model, naming each field that differs."""
         self._loaded_step = checkpoint.get("global_step", 0)
-        saved = checkpoint.get("hyper_parameters", {}).get("config")
-        if saved is None:
-            return
-        mine = asdict(self.config)
+        saved = checkpoint.get("hyper_parameters", {})
         different = [
-            f"model.config.{key} is {mine[key]!r} but the checkpoint has {saved.get(key)!r}"
-            for key in mine
-            if mine[key] != saved.get(key) and key not in ("backend", "ffn_storage")
+            difference
+            for key, difference in _differences("model.config", asdict(self.config), saved.get("config"))
+            if key not in ("backend", "ffn_storage")
         ]
+        if self._trainer is not None and self.trainer.training:
+            # the optimizer's state holds its settings too, and would override the command line's in silence
+            mine = asdict(self.optimizer)
+            different += [text for _, text in _differences("model.optimizer", mine, saved.get("optimizer"))]
         if different:
             raise UserError(
                 "; ".join(different) + ": resume with the checkpoint's own configuration or start a new run"
