@@ -25,6 +25,7 @@ from elas_lightning.nn.account import (
     memory_account,
 )
 from elas_lightning.nn.config import ModelConfig
+from elas_lightning.training.optimizers import OptimizerConfig, optimizer_state_entries
 
 # what trainer.precision may also say; None is the trainer's own default
 _PRECISIONS = {"None": "32-true", "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -57,14 +58,16 @@ class StepRequest:
         )
 
 
-def account(config: ModelConfig, step: TrainingStep) -> dict[str, Any]:
-    """All accounts of one model and step, as plain types."""
+def account(config: ModelConfig, optimizer: OptimizerConfig, step: TrainingStep) -> dict[str, Any]:
+    """All accounts of one model, optimizer and step, as plain types."""
+    remembered = optimizer_state_entries(optimizer, config)
     return {
         "model": asdict(config),
         "step": asdict(step),
         "parameters": count_parameters(config),
         "flops_per_token": flops_by_part(config, step.sequence, step.checkpointing),
-        "memory": memory_account(config, step),
+        "optimizer": {"name": optimizer.name, "entries": remembered},
+        "memory": memory_account(config, step, remembered["total"]),
         "kept": [asdict(tensor) for tensor in activations(config, step)],
         "kv_cache_bytes_per_sequence": kv_cache_bytes(config, 1, step.sequence, step.product_bytes),
     }
@@ -79,8 +82,7 @@ def account_of(
         UserError: The configuration or the step cannot be.
     """
     resolved = resolve(overlays, overrides)
-    config = ModelConfig.from_mapping(resolved["model"]["config"])
-    found = account(config, request.step(resolved))
+    found = account(*_model(resolved), request.step(resolved))
     console = Console()
     for table in (_parts_table(found), _memory_table(found)):
         console.print(table)
@@ -115,12 +117,17 @@ def _names(kind: str) -> list[str]:
     return sorted(path.stem for path in (shipped_folder("experiments") / kind).glob("*.yaml"))
 
 
+def _model(resolved: dict[str, Any]) -> tuple[ModelConfig, OptimizerConfig]:
+    model = resolved["model"]
+    return ModelConfig.from_mapping(model["config"]), OptimizerConfig(**model["optimizer"])
+
+
 def _row(size: str, method: str, overrides: dict[str, Any], request: StepRequest) -> dict[str, Any]:
     resolved = resolve([overlay_path(f"sizes/{size}"), overlay_path(f"methods/{method}")], overrides)
-    config = ModelConfig.from_mapping(resolved["model"]["config"])
+    config, optimizer = _model(resolved)
     step = request.step(resolved)
     flops = flops_per_token(config, step.sequence)
-    memory = memory_account(config, step)
+    memory = memory_account(config, step, optimizer_state_entries(optimizer, config)["total"])
     kinds = memory.pop("activations_by_kind")
     return {
         "size": size,

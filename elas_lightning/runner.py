@@ -29,6 +29,7 @@ from elas_lightning.nn.ffn import ffn_path
 from elas_lightning.ops.backend import resolve_backend
 from elas_lightning.training.hardware import describe_environment, peak_flops
 from elas_lightning.training.interruption import RunEnded
+from elas_lightning.training.optimizers import optimizer_state_entries
 
 RESULT_NAME = "result.json"
 
@@ -261,7 +262,8 @@ def _expected_bytes(cli: ElasCLI) -> dict[str, int] | None:
         precision,  # type: ignore[arg-type]
         device,
     )
-    account = memory_account(cli.model.config, step)
+    remembered = optimizer_state_entries(cli.model.optimizer, cli.model.config)["total"]
+    account = memory_account(cli.model.config, step, remembered)
     return {name: size for name, size in account.items() if isinstance(size, int)}
 
 
