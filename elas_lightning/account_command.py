@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from elas_lightning.configuration import resolve
+from elas_lightning.configuration import Resolver, resolve
 from elas_lightning.errors import UserError
 from elas_lightning.layout import overlay_path, shipped_folder
 from elas_lightning.nn.account import (
@@ -33,13 +33,20 @@ _PRECISIONS = {"None": "32-true", "32": "32-true", "bf16": "bf16-mixed", "16": "
 
 @dataclass(frozen=True)
 class StepRequest:
-    """What the command line says of the step; None takes the configuration's own."""
+    """What the command line says of the step; None takes the configuration's own.
+
+    Raises:
+        UserError: A value that no step can have.
+    """
 
     batch: int | None = None
     sequence: int | None = None
     precision: str | None = None
     device: str | None = None
     checkpointing: str | None = None
+
+    def __post_init__(self) -> None:
+        self._over(1, 1, "32-true", "cpu")  # refused once, whatever the configuration
 
     def step(self, resolved: dict[str, Any]) -> TrainingStep:
         """The step of a whole configuration, changed as asked.
@@ -48,12 +55,16 @@ class StepRequest:
             UserError: It cannot be.
         """
         data, trainer = resolved["data"], resolved["trainer"]
-        precision = str(self.precision or trainer["precision"])
+        device = "cpu" if trainer["accelerator"] == "cpu" else "cuda"
+        return self._over(data["batch_size"], data["sequence_length"], str(trainer["precision"]), device)
+
+    def _over(self, batch: int, sequence: int, precision: str, device: str) -> TrainingStep:
+        precision = self.precision or precision
         return TrainingStep(
-            batch=data["batch_size"] if self.batch is None else self.batch,
-            sequence=data["sequence_length"] if self.sequence is None else self.sequence,
+            batch=batch if self.batch is None else self.batch,
+            sequence=sequence if self.sequence is None else self.sequence,
             precision=_PRECISIONS.get(precision, precision),  # type: ignore[arg-type]
-            device=self.device or ("cpu" if trainer["accelerator"] == "cpu" else "cuda"),  # type: ignore[arg-type]
+            device=self.device or device,  # type: ignore[arg-type]
             checkpointing=self.checkpointing or "none",  # type: ignore[arg-type]
         )
 
@@ -96,10 +107,12 @@ def account_of_all(overrides: dict[str, Any], request: StepRequest, json_path: P
         UserError: The step cannot be, or the overlays are not there.
     """
     rows, refused = [], []
+    resolver = Resolver()
     for size in _names("sizes"):
         for method in _names("methods"):
             try:
-                rows.append(_row(size, method, overrides, request))
+                stack = [overlay_path(f"sizes/{size}"), overlay_path(f"methods/{method}")]
+                rows.append({"size": size, "method": method, **_row(resolver(stack, overrides), request)})
             except UserError as error:
                 refused.append(f"{size} {method}: {error}")
     if not rows:
@@ -122,16 +135,13 @@ def _model(resolved: dict[str, Any]) -> tuple[ModelConfig, OptimizerConfig]:
     return ModelConfig.from_mapping(model["config"]), OptimizerConfig(**model["optimizer"])
 
 
-def _row(size: str, method: str, overrides: dict[str, Any], request: StepRequest) -> dict[str, Any]:
-    resolved = resolve([overlay_path(f"sizes/{size}"), overlay_path(f"methods/{method}")], overrides)
+def _row(resolved: dict[str, Any], request: StepRequest) -> dict[str, Any]:
     config, optimizer = _model(resolved)
     step = request.step(resolved)
     flops = flops_per_token(config, step.sequence)
     memory = memory_account(config, step, optimizer_state_entries(optimizer, config)["total"])
     kinds = memory.pop("activations_by_kind")
     return {
-        "size": size,
-        "method": method,
         "hidden_size": config.hidden_size,
         **asdict(step),
         "parameters": count_parameters(config)["total"],

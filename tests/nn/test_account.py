@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from measure import checkpointed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -128,11 +129,30 @@ def test_stored_ffns_compute_the_up_product_again(elas, kept: str, again: int) -
     assert described.num_layers * counter.get_total_flops() == 24 * recomputed + 4 * 2 * 24 * 2 * 80 * 12
 
 
-def test_block_checkpointing_computes_the_blocks_again(elas) -> None:
-    account = flops_by_part(elas(), 12, "block")
-    forward = account["forward"]
-    assert account["recomputed"]["total"] == forward["total"] - forward["head"]
-    assert account["backward"] == flops_by_part(elas(), 12)["backward"]
+@pytest.mark.parametrize(
+    ("checkpointing", "changes"),
+    [
+        ("block", {"ffn": "swiglu"}),
+        ("block", {"ffn": "swiglu", "ffn_rank": 12}),
+        ("block", {"ffn": "relu2", "attention_rank": 8}),
+        ("bottleneck", {"ffn_rank": 12}),
+        ("bottleneck", {"attention_rank": 8, "ffn_rank": 12, "bottleneck_activation": "silu"}),
+        ("bottleneck", {"attention_rank": 8, "ffn_rank": 12, "ffn": "relu2"}),
+    ],
+)
+def test_checkpointing_computes_again_what_torch_counts(
+    swiglu, checkpointing: Any, changes: dict[str, Any]
+) -> None:
+    described = swiglu(**changes)
+    model, input_ids = Llama(described), torch.randint(97, (2, 16))
+    with sdpa_kernel(SDPBackend.MATH):
+        loss = checkpointed(model, described, checkpointing)(input_ids).sum()
+        with FlopCounterMode(display=False) as counter:
+            loss.backward()
+    account = flops_by_part(described, 16, checkpointing)
+    assert account["backward"] == flops_by_part(described, 16)["backward"]
+    counted = account["backward"]["total"] + account["recomputed"]["total"]
+    assert 32 * counted == counter.get_total_flops()
 
 
 class TwoOfFour(torch.utils._python_dispatch.TorchDispatchMode):

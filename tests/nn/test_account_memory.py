@@ -3,42 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
+from measure import Live, checkpointed, saved_for_backward, storage_bytes
+from torch import Tensor
 
 from elas_lightning.errors import UserError
 from elas_lightning.nn import Llama, ModelConfig, SparsityConfig
 from elas_lightning.nn import loss as loss_module
-from elas_lightning.nn.account import TrainingStep, activations, kv_cache_bytes, memory_account
+from elas_lightning.nn.account import TrainingStep, activations, memory_account
 from elas_lightning.nn.loss import linear_next_token_loss
 
 TOLERANCE = 0.02
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 SITES = ("ffn_hidden", "ffn_input", "ffn_bottleneck", "attention_input", "attention_output")
-
-
-def _bytes(tensors: list[Tensor]) -> dict[int, int]:
-    """Size of each storage, a storage that several tensors share once."""
-    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-
-
-@contextmanager
-def saved_for_backward() -> Iterator[list[Tensor]]:
-    saved: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        saved.append(tensor)  # held, so that its address is nobody else's
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield saved
 
 
 def build(config: ModelConfig, precision: str) -> Llama:
@@ -60,8 +41,8 @@ def measured(config: ModelConfig, batch: int, sequence: int, precision: str, spa
     input_ids = torch.randint(config.vocab_size, (batch, sequence))
     with saved_for_backward() as saved:
         loss_of(model, input_ids, precision)
-    given = _bytes([input_ids, *model.parameters()])
-    return sum(size for at, size in _bytes(saved).items() if at not in given)
+    given = storage_bytes([input_ids, *model.parameters()])
+    return sum(size for at, size in storage_bytes(saved).items() if at not in given)
 
 
 def accounted(config: ModelConfig, step: TrainingStep) -> int:
@@ -151,7 +132,7 @@ def test_weights_gradients_and_optimizer_are_those_of_real_tensors(
         "optimizer": state,
     }
     for name, tensors in real.items():
-        assert account[name] == pytest.approx(sum(_bytes(tensors).values()), rel=TOLERANCE)
+        assert account[name] == pytest.approx(sum(storage_bytes(tensors).values()), rel=TOLERANCE)
 
 
 def test_another_optimizer_brings_its_own_entries(elas) -> None:
@@ -159,56 +140,28 @@ def test_another_optimizer_brings_its_own_entries(elas) -> None:
     assert account["optimizer"] == 2 * 7
 
 
-class Live(torch.utils._python_dispatch.TorchDispatchMode):
-    """Bytes of every storage that an operator has made and nobody has freed."""
-
-    def __init__(self, given: list[Tensor]) -> None:
-        super().__init__()
-        self.given = set(_bytes(given))
-        self.made: dict[int, tuple[Any, int]] = {}
-        self.peak = 0
-
-    def now(self) -> int:
-        self.made = {at: (ref, size) for at, (ref, size) in self.made.items() if not ref.expired()}
-        return sum(size for _, size in self.made.values())
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.given:
-                storage = tensor.untyped_storage()
-                reference = torch.multiprocessing.reductions.StorageWeakRef(storage)
-                self.made.setdefault(reference.cdata, (reference, storage.nbytes()))
-        self.peak = max(self.peak, self.now())
-        return out
-
-
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("ffn", ["swiglu", "relu2"])
-def test_block_checkpointing_keeps_the_inputs_of_the_blocks(elas, precision: Any, ffn: Any) -> None:
+@pytest.mark.parametrize("checkpointing", ["block", "bottleneck"])
+@pytest.mark.parametrize(
+    "changes", [{"ffn": "swiglu"}, {}, {"bottleneck_activation": "silu"}, {"ffn_storage": "packed"}]
+)
+def test_what_checkpointing_keeps(elas, precision: Any, checkpointing: Any, changes: dict[str, Any]) -> None:
     """Allocated bytes after forward, with PyTorch's own checkpointing around each block."""
-    config = elas(ffn=ffn, num_layers=3, sparsity=SparsityConfig(("ffn_hidden",)))
-    model = build(config, precision)
-    for block in model.layers:
-        block.forward = checkpointed(block)
+    config = elas(**changes, num_layers=3, sparsity=SparsityConfig(("ffn_hidden",)))
+    model = checkpointed(build(config, precision), config, checkpointing)
     input_ids = torch.randint(97, (4, 40))
     with Live([input_ids, *model.parameters()]) as live:
         loss = loss_of(model, input_ids, precision)
         allocated = live.now()
-    step = TrainingStep(4, 40, precision, device="cpu", checkpointing="block")
+    step = TrainingStep(4, 40, precision, device="cpu", checkpointing=checkpointing)
     account = memory_account(config, step)
     assert account["activations"] + account["weight_casts"] == pytest.approx(allocated, rel=TOLERANCE)
     assert loss.requires_grad  # and so all of it is still needed
 
 
-def checkpointed(block: nn.Module) -> Any:
-    inner = block.forward
-
-    def forward(*inputs: Tensor) -> Tensor:
-        out: Tensor = checkpoint(inner, *inputs, use_reentrant=False)
-        return out
-
-    return forward
+def test_a_bottleneck_cannot_be_kept_where_there_is_none(swiglu) -> None:
+    with pytest.raises(UserError, match="checkpointing = 'bottleneck' is not possible"):
+        memory_account(swiglu(), TrainingStep(1, 1, checkpointing="bottleneck"))
 
 
 def test_recomputed_is_what_one_block_adds_to_the_kept(elas) -> None:

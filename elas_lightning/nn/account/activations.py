@@ -92,6 +92,14 @@ class _Rules:
         yield "bottlenecks", ffn_matrices(config) * between
         yield "hidden", self.hidden()
 
+    def first_products(self) -> int:
+        """What the first factors of a block leave, which CoLA-M keeps."""
+        config = self.config
+        # a stored FFN is one operator, whose last product is not seen from outside
+        of_ffn = ffn_matrices(config) if config.ffn_storage == "dense" else 1
+        ranks = 4 * (config.attention_rank or 0) + of_ffn * (config.ffn_rank or 0)
+        return self.product * ranks
+
     def hidden(self) -> int:
         """All that is d_ff wide."""
         config, product, width = self.config, self.product, self.config.ffn_width
@@ -133,17 +141,23 @@ def activations(config: ModelConfig, step: TrainingStep) -> list[Kept]:
         The tensors, by layer and kind; those outside the blocks last. The head's are gradients that exist already.
 
     Raises:
-        UserError: ``checkpointing`` is ``bottleneck`` but a matrix of the blocks has no bottleneck.
+        UserError: ``checkpointing`` is ``bottleneck`` but no matrix of the blocks has one.
     """
     width, tokens = config.hidden_size, step.tokens
+    if step.checkpointing == "bottleneck" and not (config.attention_rank or config.ffn_rank):
+        raise UserError(
+            "account: checkpointing = 'bottleneck' is not possible: it keeps what low-rank factors leave between "
+            "them; set model.config.attention_rank or ffn_rank, or choose block"
+        )
     kept: list[Kept] = []
     for layer in range(config.num_layers):
         if step.checkpointing == "none":
             kept += _block(config, step, layer)
-        elif step.checkpointing == "block":
-            kept.append(Kept(layer, "norms", "block input", step.parameter_bytes * width * tokens))
-        else:
-            raise UserError("bottleneck")
+            continue
+        kept.append(Kept(layer, "norms", "block input", step.parameter_bytes * width * tokens))
+        if step.checkpointing == "bottleneck":
+            size = _Rules(config, step, layer).first_products()
+            kept.append(Kept(layer, "ffn", "bottlenecks of attention and FFN", size * tokens))
     kept.append(Kept(None, "attention", "rotary angles", 2 * 4 * config.head_dim * step.sequence))
     kept.append(Kept(None, "norms", "last norm", _Rules(config, step, 0).norm() * tokens))
     kept.append(Kept(None, "head", "gradient of its input", step.parameter_bytes * width * tokens))

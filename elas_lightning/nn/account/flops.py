@@ -60,6 +60,25 @@ def _sparse_products(config: ModelConfig) -> dict[str, int]:
     }
 
 
+def _checkpointed(config: ModelConfig, forward: dict[str, int], checkpointing: Checkpointing) -> int:
+    """Products of all blocks that checkpointing computes again."""
+    if checkpointing == "none":
+        return 0
+    again = sum(flops for part, flops in forward.items() if part != "head")
+    width, hidden, rank = config.hidden_size, config.ffn_width, config.ffn_rank
+    multiply_adds = 2 * config.num_layers
+    stored = config.ffn_storage != "dense"
+    # torch stops as soon as it has what backward needs: a block's last product is not among it
+    if rank is not None or not stored:
+        again -= multiply_adds * (rank or hidden) * width
+    if checkpointing == "bottleneck":
+        inputs = ffn_matrices(config) - 1
+        firsts = 4 * width * (config.attention_rank or 0)
+        firsts += (inputs * width + (0 if stored else hidden)) * (rank or 0)
+        again -= multiply_adds * firsts
+    return again
+
+
 def _recomputed(config: ModelConfig, forward: dict[str, int], checkpointing: Checkpointing) -> int:
     up = 2 * config.num_layers * config.ffn_width * (config.ffn_rank or config.hidden_size)
     exact = config.sparsity.gradient == "masked"
@@ -68,9 +87,7 @@ def _recomputed(config: ModelConfig, forward: dict[str, int], checkpointing: Che
     if config.ffn_storage == "packed":
         sparse = len(config.sparse_layers) if exact else 0
         again = up * (config.num_layers - sparse) // config.num_layers
-    if checkpointing == "block":
-        again += sum(flops for part, flops in forward.items() if part != "head")
-    return again
+    return again + _checkpointed(config, forward, checkpointing)
 
 
 def flops_by_part(
