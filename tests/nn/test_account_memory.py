@@ -14,7 +14,7 @@ from torch import Tensor
 from elas_lightning.errors import UserError
 from elas_lightning.nn import Llama, ModelConfig, SparsityConfig
 from elas_lightning.nn import loss as loss_module
-from elas_lightning.nn.account import TrainingStep, activations, memory_account
+from elas_lightning.nn.account import TrainingStep, activations, kv_cache_bytes, memory_account
 from elas_lightning.nn.loss import linear_next_token_loss
 
 TOLERANCE = 0.02
