@@ -37,7 +37,9 @@ class FFN(nn.Module):
 
     def _linear(self, d_in: int, d_out: int) -> nn.Linear | LowRankLinear:
         silu = self.config.bottleneck_activation is not None
-        return make_linear(d_in, d_out, self.config.ffn_rank, silu=silu, site=self._site("ffn_bottleneck"))
+        return make_linear(
+            d_in, d_out, self.config.layer_rank("ffn"), silu=silu, site=self._site("ffn_bottleneck")
+        )
 
     def hidden(self, x: Tensor) -> Tensor:
         """The hidden features before their 2:4 step, ``(..., C)`` to ``(..., F)``."""

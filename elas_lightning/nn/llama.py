@@ -5,6 +5,7 @@
 - causal attention through ``scaled_dot_product_attention``
 - every linear layer of a block at full rank or as two low-rank factors (``nn/linear.py``)
 - gated or ungated feed-forward networks (``nn/ffn.py``)
+- weights that are sparse, composed or merged by a rule (``nn/weights/``)
 - 2:4 activation sparsity at five kinds of site, switched on and off together (``nn/sparsity.py``)
 - embedding and head are full rank and not tied
 
@@ -21,11 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elas_lightning.nn.checkpointing import run_block
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.ffn import make_ffn
 from elas_lightning.nn.initialization import initialize
 from elas_lightning.nn.linear import make_linear
 from elas_lightning.nn.sparsity import SparsitySite
+from elas_lightning.nn.weights.attach import attach_rules
 from elas_lightning.ops import resolve_backend
 
 logger = logging.getLogger(__name__)
@@ -80,7 +83,7 @@ class Attention(nn.Module):
         self.input_site = SparsitySite("attention_input", config.sparsity, sparse)
         self.output_site = SparsitySite("attention_output", config.sparsity, sparse)
         silu = config.bottleneck_activation is not None
-        width, rank = config.hidden_size, config.attention_rank
+        width, rank = config.hidden_size, config.layer_rank("attention")
         self.q_proj = make_linear(width, width, rank, silu=silu)
         self.k_proj = make_linear(width, width, rank, silu=silu)
         self.v_proj = make_linear(width, width, rank, silu=silu)
@@ -142,6 +145,7 @@ class Llama(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         initialize(self, config)
+        attach_rules(self, config)
 
     @property
     def sparsity_active(self) -> bool:
@@ -173,7 +177,7 @@ class Llama(nn.Module):
         config = self.config
         cos_T1D, sin_T1D = rotary_angles(x_BTC.shape[1], config.head_dim, config.rope_theta, x_BTC.device)
         for block in self.layers:
-            x_BTC = block(x_BTC, cos_T1D, sin_T1D)
+            x_BTC = run_block(block, config, x_BTC, cos_T1D, sin_T1D)
         return self.norm(x_BTC)
 
     def forward(self, input_ids: Tensor) -> Tensor:

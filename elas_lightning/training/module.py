@@ -1,7 +1,7 @@
 """The LightningModule: steps, metrics and logging; the model itself lives in ``elas_lightning.nn``."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -14,9 +14,11 @@ from elas_lightning.errors import UserError
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.llama import Llama
 from elas_lightning.nn.loss import linear_next_token_loss
+from elas_lightning.nn.weights.rule import Place
 from elas_lightning.training.interruption import RunEnded
 from elas_lightning.training.metrics import TokenLoss
 from elas_lightning.training.optimizers import OptimizerConfig, build_optimizer
+from elas_lightning.training.weights import WeightSchedule
 
 
 def _sum_nll(model: Llama, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,6 +68,7 @@ class ElasModule(L.LightningModule):
         self.config = config
         self.optimizer = optimizer
         self.model = Llama(config)
+        self._weights = WeightSchedule(self.model)
         # a function and no module, so that checkpoints keep one set of names
         self._loss = torch.compile(_sum_nll) if compile else _sum_nll
         self.val_metric = TokenLoss()
@@ -78,7 +81,7 @@ class ElasModule(L.LightningModule):
         return logits
 
     def setup(self, stage: str) -> None:
-        """Refuse a corpus whose token ids the model has no rows for."""
+        """Refuse a corpus whose token ids the model has no rows for, and what several processes cannot do."""
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and data.vocab_size > self.config.vocab_size:
             raise UserError(
@@ -86,6 +89,15 @@ class ElasModule(L.LightningModule):
                 f"{data.source} has {data.vocab_size} ids: set model.config.vocab_size to {data.vocab_size} "
                 "(the overlays in experiments/data/ do)"
             )
+        weights = self.config.weights
+        if weights.method == "relora" and weights.relora_full_rank_cycles and self.trainer.world_size > 1:
+            raise UserError(
+                f"model.config.weights.relora_full_rank_cycles is {weights.relora_full_rank_cycles} but "
+                f"{self.trainer.world_size} processes share the run, which agree once on what has gradients: "
+                "set it to 0 or train on one device"
+            )
+        # before a strategy asks what has gradients
+        self._weights.enter(self._place())
 
     @property
     def sparse_phase(self) -> bool:
@@ -94,9 +106,18 @@ class ElasModule(L.LightningModule):
         step = max(self.global_step, self._loaded_step)
         return step >= self.config.sparsity.dense_warmup_steps
 
+    def _place(self, step: int | None = None) -> Place:
+        step = max(self.global_step, self._loaded_step) if step is None else step
+        return Place(step, self.trainer.max_steps, self.optimizer.restart_every)
+
+    def on_train_start(self) -> None:
+        """Take up the weights' phase where a checkpoint left it."""
+        self._weights.enter(self._place())
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Mean loss over the batch's target tokens."""
         self.model.set_sparsity(self.sparse_phase)
+        self._weights.see(batch["input_ids"], self._place(self.global_step))
         nll, tokens = self._loss(self.model, batch["input_ids"], batch["labels"])
         loss = nll / tokens.clamp(min=1)
         self._accumulated_loss = self._accumulated_loss + loss.detach()
@@ -154,6 +175,22 @@ class ElasModule(L.LightningModule):
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
         elif gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        self._weights.add_decay()
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Step, then let the weights' rules act: before anything is saved or validated."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        place = self._place(self.global_step + 1)  # Lightning counts the step when this hook is over
+        self._weights.after_step(self.trainer.optimizers[0], place, self._sum_over_processes)
+
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(values, reduce_op="sum")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the step; refuse a checkpoint of another model, naming each field that differs."""
@@ -162,7 +199,7 @@ class ElasModule(L.LightningModule):
         different = [
             difference
             for key, difference in _differences("model.config", asdict(self.config), saved.get("config"))
-            if key not in ("backend", "ffn_storage")
+            if key not in ("backend", "ffn_storage", "checkpointing")
         ]
         if self._trainer is not None and self.trainer.training:
             # the optimizer's state holds its settings too, and would override the command line's in silence

@@ -41,15 +41,20 @@ def build_optimizer(
             "(trainer.max_steps): shorten the warm-up or lengthen the run"
         )
     head = list(model.lm_head.parameters())
-    blocks = [p for p in model.layers.parameters() if p.ndim == 2]
-    chosen = {id(p) for p in (*head, *blocks)}
+    norms = {id(p) for m in model.layers.modules() if isinstance(m, nn.RMSNorm) for p in m.parameters()}
+    learning = [p for p in model.layers.parameters() if id(p) not in norms]
+    blocks = [p for p in learning if p.ndim == 2]
+    entries = [p for p in learning if p.ndim != 2]  # of a sparse matrix, as vectors (SLTrain)
+    chosen = {id(p) for p in (*head, *learning)}
     others = [p for p in model.parameters() if id(p) not in chosen]  # embedding and norms
     decay = config.weight_decay
     plain: list[dict[str, Any]] = [
         {"params": head, "weight_decay": decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    assert sum(map(len, (head, others, blocks))) == len(list(model.parameters()))
+    if entries:
+        plain.append({"params": entries, "weight_decay": decay, "lr": config.block_lr_ratio * config.lr})
+    assert sum(map(len, (head, others, blocks, entries))) == len(list(model.parameters()))
 
     optimizer = _optimizer(model, config, plain, blocks, fused)
     factor = partial(
@@ -122,7 +127,9 @@ def _factor_pairs(model: Llama) -> list[tuple[nn.Parameter, nn.Parameter]]:
             "model.config.ffn_rank, or choose adamw"
         )
     between = None
-    if model.config.bottleneck_activation is not None:
+    if model.config.weights.method != "plain":
+        between = f"model.config.weights.method = {model.config.weights.method}"
+    elif model.config.bottleneck_activation is not None:
         between = f"model.config.bottleneck_activation = {model.config.bottleneck_activation}"
     elif "ffn_bottleneck" in model.config.sparsity.placement:
         between = "ffn_bottleneck in model.config.sparsity.placement"
