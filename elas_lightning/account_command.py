@@ -18,11 +18,11 @@ from elas_lightning.layout import overlay_path, shipped_folder
 from elas_lightning.nn.account import (
     TrainingStep,
     activations,
-    count_parameters,
     flops_by_part,
     flops_per_token,
     kv_cache_bytes,
     memory_account,
+    parameter_account,
 )
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.training.optimizers import OptimizerConfig, optimizer_state_entries
@@ -46,7 +46,7 @@ class StepRequest:
     checkpointing: str | None = None
 
     def __post_init__(self) -> None:
-        self._over(1, 1, "32-true", "cpu")  # refused once, whatever the configuration
+        self._over(1, 1, "32-true", "cpu", "none")  # refused once, whatever the configuration
 
     def step(self, resolved: dict[str, Any]) -> TrainingStep:
         """The step of a whole configuration, changed as asked.
@@ -56,16 +56,24 @@ class StepRequest:
         """
         data, trainer = resolved["data"], resolved["trainer"]
         device = "cpu" if trainer["accelerator"] == "cpu" else "cuda"
-        return self._over(data["batch_size"], data["sequence_length"], str(trainer["precision"]), device)
+        return self._over(
+            data["batch_size"],
+            data["sequence_length"],
+            str(trainer["precision"]),
+            device,
+            resolved["model"]["config"]["checkpointing"],
+        )
 
-    def _over(self, batch: int, sequence: int, precision: str, device: str) -> TrainingStep:
+    def _over(
+        self, batch: int, sequence: int, precision: str, device: str, checkpointing: str
+    ) -> TrainingStep:
         precision = self.precision or precision
         return TrainingStep(
             batch=batch if self.batch is None else self.batch,
             sequence=sequence if self.sequence is None else self.sequence,
             precision=_PRECISIONS.get(precision, precision),  # type: ignore[arg-type]
             device=self.device or device,  # type: ignore[arg-type]
-            checkpointing=self.checkpointing or "none",  # type: ignore[arg-type]
+            checkpointing=self.checkpointing or checkpointing,  # type: ignore[arg-type]
         )
 
 
@@ -75,7 +83,7 @@ def account(config: ModelConfig, optimizer: OptimizerConfig, step: TrainingStep)
     return {
         "model": asdict(config),
         "step": asdict(step),
-        "parameters": count_parameters(config),
+        "parameters": parameter_account(config),
         "flops_per_token": flops_by_part(config, step.sequence, step.checkpointing),
         "optimizer": {"name": optimizer.name, "entries": remembered},
         "memory": memory_account(config, step, remembered["total"]),
@@ -138,13 +146,16 @@ def _model(resolved: dict[str, Any]) -> tuple[ModelConfig, OptimizerConfig]:
 def _row(resolved: dict[str, Any], request: StepRequest) -> dict[str, Any]:
     config, optimizer = _model(resolved)
     step = request.step(resolved)
+    parameters = parameter_account(config)
     flops = flops_per_token(config, step.sequence)
     memory = memory_account(config, step, optimizer_state_entries(optimizer, config)["total"])
     kinds = memory.pop("activations_by_kind")
     return {
         "hidden_size": config.hidden_size,
         **asdict(step),
-        "parameters": count_parameters(config)["total"],
+        "parameters": parameters["stored"]["total"],
+        "parameters_trained": parameters["trained"]["total"],
+        "parameters_deployed": parameters["deployed"]["total"],
         "flops_per_token": flops["total"],
         "flops_with_24": flops["flops_with_24"],
         **memory,
@@ -172,7 +183,7 @@ def _parts_table(found: dict[str, Any]) -> Table:
     for name in ("part", "parameters", "FLOPs forward", "backward", "kept"):
         table.add_column(name, justify="left" if name == "part" else "right")
     for part in ("embedding", "attention", "attention_scores", "ffn", "norms", "head"):
-        counted = found["parameters"].get(part)
+        counted = found["parameters"]["stored"].get(part)
         table.add_row(
             part.replace("_", " "),
             "" if counted is None else f"{counted:,}",
@@ -181,7 +192,7 @@ def _parts_table(found: dict[str, Any]) -> Table:
         )
     table.add_section()
     totals = [f"{flops[way]['total']:,}" for way in ("forward", "backward")]
-    table.add_row("total", f"{found['parameters']['total']:,}", *totals, _size(sum(kept.values())))
+    table.add_row("total", f"{found['parameters']['stored']['total']:,}", *totals, _size(sum(kept.values())))
     halved = [f"{flops[way]['flops_with_24']:,}" for way in ("forward", "backward")]
     table.add_row("2:4 products at half", "", *halved, "")
     table.add_row("computed again", "", "", f"{flops['recomputed']['total']:,}", "")
@@ -192,7 +203,7 @@ _MEMORY_ROWS = {
     "weights": "weights",
     "gradients": "gradients",
     "optimizer": "optimizer state",
-    "weight_casts": "16-bit copies of weights",
+    "weight_copies": "copies of weights, kept for backward",
     "activations": "kept for backward",
     "logits": "a chunk of logits, while head and loss run",
     "recomputed": "a block, while backward has it again",

@@ -111,7 +111,9 @@ def _add_account(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", help="cuda or cpu, which keep different things (default: cuda unless trainer says cpu)"
     )
-    parser.add_argument("--checkpointing", help="none, block or bottleneck (default: none)")
+    parser.add_argument(
+        "--checkpointing", help="none, block or bottleneck (default: model.config.checkpointing)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the account there, too")
 
 

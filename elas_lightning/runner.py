@@ -43,7 +43,7 @@ class RunResult:
     validation), ``tokens_per_second``, ``model_flops_utilisation``, ``parameters``, ``flops_per_token``
     (training, forward and backward), ``flops_per_token_24`` (with 2:4 products at half), ``peak_memory_bytes``,
     ``account`` (the bytes that ``memory_account`` expects of a micro-batch: ``weights``, ``gradients``,
-    ``optimizer``, ``weight_casts``, ``activations``, ``logits``, ``recomputed``, ``total``), ``loss_spikes``
+    ``optimizer``, ``weight_copies``, ``activations``, ``logits``, ``recomputed``, ``total``), ``loss_spikes``
     (``training/spikes.py``), ``telemetry_seconds`` (since the run was last taken up), ``energy_joules`` (all
     GPUs, training without validation) and ``tokens_per_joule``; ``None`` where not measured.
     """
@@ -261,6 +261,7 @@ def _expected_bytes(cli: ElasCLI) -> dict[str, int] | None:
         cli.datamodule.sequence_length,
         precision,  # type: ignore[arg-type]
         device,
+        cli.model.config.checkpointing,
     )
     remembered = optimizer_state_entries(cli.model.optimizer, cli.model.config)["total"]
     account = memory_account(cli.model.config, step, remembered)

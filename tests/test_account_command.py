@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from elas_lightning.cli import main
-from elas_lightning.nn.account import TrainingStep, count_parameters, flops_by_part, memory_account
+from elas_lightning.nn.account import TrainingStep, flops_by_part, memory_account, parameter_account
 from elas_lightning.nn.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +27,7 @@ def test_a_stack_is_counted_as_it_would_run(tmp_path: Path, capsys: pytest.Captu
     step = TrainingStep(128, 256, "bf16-mixed", "cuda")
     assert (config.hidden_size, config.ffn, config.ffn_rank) == (512, "relu2", 128)
     assert TrainingStep(**found["step"]) == step
-    assert found["parameters"] == count_parameters(config)
+    assert found["parameters"] == parameter_account(config)
     assert found["flops_per_token"] == flops_by_part(config, 256)
     assert found["memory"] == memory_account(config, step)
     assert sum(tensor["bytes"] for tensor in found["kept"]) == found["memory"]["activations"]
@@ -47,7 +47,7 @@ def test_the_step_can_be_changed(tmp_path: Path) -> None:
 def test_an_optimizer_brings_its_own_state(tmp_path: Path) -> None:
     adamw = _account(tmp_path, *STACK)
     muon = _account(tmp_path, *STACK, "--set", "model.optimizer.name=muon")
-    blocks = adamw["parameters"]["attention"] + adamw["parameters"]["ffn"]
+    blocks = sum(adamw["parameters"]["trained"][part] for part in ("attention", "ffn"))
     assert adamw["memory"]["optimizer"] - muon["memory"]["optimizer"] == 4 * blocks
 
 

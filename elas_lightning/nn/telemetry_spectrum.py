@@ -44,7 +44,8 @@ def weight_singular_values(linear: nn.Module) -> Tensor:
         t_RR = torch.linalg.qr(linear.B.detach().float(), mode="r").R
         s_RR = torch.linalg.qr(linear.A.detach().float().T, mode="r").R
         return torch.linalg.svdvals(t_RR @ s_RR.T)
-    return torch.linalg.svdvals(linear.get_parameter("weight").detach().float())
+    weight: Any = linear.weight  # what a rule makes of a parameter, where there is one
+    return torch.linalg.svdvals(weight.detach().float())
 
 
 def weight_ranks(model: Llama) -> list[dict[str, Any]]:

@@ -1,21 +1,16 @@
-"""What PyTorch keeps and allocates, measured; and its checkpointing around a model's blocks."""
+"""What PyTorch keeps and allocates, measured."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
-
-from elas_lightning.nn import Llama, ModelConfig
 
 
 def storage_bytes(tensors: list[Tensor]) -> dict[int, int]:
@@ -57,19 +52,3 @@ class Live(TorchDispatchMode):
                 self.made.setdefault(reference.cdata, (reference, storage.nbytes()))
         self.peak = max(self.peak, self.now())
         return out
-
-
-def checkpointed(model: Llama, config: ModelConfig, checkpointing: str) -> Llama:
-    """PyTorch's own checkpointing around each block; with ``bottleneck`` it keeps products that end at a rank."""
-    ranks = (config.attention_rank, config.ffn_rank)
-
-    def policy(context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
-        first = operation is torch.ops.aten.mm.default and arguments[1].shape[1] in ranks
-        return CheckpointPolicy.MUST_SAVE if first else CheckpointPolicy.PREFER_RECOMPUTE
-
-    how: dict[str, Any] = {"use_reentrant": False}
-    if checkpointing == "bottleneck":
-        how["context_fn"] = partial(create_selective_checkpoint_contexts, policy)
-    for block in model.layers:
-        block.forward = partial(checkpoint, block.forward, **how)
-    return model

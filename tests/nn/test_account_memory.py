@@ -8,14 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from measure import Live, checkpointed, saved_for_backward, storage_bytes
+from measure import Live, saved_for_backward, storage_bytes
 from torch import Tensor
 
 from elas_lightning.errors import UserError
 from elas_lightning.nn import Llama, ModelConfig, SparsityConfig
 from elas_lightning.nn import loss as loss_module
-from elas_lightning.nn.account import TrainingStep, activations, kv_cache_bytes, memory_account
+from elas_lightning.nn.account import (
+    TrainingStep,
+    activations,
+    kv_cache_bytes,
+    memory_account,
+    parameter_account,
+)
 from elas_lightning.nn.loss import linear_next_token_loss
+from elas_lightning.nn.weights_config import WeightsConfig
 
 TOLERANCE = 0.02
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
@@ -47,7 +54,7 @@ def measured(config: ModelConfig, batch: int, sequence: int, precision: str, spa
 
 def accounted(config: ModelConfig, step: TrainingStep) -> int:
     account = memory_account(config, step)
-    return account["activations"] + account["weight_casts"]
+    return account["activations"] + account["weight_copies"]
 
 
 def random_case(seed: int) -> tuple[ModelConfig, int, int, bool]:
@@ -135,6 +142,39 @@ def test_weights_gradients_and_optimizer_are_those_of_real_tensors(
         assert account[name] == pytest.approx(sum(storage_bytes(tensors).values()), rel=TOLERANCE)
 
 
+WEIGHTS = [
+    {"method": "sltrain", "sltrain_density": 0.1},
+    {"method": "relora"},
+    {"method": "sr_ste"},
+    {"method": "s_ste"},
+    {"method": "transposable", "layers": "ffn"},
+    {"method": "asp"},
+]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("weights", WEIGHTS, ids=lambda weights: weights["method"])
+@pytest.mark.parametrize(("batch", "changes"), [(1, {"ffn": "relu2"}), (5, {})])
+def test_methods_that_act_on_weights(
+    swiglu, weights: dict[str, Any], changes: dict[str, Any], batch: int, precision: Any
+) -> None:
+    if weights["method"] in ("sltrain", "relora"):
+        changes = {**changes, "attention_rank": 8, "ffn_rank": 12}
+    config = swiglu(**changes, weights=WeightsConfig(**weights))
+    model = build(config, precision)
+    input_ids = torch.randint(97, (batch, 7))
+    given = storage_bytes([input_ids, *model.parameters(), *model.buffers()])
+    with saved_for_backward() as saved:
+        loss_of(model, input_ids, precision)
+    kept = sum(size for at, size in storage_bytes(saved).items() if at not in given)
+    account = memory_account(config, TrainingStep(batch, 7, precision, device="cpu"))
+    assert account["activations"] + account["weight_copies"] == pytest.approx(kept, rel=TOLERANCE)
+    held = sum(storage_bytes([*model.parameters(), *model.buffers()]).values())
+    assert account["weights"] == pytest.approx(held, rel=TOLERANCE)
+    parameters = parameter_account(config)
+    assert parameters["stored"]["total"] == sum(p.numel() for p in model.parameters())
+
+
 def test_another_optimizer_brings_its_own_entries(elas) -> None:
     account = memory_account(elas(), TrainingStep(2, 12, "bf16-true"), optimizer_entries=7)
     assert account["optimizer"] == 2 * 7
@@ -146,16 +186,18 @@ def test_another_optimizer_brings_its_own_entries(elas) -> None:
     "changes", [{"ffn": "swiglu"}, {}, {"bottleneck_activation": "silu"}, {"ffn_storage": "packed"}]
 )
 def test_what_checkpointing_keeps(elas, precision: Any, checkpointing: Any, changes: dict[str, Any]) -> None:
-    """Allocated bytes after forward, with PyTorch's own checkpointing around each block."""
-    config = elas(**changes, num_layers=3, sparsity=SparsityConfig(("ffn_hidden",)))
-    model = checkpointed(build(config, precision), config, checkpointing)
+    """Allocated bytes after forward."""
+    config = elas(
+        **changes, num_layers=3, checkpointing=checkpointing, sparsity=SparsityConfig(("ffn_hidden",))
+    )
+    model = build(config, precision)
     input_ids = torch.randint(97, (4, 40))
     with Live([input_ids, *model.parameters()]) as live:
         loss = loss_of(model, input_ids, precision)
         allocated = live.now()
     step = TrainingStep(4, 40, precision, device="cpu", checkpointing=checkpointing)
     account = memory_account(config, step)
-    assert account["activations"] + account["weight_casts"] == pytest.approx(allocated, rel=TOLERANCE)
+    assert account["activations"] + account["weight_copies"] == pytest.approx(allocated, rel=TOLERANCE)
     assert loss.requires_grad  # and so all of it is still needed
 
 
@@ -169,7 +211,7 @@ def test_recomputed_is_what_one_block_adds_to_the_kept(elas) -> None:
         memory_account(elas(num_layers=n), TrainingStep(4, 40, device="cpu"))["activations"] for n in (1, 2)
     )
     step = TrainingStep(4, 40, device="cpu", checkpointing="block")
-    casts = memory_account(elas(num_layers=1), TrainingStep(4, 40, device="cpu"))["weight_casts"]
+    casts = memory_account(elas(num_layers=1), TrainingStep(4, 40, device="cpu"))["weight_copies"]
     assert memory_account(elas(), step)["recomputed"] == two - one + casts
 
 

@@ -3,11 +3,10 @@
 from elas_lightning.nn.account.activations import Kept, activations
 from elas_lightning.nn.account.flops import flops_by_part, flops_per_token
 from elas_lightning.nn.account.memory import kv_cache_bytes, memory_account
-from elas_lightning.nn.account.parameters import count_parameters
-from elas_lightning.nn.account.step import Checkpointing, Device, Precision, TrainingStep
+from elas_lightning.nn.account.parameters import count_parameters, parameter_account
+from elas_lightning.nn.account.step import Device, Precision, TrainingStep
 
 __all__ = [
-    "Checkpointing",
     "Device",
     "Kept",
     "Precision",
@@ -18,4 +17,5 @@ __all__ = [
     "flops_per_token",
     "kv_cache_bytes",
     "memory_account",
+    "parameter_account",
 ]

@@ -75,7 +75,7 @@ class _Rules:
 
     def attention(self) -> Iterator[tuple[str, int]]:
         config, product = self.config, self.product
-        width, rank = config.hidden_size, config.attention_rank
+        width, rank = config.hidden_size, config.layer_rank("attention")
         yield "input", self.read(width, 3) + self.mask("attention_input", width)
         yield "bottlenecks", 4 * self.bottleneck(rank)
         yield "q, k, v", 3 * product * width
@@ -88,7 +88,7 @@ class _Rules:
         config = self.config
         width, inputs = config.hidden_size, ffn_matrices(config) - 1
         yield "input", self.read(width, inputs) + self.mask("ffn_input", width)
-        between = self.bottleneck(config.ffn_rank, "ffn_bottleneck")
+        between = self.bottleneck(config.layer_rank("ffn"), "ffn_bottleneck")
         yield "bottlenecks", ffn_matrices(config) * between
         yield "hidden", self.hidden()
 
@@ -97,7 +97,7 @@ class _Rules:
         config = self.config
         # a stored FFN is one operator, whose last product is not seen from outside
         of_ffn = ffn_matrices(config) if config.ffn_storage == "dense" else 1
-        ranks = 4 * (config.attention_rank or 0) + of_ffn * (config.ffn_rank or 0)
+        ranks = 4 * (config.layer_rank("attention") or 0) + of_ffn * (config.layer_rank("ffn") or 0)
         return self.product * ranks
 
     def hidden(self) -> int:
@@ -131,7 +131,7 @@ def block_bytes(config: ModelConfig, step: TrainingStep, layer: int) -> int:
 
 
 def activations(config: ModelConfig, step: TrainingStep) -> list[Kept]:
-    """List what is kept for backward; autocast's copies of weights are in ``memory_account``.
+    """List what is kept for backward; copies of weights are in ``memory_account``.
 
     Args:
         config: The model.
@@ -144,7 +144,9 @@ def activations(config: ModelConfig, step: TrainingStep) -> list[Kept]:
         UserError: ``checkpointing`` is ``bottleneck`` but no matrix of the blocks has one.
     """
     width, tokens = config.hidden_size, step.tokens
-    if step.checkpointing == "bottleneck" and not (config.attention_rank or config.ffn_rank):
+    if step.checkpointing == "bottleneck" and not (
+        config.layer_rank("attention") or config.layer_rank("ffn")
+    ):
         raise UserError(
             "account: checkpointing = 'bottleneck' is not possible: it keeps what low-rank factors leave between "
             "them; set model.config.attention_rank or ffn_rank, or choose block"

@@ -14,14 +14,17 @@ itself is not counted (torch counts a fifth product of backward there).
 
 from __future__ import annotations
 
-from elas_lightning.nn.account.parameters import block_matrices, ffn_matrices
-from elas_lightning.nn.account.step import Checkpointing
-from elas_lightning.nn.config import ModelConfig
+from elas_lightning.nn.account.parameters import PARTS, block_entries, block_layers, ffn_matrices
+from elas_lightning.nn.config import Checkpointing, ModelConfig
+from elas_lightning.nn.weights_config import SPARSE_24
 
 
 def _forward(config: ModelConfig, sequence_length: int) -> dict[str, int]:
-    products = {**block_matrices(config), "head": config.vocab_size * config.hidden_size}
-    parts = {part: 2 * entries for part, entries in products.items()}
+    parts = {
+        "attention": 2 * block_entries(config, "attention").multiply_adds,
+        "ffn": 2 * block_entries(config, "ffn").multiply_adds,
+        "head": 2 * config.vocab_size * config.hidden_size,
+    }
     # q·k and weights·v, each T × C multiply-adds for a token
     parts["attention_scores"] = config.num_layers * 2 * 2 * sequence_length * config.hidden_size
     return parts
@@ -32,31 +35,46 @@ def _sparse_products(config: ModelConfig) -> dict[str, int]:
 
     Forward: the matrix that reads a sparse site. Backward: with the masked gradient, the product that carries
     the gradient of a sparse site on to the input of the matrix before it. A weight's gradient sums over
-    tokens, along which nothing here is 2:4.
+    tokens, along which nothing here is 2:4. With 2:4 weights every product of forward counts, and where they
+    are transposable also the one with the gradient.
     """
-    width, hidden = config.hidden_size, config.ffn_width
-    attention_read = config.attention_rank or width  # outputs of a matrix's first product
-    ffn_read = config.ffn_rank or width
+    account = {"forward": 0, "backward": 0}
+    weights = config.weights
+    for part in PARTS:
+        if weights.method in SPARSE_24 and weights.reaches(part):
+            multiply_adds = sum(layer.multiply_adds for layer in block_layers(config, part))
+            account["forward"] += 2 * config.num_layers * multiply_adds
+            if weights.method == "transposable":
+                account["backward"] += 2 * config.num_layers * multiply_adds
+            continue
+        for direction, products in _sparse_sites(config, part).items():
+            account[direction] += 2 * len(config.sparse_layers) * products
+    return account
+
+
+def _sparse_sites(config: ModelConfig, part: str) -> dict[str, int]:
+    """Multiply-adds of one block's products that read a 2:4 site, or its masked gradient."""
+    width, hidden, rank = config.hidden_size, config.ffn_width, config.layer_rank("ffn")
+    attention_read = config.layer_rank("attention") or width  # outputs of a matrix's first product
+    ffn_read = rank or width
     inputs = ffn_matrices(config) - 1  # matrices that read the FFN's input: up, and gate
-    rank = config.ffn_rank or 0
     forward = {
         "attention_input": 3 * width * attention_read,
         "attention_output": width * attention_read,
-        "ffn_input": inputs * width * (config.ffn_rank or hidden),
+        "ffn_input": inputs * width * (rank or hidden),
         "ffn_hidden": hidden * ffn_read,
-        "ffn_bottleneck": rank * (inputs * hidden + width),
+        "ffn_bottleneck": (rank or 0) * (inputs * hidden + width),
     }
     # a site without a matrix before it, behind a norm or behind attention, passes its sparsity on to nothing
     masked = {
         "ffn_hidden": inputs * hidden * ffn_read,
-        "ffn_bottleneck": rank * (inputs * width + hidden),
+        "ffn_bottleneck": (rank or 0) * (inputs * width + hidden),
     }
-    multiply_adds = 2 * len(config.sparse_layers)
-    placed = config.sparsity.placement
+    placed = [site for site in config.sparsity.placement if site.startswith(part)]
     exact = config.sparsity.gradient == "masked"
     return {
-        "forward": multiply_adds * sum(forward[site] for site in placed),
-        "backward": multiply_adds * sum(masked.get(site, 0) for site in placed) if exact else 0,
+        "forward": sum(forward[site] for site in placed),
+        "backward": sum(masked.get(site, 0) for site in placed) if exact else 0,
     }
 
 
@@ -65,7 +83,7 @@ def _checkpointed(config: ModelConfig, forward: dict[str, int], checkpointing: C
     if checkpointing == "none":
         return 0
     again = sum(flops for part, flops in forward.items() if part != "head")
-    width, hidden, rank = config.hidden_size, config.ffn_width, config.ffn_rank
+    width, hidden, rank = config.hidden_size, config.ffn_width, config.layer_rank("ffn")
     multiply_adds = 2 * config.num_layers
     stored = config.ffn_storage != "dense"
     # torch stops as soon as it has what backward needs: a block's last product is not among it
@@ -73,14 +91,14 @@ def _checkpointed(config: ModelConfig, forward: dict[str, int], checkpointing: C
         again -= multiply_adds * (rank or hidden) * width
     if checkpointing == "bottleneck":
         inputs = ffn_matrices(config) - 1
-        firsts = 4 * width * (config.attention_rank or 0)
+        firsts = 4 * width * (config.layer_rank("attention") or 0)
         firsts += (inputs * width + (0 if stored else hidden)) * (rank or 0)
         again -= multiply_adds * firsts
     return again
 
 
 def _recomputed(config: ModelConfig, forward: dict[str, int], checkpointing: Checkpointing) -> int:
-    up = 2 * config.num_layers * config.ffn_width * (config.ffn_rank or config.hidden_size)
+    up = 2 * config.num_layers * config.ffn_width * (config.layer_rank("ffn") or config.hidden_size)
     exact = config.sparsity.gradient == "masked"
     # packed features give relu(x) back where they were kept, which is all that the masked gradient asks for
     again = up if config.ffn_storage == "recompute" else 0
@@ -91,18 +109,20 @@ def _recomputed(config: ModelConfig, forward: dict[str, int], checkpointing: Che
 
 
 def flops_by_part(
-    config: ModelConfig, sequence_length: int, checkpointing: Checkpointing = "none"
+    config: ModelConfig, sequence_length: int, checkpointing: Checkpointing | None = None
 ) -> dict[str, dict[str, int]]:
     """Count the floating-point operations of training on one token, by direction and part.
 
     Args:
         config: The model.
         sequence_length: T, which attention scores grow with.
-        checkpointing: What backward computes again.
+        checkpointing: What backward computes again; None takes the model's own.
 
     Returns:
         ``forward`` and ``backward``, each with ``attention``, ``attention_scores``, ``ffn``, ``head``, their
-        sum ``total``, and ``flops_with_24``: the sum with 2:4 products at half; and ``recomputed`` with its ``total``.
+        sum ``total``, and ``flops_with_24``: the sum with 2:4 products at half; ``recomputed``, its ``total``; and
+        ``composed``, whose ``total`` is of a whole micro-batch and not of a token: what SLTrain and ReLoRA spend
+        on making their matrices, three products each.
     """
     parts = _forward(config, sequence_length)
     halved = _sparse_products(config)
@@ -114,7 +134,12 @@ def flops_by_part(
             "total": total,
             "flops_with_24": total - halved[direction] // 2,
         }
-    return {**account, "recomputed": {"total": _recomputed(config, parts, checkpointing)}}
+    composition = sum(block_entries(config, part).composition for part in PARTS)
+    return {
+        **account,
+        "recomputed": {"total": _recomputed(config, parts, checkpointing or config.checkpointing)},
+        "composed": {"total": 3 * 2 * composition},
+    }
 
 
 def flops_per_token(config: ModelConfig, sequence_length: int) -> dict[str, int]:

@@ -5,10 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from elas_lightning.nn.account.activations import activations, block_bytes
-from elas_lightning.nn.account.parameters import block_matrices, count_parameters
+from elas_lightning.nn.account.parameters import (
+    PARTS,
+    block_entries,
+    block_layers,
+    ffn_matrices,
+    parameter_account,
+)
 from elas_lightning.nn.account.step import TrainingStep
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.loss import chunk_rows
+from elas_lightning.nn.weights_config import COMPOSED, SPARSE_24, sltrain_entries
 
 
 def _logits(config: ModelConfig, step: TrainingStep) -> int:
@@ -25,6 +32,37 @@ def _logits(config: ModelConfig, step: TrainingStep) -> int:
     return chunk * (step.product_bytes + copy + 4 + before)
 
 
+def _weight_copies(config: ModelConfig, step: TrainingStep) -> int:
+    """Bytes of what one block makes of its weights for its products, and keeps for backward."""
+    method, made = config.weights.method, 0
+    for part in PARTS:
+        sparse = method in SPARSE_24 and config.weights.reaches(part)
+        for layer in block_layers(config, part):
+            if step.mixed or sparse or method in COMPOSED:
+                made += step.product_bytes * layer.multiply_adds
+            if step.mixed and method in COMPOSED:  # the factors, before they are multiplied
+                sides = config.hidden_size + (config.ffn_width if part == "ffn" else config.hidden_size)
+                made += 2 * sides * layer.composition // layer.multiply_adds
+    return made
+
+
+def _buffers(config: ModelConfig) -> int:
+    """Bytes that lie beside the weights throughout: masks of a byte an entry, indices of eight."""
+    method = config.weights.method
+    if method in ("sr_ste", "transposable", "asp"):
+        entries = 0
+        for part in PARTS:
+            if config.weights.reaches(part):
+                entries += block_entries(config, part).stored
+        return entries
+    if method == "sltrain":
+        width, hidden = config.hidden_size, config.ffn_width
+        support = 4 * sltrain_entries(config.weights, width, width)
+        support += ffn_matrices(config) * sltrain_entries(config.weights, width, hidden)
+        return 8 * config.num_layers * support
+    return 0
+
+
 def memory_account(
     config: ModelConfig, step: TrainingStep, optimizer_entries: int | None = None
 ) -> dict[str, Any]:
@@ -37,32 +75,31 @@ def memory_account(
     Args:
         config: The model.
         step: The micro-batch.
-        optimizer_entries: Entries of the optimizer's state, stored as the parameters are. None: AdamW's two a
-            parameter. Its step counters are left out.
+        optimizer_entries: Entries of the optimizer's state, stored as the parameters are. None: AdamW's two for each
+            that learns. Its step counters are left out.
 
     Returns:
-        ``weights``, ``gradients``, ``optimizer``, ``weight_casts`` (autocast's copies of the blocks' matrices,
-        kept for backward; with checkpointing only a block's at a time), ``activations`` and
-        ``activations_by_kind``, ``logits`` (of one chunk, while head and loss run), ``recomputed`` (the
-        largest block, while backward has it again), and ``total``. In bytes.
+        ``weights`` (with masks and indices), ``gradients``, ``optimizer``, ``weight_copies`` (of the blocks'
+        matrices, kept for backward: autocast's in 16 bits, and those that a method of ``config.weights`` makes;
+        with checkpointing only a block's at a time), ``activations`` and ``activations_by_kind``, ``logits``
+        (of one chunk, while head and loss run), ``recomputed`` (the largest block, while backward has it again), and
+        ``total``. In bytes.
     """
-    parameters = count_parameters(config)["total"]
+    parameters = parameter_account(config)
+    stored, trained = parameters["stored"]["total"], parameters["trained"]["total"]
     width = step.parameter_bytes
-    kept = activations(config, step)
     by_kind: dict[str, int] = {}
-    for tensor in kept:
+    for tensor in activations(config, step):
         by_kind[tensor.kind] = by_kind.get(tensor.kind, 0) + tensor.bytes
-    casts = 2 * sum(block_matrices(config).values()) if step.mixed else 0
-    recomputed = 0
+    copies, recomputed = _weight_copies(config, step), 0
     if step.checkpointing != "none":
-        recomputed = max(block_bytes(config, step, layer) for layer in range(config.num_layers))
-        recomputed += casts // config.num_layers
-        casts = 0
+        recomputed = copies + max(block_bytes(config, step, layer) for layer in range(config.num_layers))
+        copies = 0
     account = {
-        "weights": width * parameters,
-        "gradients": width * parameters,
-        "optimizer": width * (2 * parameters if optimizer_entries is None else optimizer_entries),
-        "weight_casts": casts,
+        "weights": width * stored + _buffers(config),
+        "gradients": width * trained,
+        "optimizer": width * (2 * trained if optimizer_entries is None else optimizer_entries),
+        "weight_copies": config.num_layers * copies,
         "activations": sum(by_kind.values()),
     }
     logits = _logits(config, step)

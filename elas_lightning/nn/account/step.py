@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from elas_lightning.errors import UserError
+from elas_lightning.nn.config import Checkpointing
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
-Checkpointing = Literal["none", "block", "bottleneck"]
 Device = Literal["cpu", "cuda"]
 
 
