@@ -10,8 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from elas_lightning.nn import Llama, ModelConfig, SparsityConfig
-from elas_lightning.nn.account import count_parameters, flops_by_part, flops_per_token
+from elas_lightning.nn.account import count_parameters, flops_by_part, flops_per_token, parameter_account
 from elas_lightning.nn.loss import _sum_nll
+from elas_lightning.nn.weights_config import WeightsConfig
 from elas_lightning.ops import storage
 
 SITES = ("ffn_hidden", "ffn_input", "ffn_bottleneck", "attention_input", "attention_output")
@@ -203,3 +204,52 @@ def test_flops_with_24_are_those_of_products_with_a_24_operand(
         assert 120 * saved == found.flops / 2
     total = flops_per_token(described, 30)
     assert total["flops_with_24"] < total["total"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "changes"),
+    [
+        ({"method": "sr_ste"}, {}),
+        ({"method": "sr_ste", "layers": "ffn"}, {"ffn": "relu2"}),
+        ({"method": "s_ste"}, {"attention_rank": 8, "ffn_rank": 12}),
+        ({"method": "transposable"}, {}),
+    ],
+)
+def test_flops_with_24_weights(swiglu, weights: dict[str, Any], changes: dict[str, Any]) -> None:
+    described = swiglu(**changes, weights=WeightsConfig(**weights))
+    model, input_ids = Llama(described), torch.randint(97, (4, 30))
+    account = flops_by_part(described, 30)
+    with TwoOfFour() as forward:
+        loss = model(input_ids).square().sum()
+    with TwoOfFour() as backward:
+        loss.backward()
+    assert forward.flops > 0
+    for direction, found in (("forward", forward), ("backward", backward)):
+        saved = account[direction]["total"] - account[direction]["flops_with_24"]
+        assert 120 * saved == found.flops / 2
+
+
+def test_composed_matrices_cost_the_same_whatever_the_tokens(swiglu) -> None:
+    ranks = {"attention_rank": 8, "ffn_rank": 12}
+    described = swiglu(**ranks, weights=WeightsConfig(method="relora"))
+    model, full = Llama(described), flops_by_part(swiglu(), 16)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.randint(97, (2, 16))).sum().backward()
+    composed = flops_by_part(described, 16)["composed"]["total"]
+    assert composed > 0
+    tokens = 32 * (full["forward"]["total"] + full["backward"]["total"])
+    assert counter.get_total_flops() == tokens + composed
+
+
+def test_three_senses_of_parameters(swiglu) -> None:
+    ranks = {"attention_rank": 8, "ffn_rank": 12}
+    relora = parameter_account(swiglu(**ranks, weights=WeightsConfig(method="relora")))
+    full, factors = count_parameters(swiglu()), count_parameters(swiglu(**ranks))
+    assert relora["deployed"] == full
+    assert relora["trained"] == factors
+    for part in ("attention", "ffn"):
+        assert relora["stored"][part] == full[part] + factors[part]
+    sparse = parameter_account(swiglu(weights=WeightsConfig(method="sr_ste", layers="ffn")))
+    assert sparse["stored"] == sparse["trained"] == full
+    assert sparse["deployed"]["ffn"] == full["ffn"] // 2
+    assert sparse["deployed"]["attention"] == full["attention"]

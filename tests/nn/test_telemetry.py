@@ -14,6 +14,7 @@ from elas_lightning.nn.linear import LowRankLinear
 from elas_lightning.nn.telemetry import layer_statistics, sparsity_statistics
 from elas_lightning.nn.telemetry_gradients import gradient_statistics
 from elas_lightning.nn.telemetry_spectrum import effective_rank, weight_ranks, weight_singular_values
+from elas_lightning.nn.weights_config import WeightsConfig
 from elas_lightning.ops import sparsify_24
 
 
@@ -225,3 +226,13 @@ def test_a_dense_phase_has_one_gradient_and_so_nothing_to_compare(elas, input_id
     model.set_sparsity(False)
     assert gradient_statistics(model, input_ids, input_ids) == []
     assert "gradient_cosine" not in layer_statistics(model, input_ids, input_ids, {})[0]
+
+
+@pytest.mark.parametrize("method", ["sr_ste", "sltrain"])
+def test_the_rank_is_that_of_the_weight_in_use(swiglu, method: Any) -> None:
+    ranks = {"attention_rank": 8, "ffn_rank": 12} if method == "sltrain" else {}
+    model = Llama(swiglu(**ranks, weights=WeightsConfig(method=method)))
+    used = model.layers[0].mlp.up_proj.weight.detach()
+    assert (used == 0).sum() > 0
+    expected = effective_rank(torch.linalg.svdvals(used.double()))
+    assert weight_ranks(model)[0]["effective_rank_up"] == pytest.approx(expected, rel=1e-4)

@@ -63,7 +63,7 @@ def parameter_account(config: ModelConfig) -> dict[str, dict[str, int]]:
     of_part = {part: block_entries(config, part) for part in PARTS}
     account = {}
     for sense in ("stored", "trained", "deployed"):
-        parts = {
+        parts: dict[str, int] = {
             "embedding": table,
             **{part: getattr(entries, sense) for part, entries in of_part.items()},
             "head": table,
