@@ -86,6 +86,12 @@ def _parse(arguments: list[str]) -> int:
     )
     compare.set_defaults(run=_compare)
     _add_model_commands(commands)
+    account = commands.add_parser(
+        "account",
+        help="parameters, FLOPs and bytes of a configuration, or of all that ship, without building anything",
+    )
+    _add_account(account)
+    account.set_defaults(run=_account)
 
     bench = commands.add_parser(
         "bench",
@@ -186,6 +192,28 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", help="a *.ckpt, a run's directory, or a folder of `elas export --form factors`"
     )
+
+
+def _add_account(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--config", action="append", metavar="FILE", help="an overlay, as for fit; several stack"
+    )
+    which.add_argument("--all", action="store_true", help="every size and method of experiments/")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", type=_override, dest="overrides",
+                        help="set a dotted configuration key, e.g. model.config.ffn_rank=96")  # fmt: skip
+    parser.add_argument("--batch", type=int, help="sequences of a micro-batch (default: data.batch_size)")
+    parser.add_argument("--sequence", type=int, help="tokens of each (default: data.sequence_length)")
+    parser.add_argument(
+        "--dtype", metavar="PRECISION", help="32-true, bf16-mixed or bf16-true (default: trainer.precision)"
+    )
+    parser.add_argument(
+        "--device", help="cuda or cpu, which keep different things (default: cuda unless trainer says cpu)"
+    )
+    parser.add_argument(
+        "--checkpointing", help="none, block or bottleneck (default: model.config.checkpointing)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the account there, too")
 
 
 def _override(text: str) -> tuple[str, Any]:
@@ -328,6 +356,23 @@ def _import(options: argparse.Namespace) -> int:
     for note in done.notes:
         print(f"note: {note}", file=sys.stderr)
     print(f"imported: {done.folder}")
+    return 0
+
+
+def _account(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from elas_lightning.account_command import StepRequest, account_of, account_of_all
+
+    request = StepRequest(
+        options.batch, options.sequence, options.dtype, options.device, options.checkpointing
+    )
+    written = Path(options.json) if options.json else None
+    overrides = dict(options.overrides)
+    if options.all:
+        account_of_all(overrides, request, written)
+    else:
+        account_of([Path(path) for path in options.config], overrides, request, written)
     return 0
 
 

@@ -48,7 +48,8 @@ class _Relu2StraightThrough24(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        activated = x.relu().square()
+        activated = x.relu()
+        activated = activated * activated
         return zero_dropped(activated, keep_mask_24(activated, x.dim() - 1))
 
     @staticmethod
@@ -122,7 +123,9 @@ def relu2_sparsify_24(x: Tensor, *, gradient: Gradient = "ste", backend: str = "
         return _kernel(x, True, gradient)
     if gradient == "ste":
         return _Relu2StraightThrough24.apply(x)
-    return sparsify_24(x.relu().square(), gradient=gradient, backend="reference")
+    relu = x.relu()
+    # no square: it is a power, which autocast on a GPU computes and keeps in float32
+    return sparsify_24(relu * relu, gradient=gradient, backend="reference")
 
 
 def _kernel(x: Tensor, relu2: bool, gradient: Gradient) -> Tensor:

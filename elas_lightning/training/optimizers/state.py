@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from elas_lightning.nn.account import count_parameters
 from elas_lightning.nn.config import ModelConfig
+from elas_lightning.nn.weights_config import sltrain_entries
 from elas_lightning.training.optimizers.config import OptimizerConfig
 
 
@@ -59,4 +60,8 @@ def optimizer_state_entries(optimizer: OptimizerConfig, model: ModelConfig) -> d
         "attention": layers * 4 * _linear(optimizer, width, width, model.attention_rank),
         "ffn": layers * ((2 if model.gated else 1) * up + down),
     }
+    if model.weights.method == "sltrain":  # its sparse entries are a vector, which goes by AdamW
+        for part, layers in (("attention", 4), ("ffn", 3 if model.gated else 2)):
+            d_out = width if part == "attention" else model.ffn_width
+            parts[part] += 2 * model.num_layers * layers * sltrain_entries(model.weights, width, d_out)
     return {**parts, "total": sum(parts.values())}
