@@ -93,7 +93,9 @@ class SweepSpec:
         machines: For ``cpu`` and ``gpu``: the size and data that a plain ``make sweep`` takes there.
         search: The dimensions.
         without: Points of the grid to leave out, by the labels of some or all dimensions.
-        seeds: Each point runs once with each seed; it sets initialisation and data order.
+        seeds: Each point runs once with each seed; it sets initialisation and, apart from it, data order.
+        twins: What choices of the first dimension are held against, label to label: the same model without what the
+            choice adds.
         sampler: ``grid`` runs every combination; ``tpe`` and ``random`` draw ``trials`` points.
         trials: Points to draw; only for samplers that draw.
         pruner: ``median`` stops points that look worse than the median of those before.
@@ -115,6 +117,7 @@ class SweepSpec:
     objective: str = "val_perplexity"
     overrides: dict[str, Any] = field(default_factory=dict)
     plots: tuple[dict[str, Any], ...] = ()
+    twins: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [dimension.name for dimension in self.search]
@@ -147,6 +150,14 @@ class SweepSpec:
                 f"without: {point} is no point of the search",
             )
             for point in self.without
+        ]
+        checks += [
+            (
+                label in self.search[0].options,
+                f"twins: {label!r} is no choice of {names[0]}: {', '.join(map(str, self.search[0].options))}",
+            )
+            for pair in (self.twins.items() if self.search else ())
+            for label in pair
         ]
         checks += [(p.get("kind") in PLOT_KINDS, f"plots: kind is {p.get('kind')!r}: {', '.join(PLOT_KINDS)}")
                    for p in self.plots]  # fmt: skip
