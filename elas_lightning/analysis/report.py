@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from elas_lightning.analysis.answer import answer, facts, limits, losses
 from elas_lightning.analysis.load import load_sweep
+from elas_lightning.analysis.page import data_uri, render, table_html
 from elas_lightning.analysis.plots import write_plots
 from elas_lightning.analysis.tables import Table, comparison_table, results_table, write_tables
 
@@ -36,46 +33,30 @@ def write_report(folder: str | Path) -> Path:
     write_tables(folder)
     captions = json.loads((results.folder / "plots" / "captions.json").read_text(encoding="utf-8"))
     figures = [
-        {**figure, "source": _data_uri(results.folder / "plots" / f"{figure['name']}.svg")}
+        {**figure, "source": data_uri(results.folder / "plots" / f"{figure['name']}.svg")}
         for figure in captions["figures"]
     ]
     summary = results.summary
     lost = losses(results)
-    environment = Environment(
-        loader=PackageLoader("elas_lightning.analysis", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "report.html.j2",
         name=summary["name"],
         question=summary.get("question") or f"Sweep {summary['name']}",
         answer=answer(results, figures),
         figures=figures,
         not_drawn=captions["not_drawn"],
-        results=_html(results_table(results), "Results by setting"),
-        comparisons=_html(comparison_table(results), "Comparisons paired by seed"),
+        results=table_html(results_table(results), "Results by setting"),
+        comparisons=table_html(comparison_table(results), "Comparisons paired by seed"),
         facts=facts(results),
         limits=limits(results),
         missing=results.missing,
-        losses=_html(_loss_table(lost), "Divergences and failures") if lost else None,
+        losses=table_html(_loss_table(lost), "Divergences and failures") if lost else None,
         command=summary.get("command"),
         commands=_commands(results.results),
     )
     path = results.folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
-
-
-def _data_uri(path: Path) -> str:
-    # An image of its own rather than inline SVG: ids inside one picture cannot clash with another's.
-    return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
-
-
-def _html(table: Table | None, label: str) -> Markup | None:
-    # Table.html escapes every cell itself.
-    return Markup(table.html(label)) if table else None
 
 
 def _loss_table(lost: list[tuple[str, str, str, str, str]]) -> Table:
