@@ -31,8 +31,8 @@ class RunResult:
     """What a run came to. ``state`` is ``complete``, ``diverged``, ``pruned`` or ``failed``; ``reason`` says why.
 
     ``metrics`` holds ``val_loss`` (nats a token), ``val_perplexity``, ``val_perplexity_galore_protocol``,
-    ``val_bits_per_byte``, ``val_batches``, ``train_loss``, ``tokens`` (targets trained on), ``seconds`` (training without
-    validation), ``tokens_per_second``, ``model_flops_utilisation``, ``parameters``, ``flops_per_token``
+    ``val_bits_per_byte``, ``val_batches``, ``train_loss``, ``tokens`` (targets trained on), ``seconds`` (training
+    without validation), ``tokens_per_second``, ``model_flops_utilisation``, ``parameters``, ``flops_per_token``
     (training, forward and backward) and ``peak_memory_bytes``; ``None`` where not measured.
     """
 

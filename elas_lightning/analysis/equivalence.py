@@ -106,14 +106,18 @@ def sentence_of(found: Equivalence, adjusted: float | None, a: str, b: str) -> s
     """
     within = f"{100 * found.margin:g} %"
     if found.lost:
-        return f"{a} and {b} cannot be called equivalent, since {plural(found.lost, 'run')} of theirs diverged"
+        return (
+            f"{a} and {b} cannot be called equivalent, since {plural(found.lost, 'run')} of theirs diverged"
+        )
     if found.low is None or found.high is None or adjusted is None:
-        return f"whether {a} and {b} are equivalent within {within} cannot be tested with {plural(found.n, 'shared seed')}"
+        shared = plural(found.n, "shared seed")
+        return f"whether {a} and {b} are equivalent within {within} cannot be tested with {shared}"
     span = f"90 % interval {_signed(found.low)} to {_signed(found.high)} %, {plural(found.n, 'seed')}"
+    test = f"{span}, {_p(adjusted)} by two one-sided tests"
     if adjusted < ALPHA:
-        return f"{a} and {b} are equivalent within {within} of perplexity ({span}, p = {_p(adjusted)} by two one-sided tests)"
+        return f"{a} and {b} are equivalent within {within} of perplexity ({test})"
     return (
-        f"it is not shown that {a} and {b} are equivalent within {within} ({span}, p = {_p(adjusted)}): too few seeds, "
+        f"it is not shown that {a} and {b} are equivalent within {within} of perplexity ({test}): too few seeds, "
         f"or a real difference"
     )
 
@@ -130,4 +134,4 @@ def _signed(value: float) -> str:
 
 
 def _p(p: float) -> str:
-    return "0.000" if p < 0.0005 else f"{p:.3f}"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

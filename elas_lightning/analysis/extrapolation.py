@@ -119,10 +119,13 @@ def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
         raise Undetermined("the loss does not fall with the size")
     if best == 0:
         raise Undetermined(
-            "the loss falls along a straight line in the logarithm of the size, or faster: nothing shows where it levels off"
+            "the loss falls along a straight line in the logarithm of the size, or faster: nothing shows where it "
+            "levels off"
         )
     if best == len(grid) - 1:
-        raise Undetermined("all of the fall lies between the smallest sizes: nothing shows how fast it goes on")
+        raise Undetermined(
+            "all of the fall lies between the smallest sizes: nothing shows how fast it goes on"
+        )
     found = minimize_scalar(
         lambda exponent: float(line(exponent)[2]),
         bounds=(grid[best - 1], grid[best + 1]),
@@ -163,7 +166,8 @@ def fit(data: Mapping[float, Mapping[int, float]]) -> Fit:
             failed += times
     if failed > _UNDETERMINED_SHARE * (failed + len(laws)):
         raise Undetermined(
-            f"a curve comes out for the means, but in {100 * failed / (failed + len(laws)):.0f} % of the resamples of the "
+            f"a curve comes out for the means, but in {100 * failed / (failed + len(laws)):.0f} % of the resamples "
+            "of the "
             "seeds none does"
         )
     low, high = np.quantile([found.exponent for found in laws], [0.025, 0.975])

@@ -18,7 +18,6 @@ from rich.console import Console
 from elas_lightning.errors import UserError
 from elas_lightning.layout import sweep_folder, sweep_path
 from elas_lightning.runner import RESULT_NAME, RunResult, device_kind
-from elas_lightning.sweep.plan import Plan
 from elas_lightning.sweep.progress import duration
 from elas_lightning.sweep.run import Request, SweepRun
 from elas_lightning.sweep.study import Budget, BudgetSpent
@@ -159,8 +158,7 @@ class Composite:
             Interrupted: Stopped by the user; the same call goes on.
         """
         console.print(
-            f"{self.spec.question}\n{len(self.plans)} parts, {_in_words(self.minutes)}, "
-            f"into {self.folder}/",
+            f"{self.spec.question}\n{len(self.plans)} parts, {_in_words(self.minutes)}, into {self.folder}/",
             highlight=False,
         )
         budget = Budget(self.minutes)
@@ -175,7 +173,11 @@ class Composite:
                     run.finish()
             except BudgetSpent:
                 console.print(f"the {self.minutes:g} minutes are over", highlight=False)
-            return [f"{run.plan.spec.name}: {run.missing} of {run.plan.planned_runs} runs" for run in runs if run.missing]
+            return [
+                f"{run.plan.spec.name}: {run.missing} of {run.plan.planned_runs} runs"
+                for run in runs
+                if run.missing
+            ]
 
     def _requests(self) -> list[Request]:
         return [self.request.part(name) for name in self.spec.parts]
@@ -204,7 +206,9 @@ def _estimate(missing: int, seconds: list[float]) -> str:
     if not seconds:
         return "how long they take is known once one has run here"
     each = sum(seconds) / len(seconds)
-    return f"about {duration(missing * each)} at {each:.0f} s each (mean of the {len(seconds)} that are there)"
+    return (
+        f"about {duration(missing * each)} at {each:.0f} s each (mean of the {len(seconds)} that are there)"
+    )
 
 
 def _in_words(minutes: float | None) -> str:

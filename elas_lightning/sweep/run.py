@@ -4,7 +4,6 @@ import shlex
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -89,9 +88,7 @@ class SweepRun:
     def title(self) -> str:
         """The question, and what it takes to answer it."""
         plan = self.plan
-        return (
-            f"{plan.spec.question}\n{plan.planned_runs} runs of size {plan.size} on {plan.data}, into {plan.folder}/"
-        )
+        return f"{plan.spec.question}\n{plan.planned_runs} runs of size {plan.size} on {plan.data}, into {plan.folder}/"
 
     @property
     def missing(self) -> int:
@@ -119,7 +116,8 @@ class SweepRun:
         """
         if self._progress.done:
             self._console.print(
-                f"{self._progress.done} of {self.plan.planned_runs} runs are there from before", highlight=False
+                f"{self._progress.done} of {self.plan.planned_runs} runs are there from before",
+                highlight=False,
             )
         # once, with its own progress, before the clock starts
         C4DataModule(**self.plan.base["data"]).prepare_data()

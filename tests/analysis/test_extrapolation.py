@@ -20,14 +20,14 @@ def test_a_known_law_is_recovered(exponent, count):
     law = power_law(SIZES[:count], _curve(SIZES[:count], scale=2.0 * 1e6**exponent, exponent=exponent))
     assert law.exponent == pytest.approx(exponent, rel=1e-3)
     assert law.offset == pytest.approx(1.7, rel=1e-3)
-    assert float(law.at(1e9)) == pytest.approx(float(_curve(1e9, scale=2.0 * 1e6**exponent, exponent=exponent)), rel=1e-3)
+    assert float(law.at(1e9)) == pytest.approx(
+        float(_curve(1e9, scale=2.0 * 1e6**exponent, exponent=exponent)), rel=1e-3
+    )
 
 
 def _noisy(seed, seeds=5, noise=0.003):
     generator = np.random.default_rng(seed)
-    return {
-        float(x): dict(enumerate(_curve(x) + generator.normal(0, noise, seeds))) for x in SIZES
-    }
+    return {float(x): dict(enumerate(_curve(x) + generator.normal(0, noise, seeds))) for x in SIZES}
 
 
 def test_the_interval_holds_the_true_exponent_mostly():
@@ -55,7 +55,10 @@ def test_a_loss_is_quoted_within_reach_only():
 
 
 def test_three_seeds_are_resampled_in_all_27_ways_and_the_fit_repeats():
-    data = {x: {seed: value for seed, value in sides.items() if seed < 3} for x, sides in _noisy(2, noise=0.0005).items()}
+    data = {
+        x: {seed: value for seed, value in sides.items() if seed < 3}
+        for x, sides in _noisy(2, noise=0.0005).items()
+    }
     assert len(fit(data).resamples) == 27
     assert fit(data) == fit(data)
 
@@ -87,7 +90,10 @@ def test_data_that_decide_nothing_are_refused_with_the_reason(y, reason):
 def test_noise_larger_than_the_curvature_is_refused():
     generator = np.random.default_rng(0)
     # nearly straight: means may bend by luck, resamples of the seeds do not agree on it
-    data = {x: dict(enumerate(4 - 0.1 * np.log(x / 1e6) + generator.normal(0, 0.05, 3))) for x in (1e6, 3e6, 1e7, 3e7)}
+    data = {
+        x: dict(enumerate(4 - 0.1 * np.log(x / 1e6) + generator.normal(0, 0.05, 3)))
+        for x in (1e6, 3e6, 1e7, 3e7)
+    }
     with pytest.raises(Undetermined):
         fit(data)
 

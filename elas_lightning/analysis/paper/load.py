@@ -28,6 +28,7 @@ class Paper:
         summary: its ``summary.json``.
         parts: the sweeps whose files are there, by name, in the composite's order.
         absent: the other parts, each with the reason.
+        captions: what the figures of each part show, as they were drawn last.
         records: speed measured side by side: the benchmarks' files by name.
         evaluations: results of ``elas eval`` by file name.
     """
@@ -36,13 +37,19 @@ class Paper:
     summary: dict[str, Any]
     parts: dict[str, SweepResults]
     absent: dict[str, str]
+    captions: dict[str, list[str]]
     records: dict[str, dict[str, Any]]
     evaluations: dict[str, dict[str, Any]]
 
     @cached_property
     def table(self) -> SweepResults | None:
         """The part that compares the methods: the one that names twins."""
-        return next((part for part in self.parts.values() if part.summary.get("twins")), None)
+        return self.parts[self.table_name] if self.table_name else None
+
+    @cached_property
+    def table_name(self) -> str | None:
+        """The name of that part."""
+        return next((name for name, part in self.parts.items() if part.summary.get("twins")), None)
 
     @property
     def trials(self) -> pd.DataFrame:
@@ -83,10 +90,14 @@ def load_paper(folder: Path, benchmarks: Path | None = None) -> Paper:
     summary = _object(folder / "summary.json")
     parts: dict[str, SweepResults] = {}
     absent: dict[str, str] = {}
+    captions: dict[str, list[str]] = {}
     for part in summary["parts"]:
         home = folder.parent / part["folder"]
         if (home / "summary.json").is_file():
             parts[part["name"]] = load_sweep(home)
+            drawn = home / "plots" / "captions.json"
+            found = _object(drawn)["figures"] if drawn.is_file() else []
+            captions[part["name"]] = [figure["caption"] for figure in found]
         else:
             absent[part["name"]] = f"{home} holds no results"
     return Paper(
@@ -94,6 +105,7 @@ def load_paper(folder: Path, benchmarks: Path | None = None) -> Paper:
         summary=summary,
         parts=parts,
         absent=absent,
+        captions=captions,
         records=_objects(benchmarks) if benchmarks else {},
         evaluations=_objects(folder / EVALUATIONS),
     )
@@ -117,7 +129,11 @@ def _object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}): delete it or write it again") from None
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}): delete it or write it again"
+        ) from None
     if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, not an object: delete it or write it again")
+        raise UserError(
+            f"{path} holds a {type(content).__name__}, not an object: delete it or write it again"
+        )
     return dict(content)

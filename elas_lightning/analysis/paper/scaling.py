@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -58,10 +59,14 @@ def scaling_series(paper: Paper) -> list[Series]:
 
 def _series(part: str, results: SweepResults, name: str, axis: str) -> list[Series]:
     others = [other for other in results.names if other != name]
-    groups = results.trials.groupby(others, sort=False) if others else [((), results.trials)]
     found = []
-    for levels, rows in groups:
-        label = ", ".join(level_name(results.parameter(o), level) for o, level in zip(others, levels, strict=True))
+    for levels in product(*(results.parameter(other).levels for other in others)):
+        rows = results.trials
+        for other, level in zip(others, levels, strict=True):
+            rows = rows[rows[other] == level]
+        label = ", ".join(
+            level_name(results.parameter(o), level) for o, level in zip(others, levels, strict=True)
+        )
         done = rows[(rows["state"] == "complete") & np.isfinite(rows["val_loss"]) & (rows[axis] > 0)]
         data: dict[float, dict[int, float]] = {}
         for x, seed, loss in zip(done[axis], done["seed"], done["val_loss"], strict=True):
@@ -94,8 +99,10 @@ def scaling_sentences(series: list[Series]) -> list[str]:
             else "three constants go through three means exactly, so that nothing checks the form of the curve"
         )
         said.append(
-            f"{what}: loss falls with exponent {number(law.exponent, 2)} (95 % bootstrap interval {number(one.fit.exponent[0], 2)} "
-            f"to {number(one.fit.exponent[1], 2)} over {one.fit.seeds} seeds) towards {number(law.offset, 3)} nats; {check}."
+            f"{what}: loss falls with exponent {number(law.exponent, 2)} (95 % bootstrap interval "
+            f"{number(one.fit.exponent[0], 2)} "
+            f"to {number(one.fit.exponent[1], 2)} over {one.fit.seeds} seeds) towards {number(law.offset, 3)} "
+            f"nats; {check}."
         )
         said += _targets(one, one.fit)
     sizes = sorted({x for one in series if one.axis == "parameters" for x in one.data})
@@ -112,7 +119,9 @@ def _targets(one: Series, found: Fit) -> list[str]:
         at = found.at(target)
         if at is not None:
             mean, low, high = at
-            quoted.append(f"{number(mean, 3)} nats at {name} (95 % bootstrap interval {number(low, 3)} to {number(high, 3)})")
+            quoted.append(
+                f"{number(mean, 3)} nats at {name} (95 % bootstrap interval {number(low, 3)} to {number(high, 3)})"
+            )
     if not quoted:
         return []
     return [f"Followed further, {one.name} would come to {listing(quoted)}, if nothing changes on the way."]
@@ -123,18 +132,22 @@ def _what_it_does_not_say(sizes: list[float]) -> str:
     targets = published()["extrapolated_to"]
     beyond = {name: target for name, target in targets.items() if target > REACH * largest}
     text = (
-        f"All sizes here lie between {number(sizes[0] / 1e6)} and {number(largest / 1e6)} million parameters, embeddings "
+        f"All sizes here lie between {number(sizes[0] / 1e6)} and {number(largest / 1e6)} million parameters, "
+        "embeddings "
         "included, at one number of tokens each and one learning rate for all. "
     )
     if beyond:
         away = listing([f"{name} is {factor(largest, target)} larger" for name, target in beyond.items()])
         text += (
-            f"{away} than the largest: no loss is quoted at more than {REACH:g} times it, and nothing here supports a claim "
+            f"{away} than the largest: no loss is quoted at more than {REACH:g} times it, and nothing here "
+            "supports a claim "
             f"about {listing(list(beyond))}. "
         )
     return text + (
-        "What such a fit can say is whether the cost of 2:4 grows or shrinks over the sizes that were run. The bootstrap "
-        "knows the seeds only: with three of them its intervals are too narrow, and it knows nothing of a wrong form of "
+        "What such a fit can say is whether the cost of 2:4 grows or shrinks over the sizes that were run. The "
+        "bootstrap "
+        "knows the seeds only: with three of them its intervals are too narrow, and it knows nothing of a wrong "
+        "form of "
         "the curve."
     )
 
@@ -147,11 +160,22 @@ def scaling_table(series: list[Series]) -> Table | None:
             found = estimate(list(by_seed.values()))
             assert found is not None  # a size is there because a seed is
             at = f"{float(one.fit.law.at(x)):.3f}" if one.fit else "no fit"
-            rows.append((one.part, one.name, f"{number(x / 1e6)} M {_NOUNS[one.axis]}", plus_minus(found), str(found.n), at))
+            rows.append(
+                (
+                    one.part,
+                    one.name,
+                    f"{number(x / 1e6)} M {_NOUNS[one.axis]}",
+                    plus_minus(found),
+                    str(found.n),
+                    at,
+                )
+            )
     if not rows:
         return None
     columns = ("Part", "Method", "Size", "Validation loss (nats)", "Seeds", "Fitted")
-    return Table("Mean ± half of the 95 % t-interval over seeds, and the fitted curve there.", columns, tuple(rows), 3)
+    return Table(
+        "Mean ± half of the 95 % t-interval over seeds, and the fitted curve there.", columns, tuple(rows), 3
+    )
 
 
 @style.styled
@@ -176,7 +200,9 @@ def scaling_figure(series: list[Series]) -> Figure | None:
             ax.plot(curve[inside], one.fit.law.at(curve[inside]), color=look.color)
             ax.plot(curve[~inside], one.fit.law.at(curve[~inside]), color=look.color, linestyle=":")
             spread = np.array([law.at(curve) for law in one.fit.resamples])
-            ax.fill_between(curve, *np.quantile(spread, [0.025, 0.975], axis=0), color=look.color, alpha=0.12, linewidth=0)
+            ax.fill_between(
+                curve, *np.quantile(spread, [0.025, 0.975], axis=0), color=look.color, alpha=0.12, linewidth=0
+            )
             last = float(one.fit.law.at(one.fit.reach))
         ends.append((last, one.name, look))
     ax.set_xscale("log")

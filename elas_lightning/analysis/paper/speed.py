@@ -25,7 +25,11 @@ class Ratio(NamedTuple):
     @property
     def is_ours_against_its_twin(self) -> bool:
         """ELAS beside the same low-rank model without 2:4: what the paper does not report."""
-        return self.contender.lower().startswith("elas") and "full" not in self.against and "transf" not in self.against
+        return (
+            self.contender.lower().startswith("elas")
+            and "full" not in self.against
+            and "transf" not in self.against
+        )
 
 
 def ratios(paper: Paper) -> list[Ratio]:
@@ -33,7 +37,7 @@ def ratios(paper: Paper) -> list[Ratio]:
     return [
         ratio
         for name, record in paper.records.items()
-        for ratio in _walk(record, name, record, (), "")
+        for ratio in _walk(record, name, record, tuple(_words(record.get("settings") or {})), "")
     ]
 
 
@@ -45,8 +49,7 @@ def _walk(
             yield from _walk(item, name, record, place, label)
     if not isinstance(node, Mapping):
         return
-    words = [f"{node[key]}{unit}" for key, unit in _PLACES.items() if isinstance(node.get(key), str | int)]
-    here = (*place, *(word for word in words if word not in place))
+    here = (*place, *(word for word in _words(node) if word not in place))
     contender = str(node.get("contender", label))
     settings = record.get("settings") or {}
     device_type = str(record.get("device_type") or settings.get("device", ""))
@@ -61,6 +64,10 @@ def _walk(
             yield from _walk(item, name, record, here, key if isinstance(item, Mapping) else contender)
 
 
+def _words(node: Mapping[str, Any]) -> list[str]:
+    return [f"{node[key]}{unit}" for key, unit in _PLACES.items() if isinstance(node.get(key), str | int)]
+
+
 _PLACES = {"shape": "", "batch": " sequences", "sequence": " tokens each", "tokens": " tokens", "mode": ""}
 
 
@@ -69,10 +76,11 @@ def speed_table(paper: Paper) -> Table | None:
     found = ratios(paper)
     if not found:
         return None
-    rows = tuple((r.kind, r.device, r.place or "see the record", r.contender, r.against, r.times, r.record) for r in found)
+    rows = tuple((r.kind, r.device, r.place, r.contender, r.against, r.times, r.record) for r in found)
     columns = ("What", "Device", "Where", "Contender", "Against", "Times as fast", "Record")
     caption = (
-        "Contenders take turns in one process; medians of the ratios with their 20th and 80th percentiles. Above 1 is faster."
+        "Contenders take turns in one process; medians of the ratios with their 20th and 80th percentiles. "
+        "Above 1 is faster."
     )
     return Table(caption, columns, rows, 5)
 
@@ -81,7 +89,7 @@ def speed_sentences(paper: Paper) -> Iterator[str]:
     """ELAS against its dense twin on each device, and what has not been measured."""
     found = ratios(paper)
     if not found:
-        yield "No record with ratios lies under benchmarks/results/: `elas bench --json FILE` makes one."
+        yield "No record with ratios lies under benchmarks/results/: elas bench --json FILE makes one."
         return
     for ratio in found:
         if ratio.is_ours_against_its_twin:
@@ -91,9 +99,12 @@ def speed_sentences(paper: Paper) -> Iterator[str]:
             )
     if not any(ratio.gpu for ratio in found):
         yield (
-            "There is no record from a GPU. On a CPU the 2:4 step is work and saves none, so these ratios say nothing about "
+            "There is no record from a GPU. On a CPU the 2:4 step is work and saves none, so these ratios say "
+            "nothing about "
             "sparse tensor cores; whether 2:4 pays on a low-rank FFN is not answered here yet."
         )
     kinds = {ratio.kind for ratio in found}
-    if lacking := [what for what, kind in (("of training", "train_step"), ("of prefill", "prefill")) if kind not in kinds]:
+    if lacking := [
+        what for what, kind in (("of training", "train_step"), ("of prefill", "prefill")) if kind not in kinds
+    ]:
         yield f"Not measured yet: the speed {listing(lacking)}."

@@ -122,10 +122,13 @@ def methods_table(results: SweepResults) -> Table:
         "Peak memory (MB)",
     )
     caption = (
-        "Mean ± half of the 95 % t-interval over seeds; in brackets what is missing from the mean. Differences are paired "
+        "Mean ± half of the 95 % t-interval over seeds; in brackets what is missing from the mean. Differences are "
+        "paired "
         "by seed, with their 95 % interval in brackets; p is corrected over the column (Holm). Equivalence is two "
-        f"one-sided tests with a margin of {100 * MARGIN:g} % stated beforehand, corrected likewise; “not shown” is neither "
-        f"equal nor different. Weights and gradients as the paper counts them, {_PUBLISHED_BYTES} bytes a parameter. Speeds "
+        f"one-sided tests with a margin of {100 * MARGIN:g} % stated beforehand, corrected likewise; “not shown” "
+        "is neither "
+        f"equal nor different. Weights and gradients as the paper counts them, {_PUBLISHED_BYTES} bytes a "
+        "parameter. Speeds "
         "are of runs made one after another, not side by side: an indication, no claim. Peak memory is what was "
         "allocated on a GPU, or the whole process on a CPU."
     )
@@ -135,7 +138,9 @@ def methods_table(results: SweepResults) -> Table:
 def _spread(point: Point | None, scale: float, planned: int) -> str:
     if point is None:
         return NOT_RUN
-    lost = [f"{point.counts[state]} {state}" for state in ("diverged", "failed", "pruned") if point.counts[state]]
+    lost = [
+        f"{point.counts[state]} {state}" for state in ("diverged", "failed", "pruned") if point.counts[state]
+    ]
     if missing := planned - sum(point.counts.values()):
         lost.append(f"{missing} {NOT_RUN}")
     value = plus_minus(point.estimate, scale) if point.estimate else "none"

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 
+from elas_lightning.analysis.answer import USUAL_TOKENS_PER_PARAMETER, tokens_per_parameter
 from elas_lightning.analysis.equivalence import MARGIN, sentence_of
 from elas_lightning.analysis.load import SweepResults
 from elas_lightning.analysis.paper.load import Paper, choices
 from elas_lightning.analysis.paper.table import Comparison, against_twins, methods
 from elas_lightning.analysis.points import best, difference
 from elas_lightning.analysis.statistics import Difference
-from elas_lightning.analysis.wording import compare, decimals_of, interval, listing, plural, plus_minus, seeds_phrase, signed
+from elas_lightning.analysis.wording import (
+    compare,
+    decimals_of,
+    interval,
+    listing,
+    number,
+    plural,
+    plus_minus,
+    seeds_phrase,
+    signed,
+)
 
 OURS = "ELAS"
 # How far from its dense twin ELAS may be, in per cent of perplexity, for this suite to say that it keeps up.
@@ -31,6 +42,7 @@ def verdicts(paper: Paper) -> list[str]:
     if not said:
         said.append(f"The table holds no run of {OURS} and its dense twin yet, so there is no answer.")
     said.append(winner(results))
+    said += budget(results)
     said.append(completeness(paper))
     return said
 
@@ -49,18 +61,20 @@ def close_to_twin(found: Comparison) -> str:
     if d.low is None or d.high is None:
         return f"{a} is {value} from {b} in perplexity in the one seed they share, too few to say how sure that is."
     span = f"{value}, 95 % interval {interval(d)}, paired over {plural(d.n, 'seed')}"
-    if -_CLOSE < d.low and d.high < _CLOSE:
+    if d.low > -_CLOSE and d.high < _CLOSE:
         return f"{a} is within {_CLOSE:g} % of its dense low-rank twin, {b}, in perplexity ({span})."
     if abs(d.value) <= _CLOSE:
         return (
-            f"The mean of {a} is within {_CLOSE:g} % of its dense low-rank twin, {b}, but the interval is not ({span}): "
+            f"The mean of {a} is within {_CLOSE:g} % of its dense low-rank twin, {b}, but the interval is not "
+            f"({span}): "
             "so few seeds do not show it."
         )
     if d.low > _CLOSE or d.high < -_CLOSE:
         side = "worse" if d.value > 0 else "better"
         return f"{a} is not within {_CLOSE:g} % of its dense low-rank twin, {b}: it is {side} ({span})."
     return (
-        f"{a} is not within {_CLOSE:g} % of its dense low-rank twin, {b}, by its mean ({span}), though the interval leaves "
+        f"{a} is not within {_CLOSE:g} % of its dense low-rank twin, {b}, by its mean ({span}), though the "
+        "interval leaves "
         "room for it."
     )
 
@@ -77,9 +91,15 @@ def winner(results: SweepResults) -> str:
     ours = contenders(results)
     done = {name: points[name] for name in ours if name in points and points[name].values}
     waiting = [name for name in ours if name not in done]
-    rest = f" ({listing(waiting)} {'has' if len(waiting) == 1 else 'have'} no finished run yet)" if waiting else ""
+    rest = (
+        f" ({listing(waiting)} {'has' if len(waiting) == 1 else 'have'} no finished run yet)"
+        if waiting
+        else ""
+    )
     if not done:
-        return f"None of our contenders has a finished run yet: {listing(ours) if ours else 'none is listed'}."
+        return (
+            f"None of our contenders has a finished run yet: {listing(ours) if ours else 'none is listed'}."
+        )
     if len(done) == 1:
         (name,) = done
         return f"Of our own contenders only {name} has finished runs{rest}, so there is no winner among them."
@@ -87,7 +107,8 @@ def winner(results: SweepResults) -> str:
     (first,) = [name for name, point in done.items() if point is top]
     assert top is not None  # every point of `done` has a finished run
     assert top.estimate is not None
-    said = f"Among our own contenders {first} comes first with {plus_minus(top.estimate)} ({seeds_phrase(top.estimate.n)}){rest}"
+    value = f"{plus_minus(top.estimate)} ({seeds_phrase(top.estimate.n)})"
+    said = f"Among our own contenders {first} comes first with {value}{rest}"
     if first == OURS:
         others = [name for name in done if name != OURS]
         return f"{said}: {listing(others)} {'does' if len(others) == 1 else 'do'} not beat plain {OURS}."
@@ -102,6 +123,21 @@ def _beats(found: Difference | None, first: str) -> str:
     if found is not None and found.found and found.value < 0:
         return f"{text}, so it beats plain {OURS} beyond the interval"
     return text
+
+
+def budget(results: SweepResults) -> list[str]:
+    """What these runs are beside those that the paper's claim is about; nothing where the budget is the usual one."""
+    ratio = tokens_per_parameter(results.trials)
+    if ratio is None or ratio.max() >= USUAL_TOKENS_PER_PARAMETER:
+        return []
+    millions = results.trials["parameters"].max() / 1e6
+    return [
+        f"These are models of up to {number(millions)} million parameters that saw {number(ratio.max())} tokens "
+        "per parameter, "
+        f"not the {USUAL_TOKENS_PER_PARAMETER} of a trained model: they show the order at this size and budget and "
+        "neither "
+        "confirm nor refute the paper's figures."
+    ]
 
 
 def completeness(paper: Paper) -> str:
@@ -123,14 +159,20 @@ def completeness(paper: Paper) -> str:
 def statistics_note() -> list[str]:
     """How to read the numbers of the document."""
     return [
-        "Each seed gives a run its initial weights and, from another number, its order of data; both are in its result "
-        "file. Means are over seeds, ± is half of the 95 % t-interval, differences are paired by seed and taken between "
+        "Each seed gives a run its initial weights and, from another number, its order of data; both are in its "
+        "result "
+        "file. Means are over seeds, ± is half of the 95 % t-interval, differences are paired by seed and taken "
+        "between "
         "log-perplexities.",
-        "Where several comparisons stand in a table, their p are corrected together (Holm), so that the chance of even one "
+        "Where several comparisons stand in a table, their p are corrected together (Holm), so that the chance of "
+        "even one "
         "false finding in it stays at 5 %.",
-        "“No difference was found” means that the interval includes zero: it bounds the difference and does not show that "
-        f"there is none. “Equivalent within {100 * MARGIN:g} %” is a claim with a test of its own: the 90 % interval lies "
+        "“No difference was found” means that the interval includes zero: it bounds the difference and does not "
+        "show that "
+        f"there is none. “Equivalent within {100 * MARGIN:g} %” is a claim with a test of its own: the 90 % "
+        "interval lies "
         "within the margin on both sides.",
-        "A run that diverged has no perplexity. It is counted wherever its point is shown, and a method with a diverged run "
+        "A run that diverged has no perplexity. It is counted wherever its point is shown, and a method with a "
+        "diverged run "
         "is never called equivalent to another.",
     ]

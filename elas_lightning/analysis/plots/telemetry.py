@@ -17,7 +17,6 @@ from elas_lightning.analysis.wording import number, plus_minus, seeds_phrase, se
 from elas_lightning.errors import UserError
 
 
-
 class Quantity(NamedTuple):
     """A column of ``telemetry.csv``: axis label, what a sentence calls it, factor to the shown unit, that unit."""
 
@@ -30,20 +29,34 @@ class Quantity(NamedTuple):
 QUANTITIES = {
     "natural_zeros": Quantity("Zeros before the 2:4 step (%)", "share of zeros before the 2:4 step"),
     "dropped_energy": Quantity("Energy dropped by 2:4 (%)", "energy dropped by the 2:4 step"),
-    "dropped_nonzeros": Quantity("Non-zeros dropped by 2:4 (%)", "share of non-zeros dropped by the 2:4 step"),
-    "mask_drift": Quantity("Choice given up since the last look (%)", "share of the 2:4 choice that is given up"),
-    "gradient_norm_ste": Quantity("Norm of the straight-through gradient", "straight-through gradient's norm", 1.0, ""),
+    "dropped_nonzeros": Quantity(
+        "Non-zeros dropped by 2:4 (%)", "share of non-zeros dropped by the 2:4 step"
+    ),
+    "mask_drift": Quantity(
+        "Choice given up since the last look (%)", "share of the 2:4 choice that is given up"
+    ),
+    "gradient_norm_ste": Quantity(
+        "Norm of the straight-through gradient", "straight-through gradient's norm", 1.0, ""
+    ),
     "gradient_norm_masked": Quantity("Norm of the exact gradient", "exact gradient's norm", 1.0, ""),
     "gradient_cosine": Quantity(
         "Cosine to the exact gradient", "cosine between straight-through and exact gradient", 1.0, ""
     ),
     "gradient_bias": Quantity(
-        "Distance to the exact gradient (its norm = 1)", "distance of the straight-through gradient from the exact one",
-        1.0, "",
-    ),  # fmt: skip
-    "effective_rank_up": Quantity("Effective rank, up projection", "effective rank of the up projection", 1.0, ""),
-    "effective_rank_down": Quantity("Effective rank, down projection", "effective rank of the down projection", 1.0, ""),
-    "effective_rank_hidden": Quantity("Effective rank, hidden features", "effective rank of the hidden features", 1.0, ""),
+        "Distance to the exact gradient (its norm = 1)",
+        "distance of the straight-through gradient from the exact one",
+        1.0,
+        "",
+    ),
+    "effective_rank_up": Quantity(
+        "Effective rank, up projection", "effective rank of the up projection", 1.0, ""
+    ),
+    "effective_rank_down": Quantity(
+        "Effective rank, down projection", "effective rank of the down projection", 1.0, ""
+    ),
+    "effective_rank_hidden": Quantity(
+        "Effective rank, hidden features", "effective rank of the hidden features", 1.0, ""
+    ),
 }
 _MOST_LAYER_LABELS = 8
 
