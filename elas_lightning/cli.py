@@ -57,6 +57,8 @@ def _parse(arguments: list[str]) -> int:
     _add_study(sweep)
     sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", type=_override, dest="overrides",
                        help="set a dotted configuration key for every run, e.g. trainer.max_steps=50")  # fmt: skip
+    sweep.add_argument("--budget", type=_minutes, metavar="MINUTES",
+                       help="begin no more runs after that time; the same command goes on later")  # fmt: skip
     sweep.add_argument(
         "--dry-run", action="store_true", help="check the sweep and list its runs, run nothing"
     )
@@ -225,6 +227,13 @@ def _override(text: str) -> tuple[str, Any]:
     return key, yaml.safe_load(value)
 
 
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if minutes < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative: give minutes")
+    return minutes
+
+
 def _lightning_command(arguments: list[str]) -> int:
     from elas_lightning.configuration import quiet_lightning
     from elas_lightning.runner import RunCommand
@@ -239,11 +248,14 @@ def _lightning_command(arguments: list[str]) -> int:
 def _sweep(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from elas_lightning.sweep.run import make_plan, run_sweep
+    from elas_lightning.sweep.composite import Composite, is_composite
+    from elas_lightning.sweep.run import Request, run_sweep
 
-    overrides = dict(options.overrides)
+    request = Request(options.name, options.size, options.data, dict(options.overrides), options.budget)
+    if is_composite(options.name):
+        return _composite(Composite(request), options)
     if options.dry_run:
-        plan = make_plan(options.name, options.size, options.data, overrides)
+        plan = request.plan()
         plan.check()
         if plan.spec.is_search:
             print(
@@ -253,29 +265,51 @@ def _sweep(options: argparse.Namespace) -> int:
             for planned in plan.runs():
                 print(f"{planned.label}, seed {planned.seed}: {planned.request.command}")
         return 0
-    console = Console()
-    folder = run_sweep(options.name, options.size, options.data, overrides, console)
-    return _write_report(folder)
+    missing = run_sweep(request, Console())
+    _report(options)
+    if missing:
+        print(f"{missing} runs are missing; the same command goes on")
+    return 0
+
+
+def _composite(composite: Any, options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    composite.check()
+    if options.dry_run:
+        for line in composite.list_runs():
+            print(line)
+        return 0
+    missing = composite.run(Console())
+    _report(options)
+    if missing:
+        print(f"missing: {'; '.join(missing)}. The same command goes on")
+    return 0
 
 
 def _plots(options: argparse.Namespace) -> int:
+    from elas_lightning.analysis.paper.load import is_paper
+    from elas_lightning.analysis.paper.report import write_paper_plots
     from elas_lightning.analysis.plots import write_plots
 
-    for path in write_plots(_results(options)):
+    folder = _results(options)
+    for path in write_paper_plots(folder) if is_paper(folder) else write_plots(folder):
         print(path)
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
-    return _write_report(_results(options))
-
-
-def _write_report(folder: Any) -> int:
-    from elas_lightning.analysis.plots import write_plots
+    from elas_lightning.analysis.paper.load import is_paper
+    from elas_lightning.analysis.paper.report import write_paper_report
     from elas_lightning.analysis.report import write_report
+    from elas_lightning.layout import shipped_folder
 
-    write_plots(folder)
-    print(f"report: {write_report(folder)}")
+    folder = _results(options)
+    if is_paper(folder):
+        path = write_paper_report(folder, shipped_folder("benchmarks") / "results")
+    else:
+        path = write_report(folder)
+    print(f"report: {path}")
     return 0
 
 

@@ -40,8 +40,8 @@ class RunResult:
     """What a run came to. ``state`` is ``complete``, ``diverged``, ``pruned`` or ``failed``; ``reason`` says why.
 
     ``metrics`` holds ``val_loss`` (nats a token), ``val_perplexity``, ``val_perplexity_galore_protocol``,
-    ``val_bits_per_byte``, ``train_loss``, ``tokens`` (targets trained on), ``seconds`` (training without
-    validation), ``tokens_per_second``, ``model_flops_utilisation``, ``parameters``, ``flops_per_token``
+    ``val_bits_per_byte``, ``val_batches``, ``train_loss``, ``tokens`` (targets trained on), ``seconds`` (training
+    without validation), ``tokens_per_second``, ``model_flops_utilisation``, ``parameters``, ``flops_per_token``
     (training, forward and backward), ``flops_per_token_24`` (with 2:4 products at half), ``peak_memory_bytes``,
     ``account`` (the bytes that ``memory_account`` expects of a micro-batch: ``weights``, ``gradients``,
     ``optimizer``, ``weight_copies``, ``activations``, ``logits``, ``recomputed``, ``total``), ``loss_spikes``
@@ -247,6 +247,7 @@ def _metrics(cli: ElasCLI, state: str) -> dict[str, Any]:
         "val_perplexity": measured.get("val_perplexity"),
         "val_perplexity_galore_protocol": measured.get("val_perplexity_galore_protocol"),
         "val_bits_per_byte": measured.get("val_bits_per_byte"),
+        "val_batches": measured.get("val_batches"),
         "train_loss": recorder.last_train_loss,
         "tokens": recorder.tokens,
         "seconds": recorder.seconds,

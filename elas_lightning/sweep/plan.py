@@ -15,6 +15,10 @@ from elas_lightning.layout import overlay_path
 from elas_lightning.runner import RunRequest
 from elas_lightning.sweep.spec import Dimension, Point, SweepSpec
 
+# Initialisation and data order draw from generators of their own. Were both started from the same number, the two
+# streams could be one and the same, and what looks like the spread of both would be the spread of one.
+DATA_SEED_OFFSET = 1000
+
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -22,7 +26,7 @@ class PlannedRun:
 
     Args:
         values: Searched parameters by short name, as tables and plots show them.
-        seed: Initialisation and data order.
+        seed: Of the initialisation; data order has the same number plus :data:`DATA_SEED_OFFSET`.
         request: What the runner is to do.
     """
 
@@ -77,7 +81,7 @@ class Plan:
                 overrides.update(dict.fromkeys(dimension.keys, self._value(dimension, label)))
             values[dimension.name] = self._shown(dimension, label)
         overrides.update(self.overrides)
-        overrides.update({"seed_everything": seed, "data.seed": seed})
+        overrides.update({"seed_everything": seed, "data.seed": seed + DATA_SEED_OFFSET})
         directory = self.folder / "runs" / _directory_name(values, seed, overlays, overrides)
         return PlannedRun(values, seed, RunRequest(directory, tuple(overlays), overrides))
 

@@ -112,7 +112,9 @@ class SweepSpec:
         machines: For ``cpu`` and ``gpu``: the size and data that a plain ``make sweep`` takes there.
         search: The dimensions.
         without: Points of the grid to leave out, by the labels of some or all dimensions.
-        seeds: Each point runs once with each seed; it sets initialisation and data order.
+        seeds: Each point runs once with each seed; it sets initialisation and, apart from it, data order.
+        twins: What choices of the first dimension are held against, label to label: the same model without what the
+            choice adds.
         sampler: ``grid`` runs every combination; ``tpe`` and ``random`` draw ``trials`` points.
         trials: Points to draw; only for samplers that draw.
         pruner: ``median`` stops points that look worse than the median of those before.
@@ -134,6 +136,7 @@ class SweepSpec:
     objective: str = "val_perplexity"
     overrides: dict[str, Any] = field(default_factory=dict)
     plots: tuple[dict[str, Any], ...] = ()
+    twins: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [dimension.name for dimension in self.search]
@@ -152,7 +155,8 @@ class SweepSpec:
             (set(self.machines) == {"cpu", "gpu"}, "machines: give size and data for cpu and for gpu"),
             (
                 (self.sampler == "grid") == (self.trials is None),
-                f"trials is {self.trials}: a grid has no trials (it runs every combination), other samplers need them",
+                f"trials is {self.trials}: a grid has no trials (it runs every combination), other samplers need "
+                "them",
             ),
             (
                 self.sampler != "grid" or not any(d.is_range for d in self.search),
@@ -166,6 +170,14 @@ class SweepSpec:
                 f"without: {point} is no point of the search",
             )
             for point in self.without
+        ]
+        checks += [
+            (
+                label in self.search[0].options,
+                f"twins: {label!r} is no choice of {names[0]}: {', '.join(map(str, self.search[0].options))}",
+            )
+            for pair in (self.twins.items() if self.search else ())
+            for label in pair
         ]
         checks += [(p.get("kind") in PLOT_KINDS, f"plots: kind is {p.get('kind')!r}: {', '.join(PLOT_KINDS)}")
                    for p in self.plots]  # fmt: skip

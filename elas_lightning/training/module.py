@@ -168,7 +168,7 @@ class ElasModule(L.LightningModule):
         self.val_metric.update(nll, tokens, batch["target_bytes"].sum())
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val_loss``, ``val_perplexity``, ``val_bits_per_byte`` and the GaLore-protocol number."""
+        """Log ``val_loss``, ``val_perplexity``, ``val_bits_per_byte``, the GaLore-protocol number, ``val_batches``."""
         values = self.val_metric.compute()
         self.val_metric.reset()
         # already the same on every rank; said again, since Lightning warns where it is not told

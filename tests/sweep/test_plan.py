@@ -8,7 +8,7 @@ import pytest
 from elas_lightning.configuration import resolve
 from elas_lightning.errors import UserError
 from elas_lightning.sweep.plan import Plan
-from elas_lightning.sweep.run import make_plan
+from elas_lightning.sweep.run import Request
 
 
 def test_a_point_becomes_overlays_and_overrides(planned: Callable[..., Plan]) -> None:
@@ -18,7 +18,8 @@ def test_a_point_becomes_overlays_and_overrides(planned: Callable[..., Plan]) ->
     config = resolve(run.request.overlays, run.request.overrides)
     assert config["model"]["config"]["ffn_rank"] == config["model"]["config"]["attention_rank"] == 4
     assert config["model"]["config"]["sparsity"]["placement"] == ["ffn_hidden"]
-    assert config["seed_everything"] == config["data"]["seed"] == 3
+    # initialisation and data order must not be drawn from the same stream
+    assert (config["seed_everything"], config["data"]["seed"]) == (3, 1003)
 
 
 def test_every_run_has_a_directory_of_its_own_that_says_what_it_is(planned: Callable[..., Plan]) -> None:
@@ -93,6 +94,6 @@ def test_an_unknown_key_is_refused(planned: Callable[..., Plan]) -> None:
 
 def test_unknown_sizes_and_sweeps_are_refused_with_those_there_are(project: Path) -> None:
     with pytest.raises(UserError, match=r"no overlay experiments/sizes/huge\.yaml: choose one of small"):
-        make_plan("grid", "huge", None, {}).check()
+        Request("grid", "huge").plan().check()
     with pytest.raises(UserError, match="no sweep named 'gird': choose one of grid"):
-        make_plan("gird", None, None, {})
+        Request("gird").plan()
