@@ -9,13 +9,13 @@ from elas_lightning.configuration import resolve
 from elas_lightning.layout import shipped_folder
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.ffn import make_ffn
-from elas_lightning.sweep.run import make_plan
+from elas_lightning.sweep.run import Request
 
 SIZES = sorted(p.stem for p in (shipped_folder("experiments") / "sizes").glob("*.yaml"))
 
 
 def contenders(size: str) -> dict[str, ModelConfig]:
-    plan = make_plan("matched_ablation", size, "c4", {})
+    plan = Request("matched_ablation", size, "c4").plan()
     found = {}
     for label in plan.spec.search[0].options:
         request = plan.run({"model": label}, 0).request
@@ -51,7 +51,10 @@ def kept_numbers(config: ModelConfig, wide: float) -> float:
 @pytest.mark.parametrize("size", SIZES)
 def test_matches_within_two_percent(size: str) -> None:
     models = contenders(size)
-    elas, close = models["ELAS"], 0.02
+    elas = models["ELAS"]
+    assert elas.ffn_rank is not None
+    # ranks are whole numbers: at the smallest sizes half of one is more than two per cent
+    close = max(0.02, 0.5 / elas.ffn_rank)
     assert models["dense twin"].ffn_rank == elas.ffn_rank
     less = models["less rank, forward FLOPs"]
     assert forward_products(less) == pytest.approx(forward_products(elas), rel=close)
@@ -62,7 +65,6 @@ def test_matches_within_two_percent(size: str) -> None:
     less = models["less width, paper's memory"]
     assert kept_numbers(less, 2) == pytest.approx(kept_numbers(elas, 2 * 9 / 16), rel=close)
     sparser = forward_products(models["full rank, 1:4 twice"]) / forward_products(elas)
-    assert elas.ffn_rank is not None
     if elas.ffn_rank * 4 == elas.hidden_size:
         assert sparser == pytest.approx(1, rel=close)
     else:
