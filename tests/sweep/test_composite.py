@@ -20,10 +20,6 @@ from elas_lightning.sweep.run import Request, run_sweep
 from elas_lightning.sweep.study import Budget, BudgetSpent, locked
 
 QUICK = {"trainer.max_steps": 4, "trainer.val_check_interval": 2}
-    "trainer.max_steps": 2,
-    "trainer.val_check_interval": 2,
-    "model.config.sparsity.dense_warmup_steps": 1,
-}
 
 
 @pytest.fixture
