@@ -170,7 +170,10 @@ def test_sweep_and_report_refuse_in_one_line(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["swep"], ["sweep"], ["sweep", "x", "--set", "novalue"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["swep"], ["sweep"], ["sweep", "x", "--set", "novalue"], ["sweep", "x", "--budget", "-1"]],
+)
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(arguments)

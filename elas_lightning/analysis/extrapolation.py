@@ -19,6 +19,7 @@ from scipy.optimize import minimize_scalar
 # A curve is not followed further than this many times the largest size it was fitted to.
 REACH = 10.0
 _LEAST_PLACES = 3
+_LEAST_SEEDS = 3
 _EXPONENTS = (0.02, 2.0)
 _MOST_ENUMERATED = 5
 _RESAMPLES = 1000
@@ -147,14 +148,16 @@ def fit(data: Mapping[float, Mapping[int, float]]) -> Fit:
         data: loss by seed, by size.
 
     Raises:
-        Undetermined: as :func:`power_law`; or sizes do not share two seeds; or too many resamples have no fit.
+        Undetermined: as :func:`power_law`; or sizes do not share three seeds; or too many resamples have no fit.
     """
     places = sorted(data)
     shared = sorted(set.intersection(*(set(data[x]) for x in places))) if places else []
     if len(places) < _LEAST_PLACES:
         raise Undetermined(f"three constants need {_LEAST_PLACES} sizes or more, and there are {len(places)}")
-    if len(shared) < 2:
-        raise Undetermined("without two seeds that all sizes share there is no spread to go by")
+    if len(shared) < _LEAST_SEEDS:
+        raise Undetermined(
+            f"the sizes share {len(shared)} finished seeds, and {_LEAST_SEEDS} are needed to see the spread"
+        )
     table = np.array([[data[x][seed] for seed in shared] for x in places])
     law = power_law(places, table.mean(axis=1).tolist())
     laws: list[PowerLaw] = []

@@ -84,7 +84,7 @@ def test_data_that_decide_nothing_are_refused_with_the_reason(y, reason):
     with pytest.raises(Undetermined, match=reason):
         power_law(x, y)
     with pytest.raises(Undetermined, match=reason):
-        fit({size: {0: loss, 1: loss} for size, loss in zip(x, y, strict=True)})
+        fit({size: dict.fromkeys(range(3), loss) for size, loss in zip(x, y, strict=True)})
 
 
 def test_noise_larger_than_the_curvature_is_refused():
@@ -98,9 +98,9 @@ def test_noise_larger_than_the_curvature_is_refused():
         fit(data)
 
 
-@pytest.mark.parametrize("data", [{}, {1e6: {0: 4.0}, 1e7: {0: 3.0}, 1e8: {0: 2.5}}])
+@pytest.mark.parametrize("data", [{}, {x: {0: y, 1: y} for x, y in ((1e6, 4.0), (1e7, 3.0), (1e8, 2.5))}])
 def test_without_sizes_or_seeds_there_is_no_fit(data):
-    with pytest.raises(Undetermined, match=r"sizes or more|two seeds"):
+    with pytest.raises(Undetermined, match=r"sizes or more|share 2 finished seeds"):
         fit(data)
 
 

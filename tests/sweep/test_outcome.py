@@ -21,7 +21,7 @@ def _rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_one_row_a_run_with_searched_values_and_figures(planned: Callable[..., Plan]) -> None:
-    plan = planned()
+    plan = planned(twins={"ELAS": "dense"})
     plan.folder.mkdir(parents=True)
     outcome = Outcome(plan, "elas sweep mine")
     outcome.add(1, plan.run({"method": "ELAS", "rank": 0.25}, 1), _result("b", val_loss=3.0, seconds=2.0))
@@ -37,6 +37,7 @@ def test_one_row_a_run_with_searched_values_and_figures(planned: Callable[..., P
     assert summary["runs"] == {"planned": 8, "complete": 2, "diverged": 0, "failed": 0, "pruned": 0}
     assert summary["seconds"] == 3.0
     assert summary["search"]["rank"] == {"kind": "choices", "values": [2, 4], "label": "rank"}
+    assert summary["twins"] == {"ELAS": "dense"}
     assert summary["environment"] == {"hardware": "abacus"}
     assert summary["command"] == "elas sweep mine"
 

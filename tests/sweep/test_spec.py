@@ -63,6 +63,7 @@ def test_labels_stand_for_values() -> None:
         ({"sampler": "tpe"}, "other samplers need them"),
         ({"search": {"lr": {"keys": ["k"], "low": 0.1, "high": 1.0}}}, "a range has no end of values"),
         ({"without": [{"rank": 3}]}, "is no point of the search"),
+        ({"twins": {1: 3}}, "twins: 3 is no choice of rank: 1, 2"),
         ({"plots": [{"kind": "pie"}]}, "plots: kind is 'pie': metric_by"),
         ({"plots": [{"kind": "bars", "x": "width"}]}, "x='width', which is not searched: rank, form"),
         ({"sead": [1]}, "unexpected keyword argument 'sead'"),

@@ -40,6 +40,7 @@ def test_galore_protocol_divides_the_batch_means_by_one_too_many() -> None:
     metric.update(torch.tensor(3.0), torch.tensor(1), torch.tensor(4))
     metric.update(torch.tensor(9.0), torch.tensor(9), torch.tensor(20))
     assert metric.compute()["perplexity_galore_protocol"] == pytest.approx(math.exp((3 + 1) / (2 + 1)))
+    assert metric._computed["batches"] == 2  # type: ignore[index]
 
 
 def test_batches_of_nothing_but_padding_change_nothing() -> None:

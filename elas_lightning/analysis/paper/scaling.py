@@ -13,6 +13,7 @@ from elas_lightning.analysis.extrapolation import REACH, Fit, Undetermined, fact
 from elas_lightning.analysis.load import SweepResults
 from elas_lightning.analysis.paper.load import Paper
 from elas_lightning.analysis.paper.published import published
+from elas_lightning.analysis.paper.table import NOT_RUN
 from elas_lightning.analysis.parameters import level_name
 from elas_lightning.analysis.statistics import estimate
 from elas_lightning.analysis.tables import Table
@@ -35,6 +36,7 @@ class Series:
         fit: the curve; None where there is none.
         reason: why there is none, as the end of a sentence.
         lost: diverged runs, which no mean has in it.
+        waiting: sizes without a complete run.
     """
 
     part: str
@@ -44,6 +46,7 @@ class Series:
     fit: Fit | None
     reason: str
     lost: int
+    waiting: tuple[str, ...]
 
 
 def scaling_series(paper: Paper) -> list[Series]:
@@ -73,10 +76,17 @@ def _series(part: str, results: SweepResults, name: str, axis: str) -> list[Seri
             data.setdefault(float(x), {})[int(seed)] = float(loss)
         data = dict(sorted(data.items()))
         lost = int((rows["state"] == "diverged").sum())
+        waiting = tuple(
+            level_name(results.parameter(name), level)
+            for level in results.parameter(name).levels
+            if level not in set(done[name])
+        )
+        curve, why = None, ""
         try:
-            found.append(Series(part, axis, label, data, fit(data), "", lost))
+            curve = fit(data)
         except Undetermined as reason:
-            found.append(Series(part, axis, label, data, None, str(reason), lost))
+            why = str(reason)
+        found.append(Series(part, axis, label, data, curve, why, lost, waiting))
     return found
 
 
@@ -170,12 +180,15 @@ def scaling_table(series: list[Series]) -> Table | None:
                     at,
                 )
             )
+        rows += [(one.part, one.name, level, NOT_RUN, "0", "") for level in one.waiting]
     if not rows:
         return None
     columns = ("Part", "Method", "Size", "Validation loss (nats)", "Seeds", "Fitted")
-    return Table(
-        "Mean ± half of the 95 % t-interval over seeds, and the fitted curve there.", columns, tuple(rows), 3
+    caption = (
+        "Mean ± half of the 95 % t-interval over seeds, and the curve, which is fitted to the seeds that all sizes "
+        "share."
     )
+    return Table(caption, columns, tuple(rows), 3)
 
 
 @style.styled

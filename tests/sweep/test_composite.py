@@ -1,0 +1,185 @@
+"""Several sweeps as one: in order, within a budget, sharing their runs with the parts alone."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from elas_lightning.analysis.load import load_sweep
+from elas_lightning.cli import main
+from elas_lightning.errors import UserError
+from elas_lightning.runner import RunRequest, RunResult
+from elas_lightning.sweep import study as study_module
+from elas_lightning.sweep.composite import Composite, CompositeSpec, is_composite
+from elas_lightning.sweep.run import Request, run_sweep
+from elas_lightning.sweep.study import Budget, BudgetSpent, locked
+
+QUICK = {"trainer.max_steps": 4, "trainer.val_check_interval": 2}
+
+
+@pytest.fixture
+def both(project: Path) -> Path:
+    """``sweeps/both.yaml``: ``grid`` with one rank and two seeds, and ``second`` with one more rank."""
+    content = yaml.safe_load((project / "sweeps/grid.yaml").read_text())
+    rank = content["search"]["rank"]
+    for name, choices in (("grid", [0.125]), ("second", [0.25])):
+        content["search"]["rank"] = {**rank, "choices": choices}
+        (project / f"sweeps/{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    composite = {"question": "Both?", "parts": ["grid", "second"], "budget_minutes": {"cpu": 30}}
+    (project / "sweeps/both.yaml").write_text(yaml.safe_dump(composite))
+    return project
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The runs that are really made, as ``sweep/run``."""
+    names: list[str] = []
+    original = study_module.run
+
+    def counted(request: RunRequest, callbacks: Any = ()) -> RunResult:
+        names.append(f"{request.directory.parts[1]}/{request.directory.name}")
+        return original(request, callbacks)
+
+    monkeypatch.setattr(study_module, "run", counted)
+    return names
+
+
+def _run(budget: float | None = None) -> tuple[list[str], str]:
+    console = Console(file=io.StringIO(), width=200)
+    missing = Composite(Request("both", overrides=QUICK, budget=budget)).run(console)
+    return missing, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_parts_run_in_order_and_nothing_runs_twice(both: Path, made: list[str]) -> None:
+    missing, text = _run()
+    assert missing == []
+    assert [name.split("/")[0] for name in made] == ["grid"] * 4 + ["second"] * 4
+    assert "30 minutes to begin runs in" in text
+    summary = json.loads(Path("runs/both/summary.json").read_text())
+    assert summary["parts"] == [{"name": name, "folder": name} for name in ("grid", "second")]
+    # the parts alone find their runs, and the composite those of the parts
+    made.clear()
+    assert run_sweep(Request("second", overrides=QUICK), Console(file=io.StringIO())) == 0
+    assert _run()[0] == []
+    assert made == []
+
+
+def test_a_spent_budget_leaves_tables_that_say_what_is_missing(both: Path, made: list[str]) -> None:
+    missing, text = _run(budget=0)
+    assert missing == ["grid: 4 of 4 runs", "second: 4 of 4 runs"]
+    assert "the 0 minutes are over" in text
+    assert made == []
+    for part in ("grid", "second"):
+        assert "4 of 4 planned runs have not finished." in load_sweep(Path("runs") / part).missing
+
+
+def test_the_next_call_goes_on_where_the_budget_ended(
+    both: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims = iter([None, None, None, BudgetSpent()])
+
+    def claim(self: Budget) -> None:
+        end = next(claims, None)
+        if end is not None:
+            raise end
+
+    monkeypatch.setattr(Budget, "claim", claim)
+    missing, _ = _run(budget=1)
+    # the fourth run was not begun, though it is the second seed of a row
+    assert len(made) == 3
+    assert missing == ["grid: 1 of 4 runs", "second: 4 of 4 runs"]
+    assert _run()[0] == []
+    assert len(made) == len(set(made)) == 8
+
+
+def test_a_budget_counts_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(study_module.time, "perf_counter", lambda: now[0])
+    budget, endless = Budget(2), Budget(None)
+    now[0] += 119
+    budget.claim()
+    now[0] += 1
+    endless.claim()
+    with pytest.raises(BudgetSpent):
+        budget.claim()
+
+
+def test_a_plain_sweep_has_a_budget_too(both: Path, made: list[str]) -> None:
+    assert run_sweep(Request("grid", overrides=QUICK, budget=0), Console(file=io.StringIO())) == 4
+    assert made == []
+
+
+def test_the_command_reports_and_exits_with_0(
+    both: Path, made: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", "both", "--budget", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "report: runs/both/report.html" in out
+    assert "missing: grid: 4 of 4 runs; second: 4 of 4 runs. The same command goes on" in out
+    page = Path("runs/both/report.html").read_text()
+    assert "This document is unfinished" in page
+    assert main(["report", "both"]) == 0
+    assert main(["plots", "both"]) == 0
+    assert made == []
+
+
+def test_a_dry_run_lists_all_runs_with_an_estimate(both: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = [part for key, value in QUICK.items() for part in ("--set", f"{key}={value}")]
+    assert main(["sweep", "both", "--dry-run", *overrides]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if "(to run): elas fit" in line]) == 8
+    assert lines[-1].startswith(
+        "8 runs are missing; how long they take is known once one has run here; 30 minutes"
+    )
+    assert not Path("runs").exists()
+    run_sweep(Request("grid", overrides=QUICK), Console(file=io.StringIO()))
+    assert main(["sweep", "both", "--dry-run", *overrides]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("4 runs are missing; about ")
+    assert "(mean of the 4 that are there)" in last
+
+
+def test_a_part_that_runs_elsewhere_is_left_alone(both: Path, made: list[str]) -> None:
+    with (
+        locked(Path("runs/second")),
+        pytest.raises(UserError, match=r"another process is running .*runs/second"),
+    ):
+        _run()
+    assert made == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parts": []}, "parts: name at least one sweep"),
+        ({"parts": ["grid", "grid"]}, "each once"),
+        ({"parts": "grid"}, "parts is 'grid': give a list of names"),
+        ({"parts": ["both"]}, "both cannot be a part of itself"),
+        ({"budget_minutes": {"tpu": 3}}, "budget_minutes names tpu: cpu and gpu are allowed"),
+        ({"budget_minutes": {"cpu": -1}}, "budget_minutes.cpu is -1: give minutes"),
+        ({"size": "60m"}, "unexpected keyword argument 'size'"),
+    ],
+)
+def test_a_wrong_field_is_refused_in_one_line(both: Path, changes: dict[str, Any], message: str) -> None:
+    path = both / "sweeps/both.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
+    with pytest.raises(UserError) as refusal:
+        CompositeSpec.read(path)
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_parts_must_be_sweeps(both: Path, planned: Callable[..., Any]) -> None:
+    (both / "sweeps/outer.yaml").write_text(yaml.safe_dump({"question": "All?", "parts": ["both"]}))
+    with pytest.raises(UserError, match="the part both has parts itself"):
+        Composite(Request("outer"))
+    (both / "sweeps/outer.yaml").write_text(yaml.safe_dump({"question": "All?", "parts": ["gird"]}))
+    with pytest.raises(UserError, match="there is no sweep named 'gird'"):
+        Composite(Request("outer"))
+    assert is_composite("both")
+    assert not is_composite("grid")
