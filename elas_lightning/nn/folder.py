@@ -152,7 +152,8 @@ def starting_weights(folder: Path, config: ModelConfig) -> tuple[dict[str, Tenso
     different = [
         f"model.config.{f.name} is {getattr(config, f.name)!r} but {folder} has {getattr(theirs, f.name)!r}"
         for f in fields(ModelConfig)
-        if f.name not in _FREE and getattr(config, f.name) != getattr(theirs, f.name)
+        if f.name not in _FREE
+        and getattr(config, f.name) != getattr(theirs, f.name)
         # several sizes are rounded to one width of an ungated FFN
         and not (f.name == "intermediate_size" and config.ffn_width == theirs.ffn_width)
     ]
