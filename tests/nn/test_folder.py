@@ -33,9 +33,12 @@ def test_weights_and_facts_come_back(folder: Path, elas) -> None:
 
 
 def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "model") as staged:
+    def stop(staged: Path) -> None:
         (staged / "half").touch()
         raise RuntimeError
+
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "model") as staged:
+        stop(staged)
     assert list(tmp_path.iterdir()) == []
 
 
