@@ -30,7 +30,8 @@ ALLOWED = {
     "configuration": ({"data", "training", "nn", "layout"}, {"torch", "lightning"}),
     "runner": ({"configuration", "training", "nn", "ops", "data"}, {"torch", "lightning"}),
     "inference": (
-        {"inference", "runner", "configuration", "layout", "data", "nn", "ops"},
+        # analysis: a model card's interval over seeds is the report's
+        {"inference", "runner", "configuration", "layout", "data", "nn", "ops", "analysis"},
         {"torch", "tokenizers"},
     ),
     "sweep": (
