@@ -356,8 +356,14 @@ def _generate(options: argparse.Namespace) -> int:
 
     trained = load_model(options.model, options.device)
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    print_continuation(trained, prompt, max_new_tokens=options.max_new_tokens, temperature=options.temperature,
-                       top_p=options.top_p, seed=options.seed)  # fmt: skip
+    try:
+        print_continuation(trained, prompt, max_new_tokens=options.max_new_tokens, temperature=options.temperature,
+                           top_p=options.top_p, seed=options.seed)  # fmt: skip
+    except KeyboardInterrupt:  # there is nothing to go on with, as `_stopped` would say
+        print()
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader, `head` perhaps, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -48,7 +48,10 @@ def test_help_is_instant_because_it_imports_no_torch() -> None:
         )
         best = min(best, time.perf_counter() - start)
     assert done.stdout.endswith("False\n")
-    for command in ("fit", "validate", "sweep", "plots", "report", "eval", "compare", "bench"):
+    for command in (
+        "fit", "validate", "sweep", "plots", "report", "generate", "export", "import", "eval", "compare", "account",
+        "bench",
+    ):  # fmt: skip
         assert f"    {command} " in done.stdout
     assert best < 1.0
 

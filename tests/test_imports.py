@@ -31,7 +31,8 @@ ALLOWED = {
     "account_command": ({"configuration", "training", "nn", "layout"}, set()),
     "runner": ({"configuration", "training", "nn", "ops", "data"}, {"torch", "lightning"}),
     "inference": (
-        {"inference", "runner", "configuration", "layout", "training", "data", "nn", "ops"},
+        # analysis: a model card's interval over seeds is the report's
+        {"inference", "runner", "configuration", "layout", "training", "data", "nn", "ops", "analysis"},
         {"torch", "tokenizers"},
     ),
     "sweep": (

@@ -141,6 +141,7 @@ def write_card(
         else None,
         merged=merged,
         dtype=dtype,
+        parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
         exported_parameters=exported_parameters,
         effect=effect,
         seeds=seeds,

@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -142,13 +142,12 @@ class TextStream:
         return self._decoder.decode(b"", final=True)
 
 
-def print_continuation(trained: TrainedModel, prompt: str, out: TextIO = sys.stdout, **sampling: Any) -> None:
-    """Write a prompt and its continuation while it is made; what there is to know of it goes to standard error.
+def print_continuation(trained: TrainedModel, prompt: str, **sampling: Any) -> None:
+    """Print a prompt and its continuation while it is made; what there is to know of it goes to standard error.
 
     Args:
         trained: The model with its tokenizer.
         prompt: The text to continue.
-        out: Where the text goes.
         **sampling: As for :func:`generate`.
 
     Raises:
@@ -157,15 +156,12 @@ def print_continuation(trained: TrainedModel, prompt: str, out: TextIO = sys.std
     ids = prompt_ids(trained.tokenizer, prompt)
     tokens = generate(trained.model, ids, end_id=trained.tokenizer.end_id, **sampling)
     stream, count, start = TextStream(trained.tokenizer), 0, time.perf_counter()
-    out.write(prompt)
-    out.flush()
+    print(prompt, end="", flush=True)
     token = None
     for token in tokens:
         count += 1
-        out.write(stream.add(token))
-        out.flush()
-    out.write(stream.close() + "\n")
-    out.flush()
+        print(stream.add(token), end="", flush=True)
+    print(stream.close(), flush=True)
     seconds = time.perf_counter() - start
     ending = "the end token" if token == trained.tokenizer.end_id else "the limit of tokens"
     print(f"{count} tokens to {ending}, {count / seconds:.0f} tokens/s with the prompt", file=sys.stderr)

@@ -41,7 +41,7 @@ def architecture(config: ModelConfig) -> str:
         return "Llama"
     if config.ffn == "relu2":
         return "Arcee"
-    # transformers' Arcee would take another hidden_act, but its other readers take the name to mean squared ReLU
+    # transformers' Arcee would take another hidden_act, but to its other readers the name is squared ReLU
     raise UserError(
         f"model.config.ffn = {config.ffn!r} cannot be exported in merged form: of ungated FFNs a stock architecture "
         f"exists for squared ReLU alone ({_ADVICE})"

@@ -49,8 +49,9 @@ class ElasModule(L.LightningModule):
         optimizer: The optimizer and its schedule.
         compile: Run training and validation through ``torch.compile``: decoder, head and loss in one graph.
             Lightning's logging cannot be traced.
-        init_from: Folder of ``elas export --form factors`` or ``elas import`` whose weights training begins with. A
-            run that goes on from its checkpoint does not read it again.
+        init_from: Folder of ``elas export --form factors`` or ``elas import`` whose weights training begins with.
+            It stays where it is until the run has ended: a resumed run checks it again, before its checkpoint's
+            weights take over.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class ElasModule(L.LightningModule):
                 f"{data.source} has {data.vocab_size} ids: set model.config.vocab_size to {data.vocab_size} "
                 "(the overlays in experiments/data/ do)"
             )
-        if self.init_from is not None and stage == "fit" and self.trainer.ckpt_path is None:
+        if self.init_from is not None and stage == "fit":
             self._begin_with(Path(self.init_from), getattr(data, "text_tokenizer", None))
         weights = self.config.weights
         if weights.method == "relora" and weights.relora_full_rank_cycles and self.trainer.world_size > 1:

@@ -44,6 +44,19 @@ def test_byte_lengths_add_up_to_utf8(byte_level, text):
     assert byte_level.byte_lengths[ids].sum() == len(text.encode("utf-8"))
 
 
+@pytest.mark.parametrize("text", ["the old wall", "naïve — 漢字 🙂\n\ttabs  spaces", END_OF_TEXT, ""])
+def test_the_bytes_of_tokens_are_the_text(byte_level, text):
+    (ids,) = byte_level.encode([text])
+    assert b"".join(byte_level.token_bytes[i] for i in ids) == text.encode("utf-8")
+
+
+def test_an_added_token_stands_for_itself(tokenizer_file):
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.add_tokens(["né e"])
+    added = TextTokenizer(tokenizer, "added")
+    assert added.token_bytes[-1] == "né e".encode()
+
+
 def test_the_end_token_closes_a_document_and_is_nowhere_else(byte_level):
     (ids,) = byte_level.encode([f"say {END_OF_TEXT} and go on"])
     assert (ids == byte_level.end_id).nonzero()[0].tolist() == [len(ids) - 1]
@@ -60,6 +73,7 @@ def test_sentinels_are_neither_counted_nor_produced(like_t5):
 
 def test_byte_lengths_of_pieces(like_t5):
     assert like_t5.byte_lengths.tolist() == [0, 0, 0, 1, 3, 1, 1]
+    assert like_t5.token_bytes[4:] == [" é".encode(), b"a", b"b"]
 
 
 def test_fingerprint_follows_the_definition(byte_level, tokenizer_file):
