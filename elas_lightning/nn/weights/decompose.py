@@ -116,7 +116,7 @@ def _watch(block: Block, moments: dict[nn.Linear, Tensor]) -> Iterator[None]:
     """Sum the squares of what each matrix of a block reads, for as long as the context is open."""
 
     def add(layer: nn.Linear, x: Tensor) -> None:
-        squares_I = x.float().flatten(0, -2).square().sum(0)
+        squares_I = x.flatten(0, -2).square().sum(0, dtype=torch.promote_types(x.dtype, torch.float32))
         moments[layer] = moments[layer] + squares_I if layer in moments else squares_I
 
     def on_attention(layer: nn.Linear, arguments: tuple[Tensor, ...]) -> None:
