@@ -33,7 +33,9 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def _gradients(config: ModelConfig, input_ids: torch.Tensor, run: Callable[..., Any] | None = None) -> list[Any]:
+def _gradients(
+    config: ModelConfig, input_ids: torch.Tensor, run: Callable[..., Any] | None = None
+) -> list[Any]:
     torch.manual_seed(1)
     model = Llama(config)
     loss = (run or (lambda model, ids: model(ids).square().mean()))(model, input_ids)
@@ -106,7 +108,9 @@ def test_each_scheme_keeps_what_it_says(swiglu: Callable[..., ModelConfig]) -> N
     assert kept["none"] > 3 * kept["bottleneck"]
 
 
-def test_bottlenecks_are_not_multiplied_again(swiglu: Callable[..., ModelConfig], input_ids: torch.Tensor) -> None:
+def test_bottlenecks_are_not_multiplied_again(
+    swiglu: Callable[..., ModelConfig], input_ids: torch.Tensor
+) -> None:
     class Count(TorchDispatchMode):
         products = 0
 
@@ -137,7 +141,9 @@ def test_evaluation_is_untouched(swiglu: Callable[..., ModelConfig], input_ids: 
 
 
 def test_bottlenecks_need_factors(swiglu: Callable[..., ModelConfig]) -> None:
-    with pytest.raises(UserError, match=r"model\.config\.checkpointing = 'bottleneck' is not possible: .*rank"):
+    with pytest.raises(
+        UserError, match=r"model\.config\.checkpointing = 'bottleneck' is not possible: .*rank"
+    ):
         swiglu(checkpointing="bottleneck")
     with pytest.raises(UserError, match=r"model\.config\.checkpointing = 'half' .* none, block, bottleneck"):
         swiglu(checkpointing="half")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -57,7 +58,7 @@ def test_the_error_never_grows_with_the_rounds(pattern: Any) -> None:
             matrix, rank=4, row=24, pattern=pattern, iterations=iterations
         )
         errors.append(float((matrix - sparse - left @ right).square().sum()))
-    assert all(later <= sooner * (1 + 1e-12) for sooner, later in zip(errors, errors[1:], strict=False))
+    assert all(later <= sooner * (1 + 1e-12) for sooner, later in pairwise(errors))
     assert errors[-1] < 0.99 * errors[0]
 
 
@@ -91,7 +92,9 @@ def test_columns_count_as_their_inputs_do() -> None:
     torch.testing.assert_close(
         decompose_matrix(weight, 7 * moment, OATS), decompose_matrix(weight, moment, OATS)
     )
-    assert decompose_matrix(weight, torch.zeros(64).index_fill(0, torch.tensor(3), 1.0), OATS).isfinite().all()
+    assert (
+        decompose_matrix(weight, torch.zeros(64).index_fill(0, torch.tensor(3), 1.0), OATS).isfinite().all()
+    )
 
 
 @pytest.mark.parametrize("ffn", ["swiglu", "relu2"])
@@ -118,10 +121,14 @@ def test_a_model_is_decomposed_block_by_block(
     handle.remove()
     second.remove()
     name = "layers.1.self_attn.q_proj.weight"
-    expected = decompose_matrix(before[name], reads["q"][0].flatten(0, 1).square().sum(0), model.config.weights)
+    expected = decompose_matrix(
+        before[name], reads["q"][0].flatten(0, 1).square().sum(0), model.config.weights
+    )
     torch.testing.assert_close(model.state_dict()[name], expected)
     name = "layers.1.mlp.down_proj.weight"
-    expected = decompose_matrix(before[name], down_reads[0].flatten(0, 1).square().sum(0), model.config.weights)
+    expected = decompose_matrix(
+        before[name], down_reads[0].flatten(0, 1).square().sum(0), model.config.weights
+    )
     torch.testing.assert_close(model.state_dict()[name], expected)
     for name, weight in before.items():
         matrix = "_proj" in name

@@ -26,7 +26,8 @@ def test_there_are_ninety_transposable_patterns() -> None:
     every = [
         bits
         for bits in product((0, 1), repeat=16)
-        if all(sum(bits[4 * i : 4 * i + 4]) == 2 for i in range(4)) and all(sum(bits[i::4]) == 2 for i in range(4))
+        if all(sum(bits[4 * i : 4 * i + 4]) == 2 for i in range(4))
+        and all(sum(bits[i::4]) == 2 for i in range(4))
     ]
     assert sorted(transposable_patterns()) == sorted(every)
     assert len(every) == 90
