@@ -20,14 +20,14 @@ from elas_lightning.nn.weights.rule import WeightRule
 from elas_lightning.nn.weights.soft_threshold import SoftThreshold
 
 
-def attach_rules(model: nn.Module, config: ModelConfig) -> None:
-    """Give every layer of the blocks that the method reaches its rule; the weights have been initialised before.
+def attach_rules(blocks: nn.ModuleList, config: ModelConfig) -> None:
+    """Give every linear layer that the method reaches its rule.
 
     Args:
-        model: The decoder, with ``layers``.
-        config: Its ``weights``.
+        blocks: Those of a decoder, whose weights have been initialised before.
+        config: ``weights``, and the ranks of factors.
     """
-    for name, layer in list(model.layers.named_modules()):  # type: ignore[union-attr]
+    for name, layer in list(blocks.named_modules()):
         part = "ffn" if ".mlp." in name else "attention"
         if not isinstance(layer, nn.Linear | LowRankLinear) or not config.weights.reaches(part):
             continue
@@ -73,6 +73,6 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
             made = module.parametrizations
-            state |= {f"{name}.{tensor}": getattr(module, tensor).detach() for tensor in made}  # type: ignore[union-attr]
+            state |= {f"{name}.{tensor}": getattr(module, tensor).detach() for tensor in made}
     own = {name: value for name, value in model.state_dict().items() if ".parametrizations." not in name}
     return {**own, **state}

@@ -50,6 +50,18 @@ def test_a_transposable_mask_is_the_best_of_all(shape: tuple[int, int]) -> None:
     assert torch.equal(transposable_mask(weight_OI.T), mask.T)
 
 
+def test_what_is_left_over_beyond_whole_groups_stays_dense() -> None:
+    weight = torch.randn(6, 11)
+    assert torch.equal(magnitude_mask(weight)[:, :8], magnitude_mask(weight[:, :8]))
+    assert magnitude_mask(weight)[:, 8:].all()
+    mask = transposable_mask(weight)
+    assert torch.equal(mask[:4, :8], transposable_mask(weight[:4, :8]))
+    assert mask[4:].all()
+    assert mask[:, 8:].all()
+    assert torch.equal(soft_threshold_24(weight)[:, :8], soft_threshold_24(weight[:, :8]))
+    assert torch.equal(soft_threshold_24(weight)[:, 8:], weight[:, 8:])
+
+
 @pytest.mark.parametrize("method", ["sr_ste", "transposable"])
 def test_dropped_weights_keep_their_gradient_and_decay(method: str) -> None:
     config = WeightsConfig(method=method, decay=0.3)  # type: ignore[arg-type]

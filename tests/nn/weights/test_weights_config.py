@@ -55,8 +55,6 @@ def test_impossible_fields_are_refused(fields: dict[str, Any], message: str) -> 
         ("sltrain", {"checkpointing": "bottleneck"}, r"checkpointing = 'bottleneck' .*choose block"),
         ("relora", {"initialization": "spectral"}, r"initialization = 'spectral' .*set it to xavier"),
         ("oats", {"ffn_rank": 8}, r"weights\.method = 'oats' .*set both ranks to null"),
-        ("sr_ste", {"intermediate_size": 50}, r"intermediate_size = 50 .*divisible by 4"),
-        ("transposable", {"attention_rank": 6}, r"attention_rank = 6 .*divisible by 4"),
     ],
 )
 def test_methods_refuse_models_that_they_do_not_fit(
@@ -69,10 +67,6 @@ def test_methods_refuse_models_that_they_do_not_fit(
         swiglu(weights="plain")
 
 
-def test_a_method_for_the_ffn_leaves_attentions_rank_alone(swiglu: Make) -> None:
-    swiglu(attention_rank=6, weights=WeightsConfig(method="sr_ste", layers="ffn"))
-
-
 def test_round_trip_through_plain_values(with_method: Make) -> None:
     config = with_method("transposable", dense_end=0.25)
     assert ModelConfig.from_mapping(asdict(config)) == config
@@ -80,11 +74,12 @@ def test_round_trip_through_plain_values(with_method: Make) -> None:
 
 @pytest.mark.parametrize(("method", "ffn"), [*product(METHODS, ["swiglu", "relu2"])])
 def test_entries_are_those_of_the_real_layers(with_method: Make, method: Any, ffn: str) -> None:
-    config = with_method(method, {"ffn": ffn}, relora_full_rank_cycles=0)
+    # groups and blocks of four do not divide 46 and 69
+    config = with_method(method, {"ffn": ffn, "intermediate_size": 46}, relora_full_rank_cycles=0)
     model = Llama(config)
     for rule, parameter in weight_rules(model):
         rule.enter(parameter, Place(0, 10, restart_every=5))
-    layers = {"attention": "self_attn.q_proj", "ffn": "mlp.up_proj"}
+    layers = {"attention": "self_attn.q_proj", "ffn": "mlp.down_proj"}
     for part, name in layers.items():
         layer = model.layers[0].get_submodule(name)  # type: ignore[union-attr]
         assert not isinstance(layer, LowRankLinear)
