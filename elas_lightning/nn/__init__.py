@@ -2,5 +2,6 @@
 
 from elas_lightning.nn.config import ModelConfig, SparsityConfig
 from elas_lightning.nn.llama import Llama
+from elas_lightning.nn.weights_config import WeightsConfig
 
-__all__ = ["Llama", "ModelConfig", "SparsityConfig"]
+__all__ = ["Llama", "ModelConfig", "SparsityConfig", "WeightsConfig"]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from elas_lightning.nn.checks import check_choice, check_int, check_number, is_int, refuse
 from elas_lightning.nn.sparsity_config import Placement, SparsityConfig
-from elas_lightning.nn.weights_config import COMPOSED, SPARSE_24, WeightsConfig
+from elas_lightning.nn.weights_config import COMPOSED, WeightsConfig
 
 FFNKind = Literal["swiglu", "relu2", "relu", "gelu", "silu"]
 Initialization = Literal["xavier", "cola", "spectral", "wide_lowrank"]
@@ -202,8 +202,6 @@ class ModelConfig:
             raise refuse("weights.method", method, "it decomposes full-rank matrices: set both ranks to null")
         if method in COMPOSED:
             self._check_composed(method, ranks)
-        if method in SPARSE_24:
-            self._check_weight_groups()
 
     def _check_composed(self, method: str, ranks: dict[str, int | None]) -> None:
         """SLTrain and ReLoRA make one matrix of their factors, and start those as LoRA does."""
@@ -220,20 +218,6 @@ class ModelConfig:
         if self.initialization != "xavier":
             allowed = f"the factors of weights.method {method} start as LoRA's: set it to xavier"
             raise refuse("initialization", self.initialization, allowed)
-
-    def _check_weight_groups(self) -> None:
-        """A group of four is four inputs of one output; transposable masks need groups of outputs, too."""
-        sides = {
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.ffn_width,
-            "ffn_rank": self.ffn_rank,
-        }
-        if self.weights.layers == "all":
-            sides["attention_rank"] = self.attention_rank
-        for key, width in sides.items():
-            if width is not None and width % 4:
-                allowed = f"weights.method {self.weights.method} needs widths divisible by 4, not {width}"
-                raise refuse(key, getattr(self, key), allowed)
 
     def _check_plain_sparsity(self) -> None:
         unknown = self.sparsity.only_plain_pytorch

@@ -161,7 +161,7 @@ class Llama(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         initialize(self, config)
-        attach_rules(self, config)
+        attach_rules(self.layers, config)
         for number, site in enumerate(self._sites()):
             site.number = number
 

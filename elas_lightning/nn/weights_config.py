@@ -33,7 +33,7 @@ class WeightsConfig:
             then pruned to 2:4 once and trained on. ``oats`` (arXiv 2409.13652): trained dense, then each matrix
             becomes sparse plus low rank after the last step.
         layers: Which of them a 2:4 method makes sparse: ``all`` linear layers, or those of the ``ffn``. A layer of
-            low rank becomes sparse in both factors.
+            low rank becomes sparse in both factors. What is left over beyond the last whole group of four stays dense.
         alpha: Of ``sltrain`` and ``relora``: the product of the factors counts ``alpha / rank`` times.
         decay: Of ``sr_ste`` and ``transposable``: λ, the share of each dropped weight that is added to its gradient.
         mask_every: Of the same two: optimizer steps from one choice of the kept weights to the next.
@@ -114,6 +114,18 @@ def sltrain_entries(weights: WeightsConfig, d_in: int, d_out: int) -> int:
     return int(weights.sltrain_density * d_in * d_out)
 
 
+def kept_24(rows: int, columns: int, both_ways: bool = False) -> int:
+    """Entries that a 2:4 matrix keeps: two of each group of four in a row; what is left of a row stays.
+
+    Args:
+        rows: Of the matrix.
+        columns: Of the matrix.
+        both_ways: Whether only whole 4 × 4 blocks are sparse, as transposable masks are.
+    """
+    in_groups = (rows // 4 * 4 if both_ways else rows) * (columns // 4 * 4)
+    return rows * columns - in_groups // 2
+
+
 def oats_shape(weights: WeightsConfig, d_in: int, d_out: int) -> tuple[int, int]:
     """How OATS divides what is left of a matrix (arXiv 2409.13652, section 2.4).
 
@@ -123,7 +135,7 @@ def oats_shape(weights: WeightsConfig, d_in: int, d_out: int) -> tuple[int, int]
     kept = 1 - weights.oats_compression
     row = int((1 - weights.oats_rank_ratio) * kept * d_in)
     if weights.oats_pattern == "2:4":
-        kept, row = 0.5 / (1 - weights.oats_rank_ratio), d_in // 2
+        kept, row = 0.5 / (1 - weights.oats_rank_ratio), kept_24(1, d_in)
     return int(weights.oats_rank_ratio * kept * d_in * d_out / (d_in + d_out)), row
 
 
@@ -152,5 +164,8 @@ def layer_entries(
             low, row = oats_shape(weights, d_in, d_out)
             return LayerEntries(full, full, low * (d_in + d_out) + row * d_out, full)
         case method:
-            sparse = method in SPARSE_24 and weights.reaches(part) and not weights.dense_end
-            return LayerEntries(plain, plain, plain // 2 if sparse else plain, plain)
+            deployed = plain
+            if method in SPARSE_24 and weights.reaches(part) and not weights.dense_end:
+                shapes = [(d_out, d_in)] if rank is None else [(rank, d_in), (d_out, rank)]
+                deployed = sum(kept_24(*shape, both_ways=method == "transposable") for shape in shapes)
+            return LayerEntries(plain, plain, deployed, plain)

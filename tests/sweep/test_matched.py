@@ -12,7 +12,7 @@ from elas_lightning.nn.ffn import make_ffn
 from elas_lightning.sweep.run import Request
 
 # Not the sizes of sweeps/scaling.yaml: a rank is a whole number, and one of twelve is eight per cent.
-SIZES = sorted(p.stem for p in (shipped_folder("experiments") / "sizes").glob("[!t]*.yaml")) + ["tiny"]
+SIZES = [*sorted(p.stem for p in (shipped_folder("experiments") / "sizes").glob("[!t]*.yaml")), "tiny"]
 
 
 def contenders(size: str) -> dict[str, ModelConfig]:

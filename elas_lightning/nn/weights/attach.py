@@ -20,14 +20,14 @@ from elas_lightning.nn.weights.rule import WeightRule
 from elas_lightning.nn.weights.soft_threshold import SoftThreshold
 
 
-def attach_rules(model: nn.Module, config: ModelConfig) -> None:
-    """Give every layer of the blocks that the method reaches its rule; the weights have been initialised before.
+def attach_rules(blocks: nn.ModuleList, config: ModelConfig) -> None:
+    """Give every linear layer that the method reaches its rule.
 
     Args:
-        model: The decoder, with ``layers``.
-        config: Its ``weights``.
+        blocks: Those of a decoder, whose weights have been initialised before.
+        config: ``weights``, and the ranks of factors.
     """
-    for name, layer in list(model.layers.named_modules()):  # type: ignore[union-attr]
+    for name, layer in list(blocks.named_modules()):
         part = "ffn" if ".mlp." in name else "attention"
         if not isinstance(layer, nn.Linear | LowRankLinear) or not config.weights.reaches(part):
             continue
@@ -62,3 +62,17 @@ def weight_rules(model: nn.Module) -> Iterator[tuple[WeightRule, nn.Parameter]]:
     for module in model.modules():
         if isinstance(module, parametrize.ParametrizationList) and isinstance(module[0], WeightRule):
             yield module[0], module.original  # type: ignore[misc]
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """What ``state_dict`` of a model without rules would hold: each weight as its rule makes it, under its own name.
+
+    For whoever hands the weights to other code. SLTrain's and ReLoRA's layers come out as full-rank matrices.
+    """
+    state: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            made = module.parametrizations
+            state |= {f"{name}.{tensor}": getattr(module, tensor).detach() for tensor in made}
+    own = {name: value for name, value in model.state_dict().items() if ".parametrizations." not in name}
+    return {**own, **state}

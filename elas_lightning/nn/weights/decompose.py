@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from elas_lightning.nn.llama import Block, Llama, rotary_angles
+from elas_lightning.nn.weights.masked import magnitude_mask
 from elas_lightning.nn.weights_config import OatsPattern, WeightsConfig, oats_shape
-from elas_lightning.ops.reference import keep_mask_24
 
 
 def truncate(matrix_OI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -35,7 +35,7 @@ def truncate(matrix_OI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def keep_largest(matrix_OI: Tensor, row: int, pattern: OatsPattern) -> Tensor:
     """The matrix with its largest magnitudes kept: ``row`` of every row, or two of every four."""
     if pattern == "2:4":
-        return matrix_OI * keep_mask_24(matrix_OI.contiguous(), 1)
+        return matrix_OI * magnitude_mask(matrix_OI)
     index = matrix_OI.abs().topk(row, dim=1).indices
     return torch.zeros_like(matrix_OI).scatter(1, index, matrix_OI.gather(1, index))
 
@@ -116,7 +116,7 @@ def _watch(block: Block, moments: dict[nn.Linear, Tensor]) -> Iterator[None]:
     """Sum the squares of what each matrix of a block reads, for as long as the context is open."""
 
     def add(layer: nn.Linear, x: Tensor) -> None:
-        squares_I = x.float().flatten(0, -2).square().sum(0)
+        squares_I = x.flatten(0, -2).square().sum(0, dtype=torch.promote_types(x.dtype, torch.float32))
         moments[layer] = moments[layer] + squares_I if layer in moments else squares_I
 
     def on_attention(layer: nn.Linear, arguments: tuple[Tensor, ...]) -> None:

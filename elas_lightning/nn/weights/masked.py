@@ -20,8 +20,14 @@ from elas_lightning.ops.reference import keep_mask_24
 
 
 def magnitude_mask(weight_OI: Tensor) -> Tensor:
-    """The two largest magnitudes of every four inputs of an output; ties as in ``sparsify_24``."""
-    return keep_mask_24(weight_OI.detach().contiguous(), 1)
+    """The two largest magnitudes of every four inputs of an output; ties as in ``sparsify_24``.
+
+    Inputs beyond the last whole group are kept.
+    """
+    whole = weight_OI.shape[1] // 4 * 4
+    mask = torch.ones_like(weight_OI, dtype=torch.bool)
+    mask[:, :whole] = keep_mask_24(weight_OI.detach()[:, :whole].contiguous(), 1)
+    return mask
 
 
 class DecayingMask(WeightRule):

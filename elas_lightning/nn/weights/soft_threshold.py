@@ -18,16 +18,17 @@ def soft_threshold_24(weight_OI: Tensor) -> Tensor:
     magnitudes meet and swap, both are zero.
 
     Args:
-        weight_OI: I a multiple of 4.
+        weight_OI: Inputs beyond the last whole group pass.
 
     Returns:
         ``(O, I)``, 2:4 along I.
     """
-    groups = weight_OI.unflatten(1, (-1, 4))
+    whole = weight_OI.shape[1] // 4 * 4
+    groups = weight_OI[:, :whole].unflatten(1, (-1, 4))
     magnitude = groups.abs()
     threshold_OG1 = magnitude.sort(2).values[..., 1:2]
     shrunk = groups.sign() * (magnitude - threshold_OG1).clamp(min=0)
-    return shrunk.flatten(1)
+    return torch.cat((shrunk.flatten(1), weight_OI[:, whole:]), 1)
 
 
 class SoftThreshold(WeightRule):

@@ -30,14 +30,17 @@ def transposable_mask(weight_OI: Tensor) -> Tensor:
     """The mask that keeps the largest sum of magnitudes in every 4 × 4 block; of equal ones, the first pattern.
 
     Args:
-        weight_OI: O and I multiples of 4.
+        weight_OI: Rows and columns beyond the last whole block are kept.
 
     Returns:
         ``(O, I)`` boolean.
     """
-    rows, columns = weight_OI.shape
+    rows, columns = (side // 4 * 4 for side in weight_OI.shape)
     patterns_NE = torch.tensor(transposable_patterns(), dtype=weight_OI.dtype, device=weight_OI.device)
-    blocks = weight_OI.detach().abs().reshape(rows // 4, 4, columns // 4, 4).transpose(1, 2)
+    magnitude = weight_OI.detach()[:rows, :columns].abs()
+    blocks = magnitude.reshape(rows // 4, 4, columns // 4, 4).transpose(1, 2)
     best = (blocks.reshape(-1, 16) @ patterns_NE.T).argmax(1)
     kept = patterns_NE.bool()[best].reshape(rows // 4, columns // 4, 4, 4)
-    return kept.transpose(1, 2).reshape(rows, columns)
+    mask = torch.ones_like(weight_OI, dtype=torch.bool)
+    mask[:rows, :columns] = kept.transpose(1, 2).reshape(rows, columns)
+    return mask
