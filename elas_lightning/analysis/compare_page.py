@@ -16,6 +16,7 @@ from rich.table import Table as ScreenTable
 
 from elas_lightning.analysis import style
 from elas_lightning.analysis.compare import (
+    Against,
     Comparison,
     against_first,
     configuration_table,
@@ -43,6 +44,7 @@ _FIGURES: Mapping[str, tuple[str, Any, dict[str, str]]] = {
     "pareto_parameters": ("Perplexity against size", pareto, {"series": "contender", "x": "parameters"}),
 }
 
+_MOST_SENTENCES = 4  # contenders that get a sentence each
 _ABREAST = 3  # contenders beside the first that a terminal of 80 columns has room for
 
 
@@ -172,32 +174,51 @@ def _page(
 
 
 def answer(comparison: Comparison) -> list[str]:
-    """The perplexities, and each contender against the first, in sentences."""
-    levels = [
-        f"{plus_minus(found)} for {contender.name} ({plural(found.n, 'seed')})"
-        for contender in comparison.contenders
-        if (found := contender.estimate("val_perplexity"))
-    ]
-    said = (
-        [sentence([f"validation perplexity, mean ± 95 % interval, is {listing(levels)}"])] if levels else []
-    )
+    """The perplexities, and each contender against the first, in sentences; many contenders are summed up."""
+    found = [(e, c.name) for c in comparison.contenders if (e := c.estimate("val_perplexity"))]
+    if not found:
+        return ["No run has completed, so there is no answer yet."]
+    levels = [f"{plus_minus(e)} for {name} ({plural(e.n, 'seed')})" for e, name in found]
+    many = len(comparison.contenders) > _MOST_SENTENCES
+    if many:
+        order = sorted(range(len(found)), key=lambda i: found[i][0].mean)
+        known = f"between {levels[order[0]]} and {levels[order[-1]]}"
+    else:
+        known = listing(levels)
+    items = [item for item in against_first(comparison) if item.column == "val_perplexity"]
     first = comparison.contenders[0].name
-    for item in against_first(comparison):
-        if item.column != "val_perplexity":
-            continue
+    against = _summed_up(comparison, items, first) if many else _each(comparison, items, first)
+    return [sentence([f"validation perplexity, mean ± 95 % interval, is {known}"]), *against]
+
+
+def _each(comparison: Comparison, items: list[Against], first: str) -> list[str]:
+    said = []
+    for item in items:
+        text = compare(item.difference, item.name, first)
         if reason := comparison.unfair.get((item.name, item.column)):
-            said.append(
-                sentence([f"the perplexities of {item.name} and {first} are not comparable: {reason}"])
-            )
-        elif item.how == "paired" or item.difference is None:
-            said.append(sentence([f"in perplexity, {compare(item.difference, item.name, first)}"]))
+            text = f"{item.name} and {first} are not comparable: {reason}"
+        elif item.how == "unpaired" and item.difference is not None:
+            paired = f"paired over {plural(item.difference.n, 'seed')}"
+            text = text.replace(paired, "unpaired, since they share fewer than two seeds")
+        said.append(sentence([f"in perplexity, {text}"]))
+    return said
+
+
+def _summed_up(comparison: Comparison, items: list[Against], first: str) -> list[str]:
+    groups: dict[str, list[str]] = {}
+    for item in items:
+        d = item.difference
+        if d is None or (item.name, item.column) in comparison.unfair:
+            kind = "not comparable with it"
+        elif d.low is None:
+            kind = "in one seed, too few for a test"
+        elif not d.found:
+            kind = "without a difference found, which does not show that there is none"
         else:
-            text = compare(item.difference, item.name, first).replace(
-                f"paired over {plural(item.difference.n, 'seed')}",
-                "unpaired, since they share fewer than two seeds",
-            )
-            said.append(sentence([f"in perplexity, {text}"]))
-    return said or ["No run has completed, so there is no answer yet."]
+            kind = "above it" if d.value > 0 else "below it"
+        groups.setdefault(kind, []).append(item.name)
+    said = "; ".join(f"{kind}: {', '.join(f'“{name}”' for name in names)}" for kind, names in groups.items())
+    return [sentence([f"against “{first}”, by 95 % intervals of differences: {said}"])]
 
 
 def _facts(comparison: Comparison) -> list[tuple[str, str]]:

@@ -269,6 +269,17 @@ def test_what_cannot_be_drawn_is_said_on_the_page(tmp_path: Path) -> None:
     assert "Loss during training: no run has val_loss in its curve.csv" in page.read_text()
 
 
+def test_many_contenders_are_summed_up(tmp_path: Path) -> None:
+    for seed, shift in enumerate((0.0, 0.05, -0.04)):
+        for name, loss in (("a", 4.0), ("b", 4.1), ("c", 3.9), ("d", 4.0 + 0.01 * (seed - 1))):
+            write_run(tmp_path / f"{name}-{seed}", name, seed, loss=loss + shift)
+    write_run(tmp_path / "e-0", "e", 0, loss=4.2)
+    levels, against = answer(compare([str(tmp_path)]))
+    assert "for c (3 seeds) and 66.69 for e (1 seed)" in levels
+    for piece in ("above it: “b”", "below it: “c”", "there is none: “d”", "too few for a test: “e”"):
+        assert piece in against
+
+
 def test_nothing_completed_is_an_answer_too(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_run(tmp_path / "runs" / name, name, 0, state="diverged")

@@ -106,3 +106,8 @@ def test_tokenizers_without_an_end_or_without_byte_lengths_are_refused():
     bare.decoder = decoders.WordPiece()
     with pytest.raises(UserError, match=r"'x' is neither byte-level nor sentencepiece-like"):
         TextTokenizer(bare, "x")
+
+
+def test_decoding_gives_the_text_back_without_the_end_token(byte_level):
+    text = "a café — before noon"
+    assert byte_level.decode(byte_level.encode([text])[0].tolist()) == text

@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 import yaml
 from small_corpus import WORDS, sentences
 
+from elas_lightning.cli import main
+from elas_lightning.configuration import ElasCLI
 from elas_lightning.data.tokenizer import END_OF_TEXT, TextTokenizer
 from elas_lightning.errors import UserError
 from elas_lightning.nn.llama import Llama
@@ -21,6 +24,7 @@ from lm_eval import simple_evaluate  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
+from elas_lightning.inference import evaluate_tasks  # noqa: E402
 from elas_lightning.inference.evaluate_tasks import ElasLM, run_tasks  # noqa: E402
 
 LENGTH = 40
@@ -218,3 +222,30 @@ def test_a_missing_folder_or_file_of_a_task_is_refused(ours: ElasLM, task_files:
 def test_limit_takes_the_first_examples(ours: ElasLM, task_files: Path) -> None:
     found = run_tasks(ours, ["small_choice"], include=task_files, limit=5)
     assert found["n-samples"]["small_choice"] == {"original": 31, "effective": 5}
+
+
+def test_the_command_runs_local_tasks(
+    trained: ElasCLI, task_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "eval.json"
+    arguments = ["--tasks", "small_choice,small_prose", "--include", str(task_files), "--length", str(LENGTH)]
+    assert (
+        main(["eval", str(trained.directory), *arguments, "--dense", "--limit", "9", "--json", str(out)]) == 0
+    )
+    found = json.loads(out.read_text())
+    assert set(found["tasks"]) == {"2:4 on", "2:4 off"}
+    on, off = (found["tasks"][name]["results"] for name in ("2:4 on", "2:4 off"))
+    assert on["small_prose"]["word_perplexity,none"] != off["small_prose"]["word_perplexity,none"]
+    assert found["environment"]["versions"]["lm_eval"]
+    shown = capsys.readouterr().out
+    assert f"{on['small_choice']['acc_norm,none']:.4f}" in shown
+    assert "lost their beginning" in shown
+
+
+def test_an_unknown_task_is_refused_by_name(
+    ours: ElasLM, task_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # without the 14,000 tasks that ship, whose index takes ten seconds to read
+    monkeypatch.setattr(evaluate_tasks, "TaskManager", partial(TaskManager, include_defaults=False))
+    with pytest.raises(UserError, match="lm-eval knows no task 'no_such_task'"):
+        run_tasks(ours, ["small_choice", "no_such_task"], include=task_files)
