@@ -25,10 +25,20 @@ END_OF_TEXT = "<|endoftext|>"
 _T5_BASE = ("google-t5/t5-base", "a9723ea7f1b39c1eae772870f3b547bf6ef7e6c1")
 _END_TOKENS = ("</s>", END_OF_TEXT, "<|end_of_text|>", "<eos>")
 _TRAINER_VERSION = 1  # raise it when the same corpus would give another vocabulary
-_BYTE_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
+_BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 _SENTINEL = re.compile(r"<extra_id_\d+>")
 
 _log = logging.getLogger(__name__)
+
+
+def _bytes_of_characters() -> dict[str, int]:
+    """Which byte each printable character of a byte-level vocabulary stands for (GPT-2's convention)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF = _bytes_of_characters()
 
 
 class TextTokenizer:
@@ -69,6 +79,11 @@ class TextTokenizer:
         unknown = tokenizer.token_to_id("<unk>")
         self._stand_in: int = self.end_id if unknown is None else unknown
 
+    @property
+    def definition(self) -> str:
+        """The whole tokenizer as the text of a ``tokenizer.json``."""
+        return self._tokenizer.to_str(pretty=True)
+
     @cached_property
     def fingerprint(self) -> str:
         """Of the whole definition: equal fingerprints give equal ids for equal text."""
@@ -102,26 +117,35 @@ class TextTokenizer:
         return document
 
     @cached_property
-    def byte_lengths(self) -> torch.Tensor:
-        """UTF-8 bytes of text that each id stands for: ``(vocab_size,)`` int64, 0 for special tokens.
+    def token_bytes(self) -> list[bytes]:
+        """The UTF-8 bytes of text that each id stands for, one entry an id, empty for special tokens.
 
-        Exact for byte-level vocabularies. A sentencepiece-like one normalises text first (T5: white space
-        runs become one ``▁``, counted as one byte), so there the lengths are those of the normalised text.
+        A token may be a part of a character: only the bytes of several joined are text. Exact for byte-level
+        vocabularies. A sentencepiece-like one normalises text first (T5: white space runs become one ``▁``, here
+        one space), so there the bytes are those of the normalised text.
         """
-        special = {token["id"] for token in self._definition["added_tokens"] if token["special"]}
-        special.add(self._stand_in)
-        lengths = torch.zeros(self.vocab_size, dtype=torch.int64)
+        added = {token["id"]: token for token in self._definition["added_tokens"]}
+        found = [b""] * self.vocab_size
         for token, index in self._tokenizer.get_vocab(with_added_tokens=True).items():
-            if index < self.vocab_size and index not in special:
-                lengths[index] = self._bytes_of(token)
-        return lengths
+            if index >= self.vocab_size or index == self._stand_in:
+                continue
+            if index in added:  # spelled as it is meant, in either kind of vocabulary
+                found[index] = b"" if added[index]["special"] else token.encode("utf-8")
+            else:
+                found[index] = self._bytes_of(token)
+        return found
 
-    def _bytes_of(self, token: str) -> int:
-        if self._byte_level:
-            return len(token)  # such vocabularies spell every byte as one printable character
-        if _BYTE_FALLBACK.fullmatch(token):
-            return 1
-        return len(token.replace("▁", " ").encode("utf-8"))
+    @cached_property
+    def byte_lengths(self) -> torch.Tensor:
+        """How many :attr:`token_bytes` each id has: ``(vocab_size,)`` int64, 0 for special tokens."""
+        return torch.tensor([len(text) for text in self.token_bytes], dtype=torch.int64)
+
+    def _bytes_of(self, token: str) -> bytes:
+        if self._byte_level:  # such vocabularies spell every byte as one printable character
+            return bytes(_BYTE_OF[character] for character in token)
+        if byte := _BYTE_FALLBACK.fullmatch(token):
+            return bytes([int(byte[1], 16)])
+        return token.replace("▁", " ").encode("utf-8")
 
 
 def load_tokenizer(name: str, source: Source, cache: Path) -> TextTokenizer:
@@ -156,6 +180,19 @@ def load_tokenizer(name: str, source: Source, cache: Path) -> TextTokenizer:
             repository, revision = _T5_BASE[0], revision or _T5_BASE[1]
         advice = "give its tokenizer.json as data.tokenizer, or use data.source=pydocs, which needs no hub"
         path = fetch(repository, "tokenizer.json", revision or None, advice)
+    return read_tokenizer(path, name)
+
+
+def read_tokenizer(path: Path, name: str) -> TextTokenizer:
+    """Read a ``tokenizer.json``.
+
+    Args:
+        path: the file.
+        name: how error messages and result files call it.
+
+    Raises:
+        UserError: no tokenizer, or one this project cannot use.
+    """
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for every fault of a file

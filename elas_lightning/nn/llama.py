@@ -7,10 +7,11 @@
 - gated or ungated feed-forward networks (``nn/ffn.py``)
 - 2:4 activation sparsity at five kinds of site, switched on and off together (``nn/sparsity.py``)
 - embedding and head are full rank and not tied
+- one token at a time after a prompt, through a cache of keys and values (``nn/cache.py``)
 
 Module names are those of Hugging Face's LLaMA below its ``model.`` prefix.
 
-Shape suffixes: B batch, T time, V vocabulary, C model width, H heads, D head size.
+Shape suffixes: B batch, T time, S time with what a cache holds, V vocabulary, C model width, H heads, D head size.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elas_lightning.nn.cache import Cache, LayerCache, visible
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.ffn import make_ffn
 from elas_lightning.nn.initialization import initialize
@@ -31,7 +33,9 @@ from elas_lightning.ops import resolve_backend
 logger = logging.getLogger(__name__)
 
 
-def rotary_angles(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def rotary_angles(
+    length: int, head_dim: int, theta: float, device: torch.device, start: int = 0
+) -> tuple[Tensor, Tensor]:
     """Cosine and signed sine of the rotary embedding (RoFormer, arXiv 2104.09864).
 
     Args:
@@ -39,12 +43,14 @@ def rotary_angles(length: int, head_dim: int, theta: float, device: torch.device
         head_dim: D, even.
         theta: Base of the frequencies.
         device: Where to make them.
+        start: Position of the first.
 
     Returns:
         Two ``(T, 1, D)`` float32 tensors; the sine carries the minus sign of the first half of the features.
     """
     frequency_d = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angle_T1d = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequency_d)[:, None]
+    position_T = torch.arange(start, start + length, device=device, dtype=torch.float32)
+    angle_T1d = torch.outer(position_T, frequency_d)[:, None]
     cos_T1d, sin_T1d = angle_T1d.cos(), angle_T1d.sin()
     return torch.cat((cos_T1d, cos_T1d), -1), torch.cat((-sin_T1d, sin_T1d), -1)
 
@@ -86,16 +92,21 @@ class Attention(nn.Module):
         self.v_proj = make_linear(width, width, rank, silu=silu)
         self.o_proj = make_linear(width, width, rank, silu=silu)
 
-    def forward(self, x_BTC: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
-        """Attend: ``(B, T, C)`` to ``(B, T, C)``."""
+    def forward(
+        self, x_BTC: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, past: LayerCache | None = None
+    ) -> Tensor:
+        """Attend: ``(B, T, C)`` to ``(B, T, C)``; with a cache, to what it holds as well, and add to it."""
         x_BTC = self.input_site(x_BTC)
         per_head = (*x_BTC.shape[:2], -1, self.head_dim)
-        q_BTHD = rotate(self.q_proj(x_BTC).view(per_head), cos_T1D, sin_T1D)
-        k_BTHD = rotate(self.k_proj(x_BTC).view(per_head), cos_T1D, sin_T1D)
-        v_BTHD = self.v_proj(x_BTC).view(per_head)
-        out_BHTD = F.scaled_dot_product_attention(
-            q_BTHD.transpose(1, 2), k_BTHD.transpose(1, 2), v_BTHD.transpose(1, 2), is_causal=True
-        )
+        q_BHTD = rotate(self.q_proj(x_BTC).view(per_head), cos_T1D, sin_T1D).transpose(1, 2)
+        k_BHSD = rotate(self.k_proj(x_BTC).view(per_head), cos_T1D, sin_T1D).transpose(1, 2)
+        v_BHSD = self.v_proj(x_BTC).view(per_head).transpose(1, 2)
+        mask_TS, causal = None, True
+        if past is not None:
+            causal = past.length == 0
+            k_BHSD, v_BHSD = past.append(k_BHSD, v_BHSD)
+            mask_TS = None if causal else visible(x_BTC.shape[1], past.length, x_BTC.device)
+        out_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, mask_TS, is_causal=causal)
         return self.o_proj(self.output_site(out_BHTD.transpose(1, 2).flatten(2)))
 
 
@@ -115,9 +126,11 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = make_ffn(config, layer)
 
-    def forward(self, x_BTC: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+    def forward(
+        self, x_BTC: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, past: LayerCache | None = None
+    ) -> Tensor:
         """Map the residual stream ``(B, T, C)`` to the next."""
-        x_BTC = x_BTC + self.self_attn(self.input_layernorm(x_BTC), cos_T1D, sin_T1D)
+        x_BTC = x_BTC + self.self_attn(self.input_layernorm(x_BTC), cos_T1D, sin_T1D, past)
         return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))
 
 
@@ -163,29 +176,37 @@ class Llama(nn.Module):
             if isinstance(site, SparsitySite):
                 site.set_active(active)
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
+    def hidden(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Run the decoder up to the head, which training fuses with its loss (``nn/loss.py``).
 
         Args:
             input_ids: ``(B, T)`` int64.
+            cache: What came before ``input_ids``, to which they are added; None: they begin a text.
 
         Returns:
             ``(B, T, C)``: the normalised features that the head reads.
+
+        Raises:
+            ValueError: The cache is too small.
         """
         x_BTC = self.embed_tokens(input_ids)
         config = self.config
-        cos_T1D, sin_T1D = rotary_angles(x_BTC.shape[1], config.head_dim, config.rope_theta, x_BTC.device)
-        for block in self.layers:
-            x_BTC = block(x_BTC, cos_T1D, sin_T1D)
+        start = 0 if cache is None else cache.length
+        cos_T1D, sin_T1D = rotary_angles(
+            x_BTC.shape[1], config.head_dim, config.rope_theta, x_BTC.device, start
+        )
+        for index, block in enumerate(self.layers):
+            x_BTC = block(x_BTC, cos_T1D, sin_T1D, None if cache is None else cache.layers[index])
         return self.norm(x_BTC)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Predict.
 
         Args:
             input_ids: ``(B, T)`` int64.
+            cache: As for :meth:`hidden`.
 
         Returns:
             ``(B, T, V)``: at each position the logits of the token after it.
         """
-        return self.lm_head(self.hidden(input_ids))
+        return self.lm_head(self.hidden(input_ids, cache))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from elas_lightning.errors import UserError
 from elas_lightning.nn.config import ModelConfig
+from elas_lightning.nn.folder import starting_weights
 from elas_lightning.nn.llama import Llama
 from elas_lightning.nn.loss import linear_next_token_loss
 from elas_lightning.training.interruption import RunEnded
@@ -35,6 +37,8 @@ class ElasModule(L.LightningModule):
         optimizer: AdamW and its schedule.
         compile: Run training and validation through ``torch.compile``: decoder, head and loss in one graph.
             Lightning's logging cannot be traced.
+        init_from: Folder of ``elas export --form factors`` or ``elas import`` whose weights training begins with. A
+            run that goes on from its checkpoint does not read it again.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class ElasModule(L.LightningModule):
         config: ModelConfig,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (frozen)
         compile: bool = False,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         # load_from_checkpoint passes back what was saved below: plain types, since a dataclass in a checkpoint
@@ -51,10 +56,17 @@ class ElasModule(L.LightningModule):
         if isinstance(optimizer, Mapping):
             optimizer = OptimizerConfig(**optimizer)
         self.save_hyperparameters(
-            {"config": asdict(config), "optimizer": asdict(optimizer), "compile": compile}, logger=False
+            {
+                "config": asdict(config),
+                "optimizer": asdict(optimizer),
+                "compile": compile,
+                "init_from": init_from,
+            },
+            logger=False,
         )
         self.config = config
         self.optimizer = optimizer
+        self.init_from = init_from
         self.model = Llama(config)
         # a function and no module, so that checkpoints keep one set of names
         self._loss = torch.compile(_sum_nll) if compile else _sum_nll
@@ -76,6 +88,18 @@ class ElasModule(L.LightningModule):
                 f"{data.source} has {data.vocab_size} ids: set model.config.vocab_size to {data.vocab_size} "
                 "(the overlays in experiments/data/ do)"
             )
+        if self.init_from is not None and stage == "fit" and self.trainer.ckpt_path is None:
+            self._begin_with(Path(self.init_from), getattr(data, "text_tokenizer", None))
+
+    def _begin_with(self, folder: Path, tokenizer: Any) -> None:
+        """Take over the weights of a folder, which must be of the same model and of the same ids."""
+        weights, theirs = starting_weights(folder, self.config)
+        if tokenizer is not None and tokenizer.fingerprint != theirs:
+            raise UserError(
+                f"model.init_from={folder} was made with another tokenizer than data.tokenizer gives, so its ids "
+                f"mean other text: set data.tokenizer to {folder / 'tokenizer.json'}"
+            )
+        self.model.load_state_dict(weights)
 
     @property
     def sparse_phase(self) -> bool:

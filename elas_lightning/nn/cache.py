@@ -1,0 +1,87 @@
+"""Keys and values of the tokens that a decoder has read, so that the next token costs one position and not all.
+
+Every row of a batch is equally long: prompts of unequal length are read one at a time. Padding them would put a mask
+and a position for each row into the one attention of this project, and a padded row would no longer add up in the
+order of an unpadded one.
+
+Shape suffixes: B batch, H heads, T new positions, S positions so far, new ones included, D head size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class LayerCache:
+    """What one attention layer remembers, in memory that is allocated once."""
+
+    def __init__(self, capacity: int) -> None:
+        """Begin empty.
+
+        Args:
+            capacity: Positions it can hold.
+        """
+        self.capacity = capacity
+        self.length = 0
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def append(self, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Remember new positions.
+
+        Args:
+            k_BHTD: Keys, already rotated to their positions.
+            v_BHTD: Values.
+
+        Returns:
+            Keys and values of all positions so far, ``(B, H, S, D)`` each.
+
+        Raises:
+            ValueError: The capacity is exceeded.
+        """
+        batch, heads, new, size = k_BHTD.shape
+        start, self.length = self.length, self.length + new
+        if self.length > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} positions and would need {self.length}")
+        if self._keys is None or self._values is None:
+            # only now are batch, dtype (autocast's, perhaps) and device known
+            self._keys = k_BHTD.new_empty(batch, heads, self.capacity, size)
+            self._values = torch.empty_like(self._keys)
+        self._keys[:, :, start : self.length] = k_BHTD
+        self._values[:, :, start : self.length] = v_BHTD
+        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
+
+
+class Cache:
+    """What a whole decoder remembers: one :class:`LayerCache` a layer."""
+
+    def __init__(self, num_layers: int, capacity: int) -> None:
+        """Begin empty.
+
+        Args:
+            num_layers: Of the decoder.
+            capacity: Positions, of prompt and continuation together.
+        """
+        self.layers = [LayerCache(capacity) for _ in range(num_layers)]
+
+    @property
+    def length(self) -> int:
+        """Positions read so far: where the next token stands."""
+        return self.layers[0].length
+
+
+def visible(new: int, total: int, device: torch.device) -> Tensor | None:
+    """Which positions each new one may attend to.
+
+    Args:
+        new: T.
+        total: S.
+        device: Where to make the mask.
+
+    Returns:
+        ``(T, S)`` boolean: itself and everything before it; None for a single position, which sees all.
+    """
+    if new == 1:
+        return None
+    return torch.ones(new, total, dtype=torch.bool, device=device).tril(total - new)
