@@ -58,7 +58,7 @@ bench: $(READY)  ## Measure training steps side by side on this machine
 	@$(BIN)/elas bench $(ARGS)
 
 docs: $(READY)  ## Build the documentation into site/; a broken link or a missing page fails
-	@$(BIN)/mkdocs build --strict --quiet && echo "documentation: site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "documentation: site/index.html"
 
 store: $(READY)  ## Keep the results of EXP with the code, for the documentation's results page
 	$(need_exp)@$(BIN)/python docs/store.py $(which_study)

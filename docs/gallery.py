@@ -45,7 +45,7 @@ def _sweeps() -> Iterator[str]:
         versions = ", ".join(f"{key} {value}" for key, value in (environment.get("versions") or {}).items())
         yield f"### {summary['question']}"
         yield (
-            f"`{summary['command']}`: size `{summary['size']}`, corpus `{summary['data_name']}`, "
+            f"`{summary['command']}`: size `{summary['size']}`, corpus `{(summary.get('data') or {}).get('source')}`, "
             f"{environment.get('hardware')}; {versions}."
         )
         drawn = json.loads((folder / "plots" / "captions.json").read_text(encoding="utf-8"))

@@ -22,6 +22,13 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return markdown
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Show the docstrings' cross-references (``:class:`~a.b.C```) as the names that they are."""
+    return re.sub(
+        r":(?:class|func|meth|attr|mod):<code>(?:~[\w.]*\.)?([^<]+)</code>", r"<code>\1</code>", html
+    )
+
+
 def _methods() -> str:
     """Each overlay of a method with the comment it begins with."""
     rows = [
@@ -44,8 +51,12 @@ def _commands() -> str:
     """What ``elas --help`` says."""
     said = subprocess.run(
         [sys.executable, "-m", "elas_lightning", "--help"],
-        cwd=ROOT, env={"COLUMNS": "100", "PATH": "", "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+        cwd=ROOT,
+        env={"COLUMNS": "84", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     table = said.split("  command\n", 1)[1].rstrip()
     return f"```text\n{table}\n```"
 
