@@ -57,6 +57,8 @@ def _parse(arguments: list[str]) -> int:
     _add_study(sweep)
     sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", type=_override, dest="overrides",
                        help="set a dotted configuration key for every run, e.g. trainer.max_steps=50")  # fmt: skip
+    sweep.add_argument("--budget", type=_minutes, metavar="MINUTES",
+                       help="begin no more runs after that time; the same command goes on later")  # fmt: skip
     sweep.add_argument(
         "--dry-run", action="store_true", help="check the sweep and list its runs, run nothing"
     )
@@ -86,6 +88,12 @@ def _parse(arguments: list[str]) -> int:
     )
     compare.set_defaults(run=_compare)
     _add_model_commands(commands)
+    account = commands.add_parser(
+        "account",
+        help="parameters, FLOPs and bytes of a configuration, or of all that ship, without building anything",
+    )
+    _add_account(account)
+    account.set_defaults(run=_account)
 
     bench = commands.add_parser(
         "bench",
@@ -188,6 +196,28 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_account(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--config", action="append", metavar="FILE", help="an overlay, as for fit; several stack"
+    )
+    which.add_argument("--all", action="store_true", help="every size and method of experiments/")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", type=_override, dest="overrides",
+                        help="set a dotted configuration key, e.g. model.config.ffn_rank=96")  # fmt: skip
+    parser.add_argument("--batch", type=int, help="sequences of a micro-batch (default: data.batch_size)")
+    parser.add_argument("--sequence", type=int, help="tokens of each (default: data.sequence_length)")
+    parser.add_argument(
+        "--dtype", metavar="PRECISION", help="32-true, bf16-mixed or bf16-true (default: trainer.precision)"
+    )
+    parser.add_argument(
+        "--device", help="cuda or cpu, which keep different things (default: cuda unless trainer says cpu)"
+    )
+    parser.add_argument(
+        "--checkpointing", help="none, block or bottleneck (default: model.config.checkpointing)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the account there, too")
+
+
 def _override(text: str) -> tuple[str, Any]:
     import yaml
 
@@ -195,6 +225,13 @@ def _override(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, e.g. trainer.max_steps=50")
     return key, yaml.safe_load(value)
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if minutes < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative: give minutes")
+    return minutes
 
 
 def _lightning_command(arguments: list[str]) -> int:
@@ -211,11 +248,14 @@ def _lightning_command(arguments: list[str]) -> int:
 def _sweep(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from elas_lightning.sweep.run import make_plan, run_sweep
+    from elas_lightning.sweep.composite import Composite, is_composite
+    from elas_lightning.sweep.run import Request, run_sweep
 
-    overrides = dict(options.overrides)
+    request = Request(options.name, options.size, options.data, dict(options.overrides), options.budget)
+    if is_composite(options.name):
+        return _composite(Composite(request), options)
     if options.dry_run:
-        plan = make_plan(options.name, options.size, options.data, overrides)
+        plan = request.plan()
         plan.check()
         if plan.spec.is_search:
             print(
@@ -225,29 +265,51 @@ def _sweep(options: argparse.Namespace) -> int:
             for planned in plan.runs():
                 print(f"{planned.label}, seed {planned.seed}: {planned.request.command}")
         return 0
-    console = Console()
-    folder = run_sweep(options.name, options.size, options.data, overrides, console)
-    return _write_report(folder)
+    missing = run_sweep(request, Console())
+    _report(options)
+    if missing:
+        print(f"{missing} runs are missing; the same command goes on")
+    return 0
+
+
+def _composite(composite: Any, options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    composite.check()
+    if options.dry_run:
+        for line in composite.list_runs():
+            print(line)
+        return 0
+    missing = composite.run(Console())
+    _report(options)
+    if missing:
+        print(f"missing: {'; '.join(missing)}. The same command goes on")
+    return 0
 
 
 def _plots(options: argparse.Namespace) -> int:
+    from elas_lightning.analysis.paper.load import is_paper
+    from elas_lightning.analysis.paper.report import write_paper_plots
     from elas_lightning.analysis.plots import write_plots
 
-    for path in write_plots(_results(options)):
+    folder = _results(options)
+    for path in write_paper_plots(folder) if is_paper(folder) else write_plots(folder):
         print(path)
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
-    return _write_report(_results(options))
-
-
-def _write_report(folder: Any) -> int:
-    from elas_lightning.analysis.plots import write_plots
+    from elas_lightning.analysis.paper.load import is_paper
+    from elas_lightning.analysis.paper.report import write_paper_report
     from elas_lightning.analysis.report import write_report
+    from elas_lightning.layout import shipped_folder
 
-    write_plots(folder)
-    print(f"report: {write_report(folder)}")
+    folder = _results(options)
+    if is_paper(folder):
+        path = write_paper_report(folder, shipped_folder("benchmarks") / "results")
+    else:
+        path = write_report(folder)
+    print(f"report: {path}")
     return 0
 
 
@@ -285,6 +347,7 @@ def _compare(options: argparse.Namespace) -> int:
         print(
             f"page: {compare_page.write(comparison, options.out, shlex.join(['elas', *options.arguments]))}"
         )
+    return 0
 
 
 def _generate(options: argparse.Namespace) -> int:
@@ -327,6 +390,23 @@ def _import(options: argparse.Namespace) -> int:
     for note in done.notes:
         print(f"note: {note}", file=sys.stderr)
     print(f"imported: {done.folder}")
+    return 0
+
+
+def _account(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from elas_lightning.account_command import StepRequest, account_of, account_of_all
+
+    request = StepRequest(
+        options.batch, options.sequence, options.dtype, options.device, options.checkpointing
+    )
+    written = Path(options.json) if options.json else None
+    overrides = dict(options.overrides)
+    if options.all:
+        account_of_all(overrides, request, written)
+    else:
+        account_of([Path(path) for path in options.config], overrides, request, written)
     return 0
 
 

@@ -174,7 +174,26 @@ def resolve(overlays: Sequence[Path], overrides: dict[str, Any]) -> dict[str, An
     Raises:
         UserError: An unknown key or a value of the wrong type.
     """
-    return _ParseOnly(command_line(overlays, overrides), run=False).resolved
+    return Resolver()(overlays, overrides)
+
+
+class Resolver:
+    """:func:`resolve` for many stacks: to build the parser takes longer than to use it."""
+
+    def __init__(self) -> None:
+        self._cli = _ParseOnly([], run=False)
+
+    def __call__(self, overlays: Sequence[Path], overrides: dict[str, Any]) -> dict[str, Any]:
+        """As :func:`resolve`.
+
+        Raises:
+            UserError: An unknown key or a value of the wrong type.
+        """
+        try:
+            self._cli.parse_arguments(self._cli.parser, command_line(overlays, overrides))
+        except argparse.ArgumentError as error:
+            raise UserError(_in_one_line(str(error))) from error
+        return self._cli.resolved
 
 
 def check(overlays: Sequence[Path], overrides: dict[str, Any]) -> None:

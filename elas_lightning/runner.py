@@ -10,17 +10,25 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch.callbacks import Callback
 
 from elas_lightning.configuration import ElasCLI, command_line, quiet_lightning
 from elas_lightning.errors import UserError
-from elas_lightning.nn.account import count_parameters, flops_per_token
+from elas_lightning.nn.account import (
+    Device,
+    Precision,
+    TrainingStep,
+    count_parameters,
+    flops_per_token,
+    memory_account,
+)
 from elas_lightning.nn.ffn import ffn_choice, ffn_path
 from elas_lightning.training.hardware import describe_environment, peak_flops
 from elas_lightning.training.interruption import RunEnded
+from elas_lightning.training.optimizers import optimizer_state_entries
 
 RESULT_NAME = "result.json"
 # by the beginning of the precision's name
@@ -32,9 +40,13 @@ class RunResult:
     """What a run came to. ``state`` is ``complete``, ``diverged``, ``pruned`` or ``failed``; ``reason`` says why.
 
     ``metrics`` holds ``val_loss`` (nats a token), ``val_perplexity``, ``val_perplexity_galore_protocol``,
-    ``val_bits_per_byte``, ``train_loss``, ``tokens`` (targets trained on), ``seconds`` (training without
-    validation), ``tokens_per_second``, ``model_flops_utilisation``, ``parameters``, ``flops_per_token``
-    (training, forward and backward) and ``peak_memory_bytes``; ``None`` where not measured.
+    ``val_bits_per_byte``, ``val_batches``, ``train_loss``, ``tokens`` (targets trained on), ``seconds`` (training
+    without validation), ``tokens_per_second``, ``model_flops_utilisation``, ``parameters``, ``flops_per_token``
+    (training, forward and backward), ``flops_per_token_24`` (with 2:4 products at half), ``peak_memory_bytes``,
+    ``account`` (the bytes that ``memory_account`` expects of a micro-batch: ``weights``, ``gradients``,
+    ``optimizer``, ``weight_copies``, ``activations``, ``logits``, ``recomputed``, ``total``), ``loss_spikes``
+    (``training/spikes.py``), ``telemetry_seconds`` (since the run was last taken up), ``energy_joules`` (all
+    GPUs, training without validation) and ``tokens_per_joule``; ``None`` where not measured.
     """
 
     run: str
@@ -227,13 +239,15 @@ def _metrics(cli: ElasCLI, state: str) -> dict[str, Any]:
         else {}
     )
     rate = recorder.tokens / recorder.seconds if recorder.seconds else None
-    flops = flops_per_token(config, cli.datamodule.sequence_length)["total"]
+    account = flops_per_token(config, cli.datamodule.sequence_length)
+    flops = account["total"]
     peak = peak_flops(cli.model.device, str(cli.trainer.precision))
     return {
         "val_loss": measured.get("val_loss"),
         "val_perplexity": measured.get("val_perplexity"),
         "val_perplexity_galore_protocol": measured.get("val_perplexity_galore_protocol"),
         "val_bits_per_byte": measured.get("val_bits_per_byte"),
+        "val_batches": measured.get("val_batches"),
         "train_loss": recorder.last_train_loss,
         "tokens": recorder.tokens,
         "seconds": recorder.seconds,
@@ -241,8 +255,31 @@ def _metrics(cli: ElasCLI, state: str) -> dict[str, Any]:
         "model_flops_utilisation": rate * flops / (peak * cli.trainer.world_size) if rate and peak else None,
         "parameters": count_parameters(config)["total"],
         "flops_per_token": flops,
+        "flops_per_token_24": account["flops_with_24"],
         "peak_memory_bytes": recorder.peak_memory.read() if recorder.peak_memory else None,
+        "account": _expected_bytes(cli),
+        "loss_spikes": recorder.loss_spikes,
+        "telemetry_seconds": recorder.telemetry_seconds,
+        "energy_joules": recorder.joules,
+        "tokens_per_joule": recorder.tokens / recorder.joules if recorder.joules else None,
     }
+
+
+def _expected_bytes(cli: ElasCLI) -> dict[str, int] | None:
+    """The memory account of the run's own micro-batch; none for a precision or device that it does not know."""
+    precision, device = str(cli.trainer.precision), cli.model.device.type
+    if precision not in get_args(Precision) or device not in get_args(Device):
+        return None
+    step = TrainingStep(
+        cli.datamodule.batch_size,
+        cli.datamodule.sequence_length,
+        precision,  # type: ignore[arg-type]
+        device,
+        cli.model.config.checkpointing,
+    )
+    remembered = optimizer_state_entries(cli.model.optimizer, cli.model.config)["total"]
+    account = memory_account(cli.model.config, step, remembered)
+    return {name: size for name, size in account.items() if isinstance(size, int)}
 
 
 def finite(value: Any) -> Any:

@@ -103,7 +103,7 @@ def overlay(corpus: Path, tokenizer_file: Path, tmp_path: Path) -> Path:
                 "ffn": "relu2",
                 "sparsity": {"placement": ["ffn_hidden"], "dense_warmup_steps": 4},
             },
-            "optimizer": {"lr": 0.01, "warmup_steps": 2},
+            "optimizer": {"lr": 0.01, "warmup_steps": 2, "galore_rank": 4},
         },
         "data": {**_small_data(corpus, tokenizer_file, tmp_path), "validation_tokens": 200},
         "trainer": {

@@ -28,6 +28,7 @@ ALLOWED = {
     "data": ({"data"}, {"torch", "lightning", "datasets", "tokenizers"}),
     "training": ({"training", "nn", "ops"}, {"torch", "lightning", "torchmetrics"}),
     "configuration": ({"data", "training", "nn", "layout"}, {"torch", "lightning"}),
+    "account_command": ({"configuration", "training", "nn", "layout"}, set()),
     "runner": ({"configuration", "training", "nn", "ops", "data"}, {"torch", "lightning"}),
     "inference": (
         {"inference", "runner", "configuration", "layout", "training", "data", "nn", "ops"},

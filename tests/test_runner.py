@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from elas_lightning.errors import UserError
-from elas_lightning.nn.account import count_parameters, flops_per_token
+from elas_lightning.nn.account import TrainingStep, count_parameters, flops_per_token, memory_account
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.runner import RunRequest, RunResult, run
 
@@ -21,6 +21,14 @@ def test_the_result_file_says_everything(overlay: Path, tmp_path: Path) -> None:
     assert config.ffn_rank == 8
     assert result.metrics["parameters"] == count_parameters(config)["total"]
     assert result.metrics["flops_per_token"] == flops_per_token(config, 16)["total"]
+    assert result.metrics["flops_per_token_24"] == flops_per_token(config, 16)["flops_with_24"]
+    step = TrainingStep(3, 16, "32-true", "cpu")
+    expected = memory_account(config, step)
+    assert result.metrics["account"] == {k: v for k, v in expected.items() if k != "activations_by_kind"}
+    assert result.metrics["loss_spikes"] == 0
+    assert result.metrics["energy_joules"] is None
+    assert result.metrics["tokens_per_joule"] is None
+    assert result.metrics["telemetry_seconds"] > 0
     assert result.backend["requested"] == "auto"
     assert result.backend["chosen"]
     assert result.environment["hardware"]

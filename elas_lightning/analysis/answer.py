@@ -14,7 +14,7 @@ from elas_lightning.analysis.tables import comparisons
 from elas_lightning.analysis.wording import listing, number, plural, plus_minus, seeds_phrase
 
 # The budget at which compute-optimal training of a dense language model settles (Hoffmann et al., 2022).
-_USUAL_TOKENS_PER_PARAMETER = 20
+USUAL_TOKENS_PER_PARAMETER = 20
 
 
 def answer(results: SweepResults, captions: list[dict[str, Any]]) -> list[str]:
@@ -72,14 +72,12 @@ def limits(results: SweepResults) -> list[str]:
     """What the numbers cannot carry, stated from the numbers themselves."""
     done = results.trials[results.trials["state"] == "complete"]
     said = []
-    known = done[(done["parameters"] > 0) & done["tokens"].notna()]
-    if len(known):
-        ratio = known["tokens"] / known["parameters"]
-        size = f"{_span(known['parameters'] / 1e6)} million"
+    if (ratio := tokens_per_parameter(done)) is not None:
+        size = f"{_span(done['parameters'].dropna() / 1e6)} million"
         text = f"The models have {size} parameters and saw {_span(ratio)} training tokens per parameter"
-        if ratio.max() < _USUAL_TOKENS_PER_PARAMETER:
+        if ratio.max() < USUAL_TOKENS_PER_PARAMETER:
             text += (
-                f", less than the {_USUAL_TOKENS_PER_PARAMETER} usual for a trained model: an order between "
+                f", less than the {USUAL_TOKENS_PER_PARAMETER} usual for a trained model: an order between "
                 f"methods seen this early may change with a larger budget"
             )
         said.append(text + ".")
@@ -113,6 +111,12 @@ def limits(results: SweepResults) -> list[str]:
             f"Runs ran on different hardware ({listing(sorted(hardware))}): their speeds are not comparable."
         )
     return said
+
+
+def tokens_per_parameter(trials: pd.DataFrame) -> pd.Series | None:
+    """Training tokens per parameter of each complete run; None where no run tells."""
+    known = trials[(trials["state"] == "complete") & (trials["parameters"] > 0) & trials["tokens"].notna()]
+    return known["tokens"] / known["parameters"] if len(known) else None
 
 
 def _span(values: pd.Series) -> str:

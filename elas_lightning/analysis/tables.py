@@ -177,8 +177,8 @@ def comparison_table(results: SweepResults) -> Table | None:
                 signed(d.value, decimals_of(d)),
                 interval(d),
                 str(d.n),
-                _p(d.p),
-                _p(p),
+                p_text(d.p),
+                p_text(p),
                 _verdict(d, p),
             )
         )
@@ -203,7 +203,8 @@ def comparison_table(results: SweepResults) -> Table | None:
     return Table(caption, columns, tuple(rows), 3)
 
 
-def _p(p: float | None) -> str:
+def p_text(p: float | None) -> str:
+    """A p-value as a cell."""
     if p is None:
         return "none"
     return "<0.001" if p < 0.001 else f"{p:.3f}"

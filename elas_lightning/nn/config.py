@@ -11,11 +11,13 @@ from typing import Any, Literal
 
 from elas_lightning.nn.checks import check_choice, check_int, check_number, is_int, refuse
 from elas_lightning.nn.sparsity_config import Placement, SparsityConfig
+from elas_lightning.nn.weights_config import COMPOSED, SPARSE_24, WeightsConfig
 
 FFNKind = Literal["swiglu", "relu2", "relu", "gelu", "silu"]
 Initialization = Literal["xavier", "cola", "spectral", "wide_lowrank"]
 Backend = Literal["auto", "reference", "triton", "cusparselt", "cusparselt_compress"]
 Storage = Literal["dense", "packed", "recompute"]
+Checkpointing = Literal["none", "block", "bottleneck"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class ModelConfig:
         vocab_size: Rows of the embedding and of the (untied) head.
         hidden_size: Width of the residual stream.
         intermediate_size: SwiGLU width. An ungated FFN is 1.5 times as wide, see ``ffn_width``.
+        ffn_width_multiple: What the width of an ungated FFN is rounded up to a multiple of. 16 suits 2:4 and the
+            tensor cores; a smaller one lets a control of given size be matched closely.
         num_layers: Decoder blocks.
         num_heads: Attention heads; they divide ``hidden_size`` into even head sizes (RoPE turns pairs).
         attention_rank: Rank of q, k, v and o; None means full rank.
@@ -40,12 +44,17 @@ class ModelConfig:
         ffn_storage: What an FFN with squared ReLU keeps for backward: ``dense`` (all), ``packed`` (the hidden
             features in 2:4 form; nothing where the 2:4 step is off, as in the dense warm-up) or ``recompute``
             (nothing that is d_ff wide), see ``elas_lightning.ops.lowrank_ffn``.
+        checkpointing: What backward computes again instead of keeping it: ``none``; ``block``: each decoder block
+            as a whole, from its input; ``bottleneck``: the same, but what the first factor of each low-rank layer
+            gives is kept (CoLA-M), see ``elas_lightning.nn.checkpointing``.
         sparsity: Where activations become 2:4.
+        weights: What becomes of the weights of attention and FFN.
     """
 
     vocab_size: int = 32000
     hidden_size: int = 512
     intermediate_size: int = 1376
+    ffn_width_multiple: int = 16
     num_layers: int = 8
     num_heads: int = 8
     attention_rank: int | None = None
@@ -58,10 +67,14 @@ class ModelConfig:
     rope_theta: float = 10000.0
     backend: Backend = "auto"
     ffn_storage: Storage = "dense"
+    checkpointing: Checkpointing = "none"
     sparsity: SparsityConfig = SparsityConfig()  # noqa: RUF009 (frozen)
+    weights: WeightsConfig = WeightsConfig()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
-        for key in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads"):
+        for key in (
+            "vocab_size", "hidden_size", "intermediate_size", "ffn_width_multiple", "num_layers", "num_heads"
+        ):  # fmt: skip
             check_int(key, getattr(self, key), 1)
         for key in ("initializer_range", "norm_eps", "rope_theta"):
             check_number(key, getattr(self, key), 0.0)
@@ -69,8 +82,11 @@ class ModelConfig:
         check_choice("initialization", self.initialization, Initialization)
         check_choice("backend", self.backend, Backend)
         check_choice("ffn_storage", self.ffn_storage, Storage)
+        check_choice("checkpointing", self.checkpointing, Checkpointing)
         if not isinstance(self.sparsity, SparsityConfig):
             raise refuse("sparsity", self.sparsity, "give a SparsityConfig")
+        if not isinstance(self.weights, WeightsConfig):
+            raise refuse("weights", self.weights, "give a WeightsConfig")
         self._check_heads()
         self._check_rank("attention_rank", self.hidden_size)
         self._check_rank("ffn_rank", min(self.hidden_size, self.ffn_width))
@@ -78,6 +94,7 @@ class ModelConfig:
         self._check_sparse_layers()
         self._check_sparse_widths()
         self._check_storage()
+        self._check_weights()
 
     @classmethod
     def from_mapping(cls, fields: Mapping[str, Any]) -> "ModelConfig":
@@ -86,7 +103,11 @@ class ModelConfig:
         Raises:
             UserError: As the constructor.
         """
-        return cls(**{**fields, "sparsity": SparsityConfig(**fields["sparsity"])})
+        parts = {
+            "sparsity": SparsityConfig(**fields["sparsity"]),
+            "weights": WeightsConfig(**fields["weights"]),
+        }
+        return cls(**{**fields, **parts})
 
     @property
     def head_dim(self) -> int:
@@ -103,15 +124,24 @@ class ModelConfig:
         """Hidden features of the FFN.
 
         An ungated FFN has two matrices where SwiGLU has three, so 1.5 times the width spends the same
-        parameters; rounded up to a multiple of 16, which suits 2:4 and the tensor cores.
+        parameters; rounded up to a multiple of ``ffn_width_multiple``.
         """
         if self.gated:
             return self.intermediate_size
-        return -(-3 * self.intermediate_size // 32) * 16
+        multiple = self.ffn_width_multiple
+        return -(-3 * self.intermediate_size // (2 * multiple)) * multiple
+
+    def layer_rank(self, part: Literal["attention", "ffn"]) -> int | None:
+        """Rank of the factors that a part's linear layers are; None where each is one matrix.
+
+        SLTrain and ReLoRA have a rank and yet one matrix, which they make of factors of their own.
+        """
+        rank = self.ffn_rank if part == "ffn" else self.attention_rank
+        return None if self.weights.method in COMPOSED else rank
 
     @property
     def sparse_layers(self) -> frozenset[int]:
-        """Indices of the decoder layers that carry the 2:4 sites; empty for a dense model."""
+        """Indices of the decoder layers that carry the sparse sites; empty for a dense model."""
         if not self.sparsity.placement:
             return frozenset()
         half = self.num_layers // 2
@@ -147,6 +177,8 @@ class ModelConfig:
             return
         if self.bottleneck_activation is not None:
             raise refuse("bottleneck_activation", self.bottleneck_activation, needs + "leave it null")
+        if self.checkpointing == "bottleneck":
+            raise refuse("checkpointing", self.checkpointing, needs + "choose block")
         if self.initialization != "xavier":
             raise refuse("initialization", self.initialization, needs + "leave it at xavier")
 
@@ -154,6 +186,7 @@ class ModelConfig:
         if self.gated and self.backend not in ("auto", "reference"):
             allowed = "its kernels are for an FFN without a gate: choose auto or reference for swiglu"
             raise refuse("backend", self.backend, allowed)
+        self._check_plain_sparsity()
         if self.ffn_storage == "dense":
             return
         if self.ffn != "relu2":
@@ -161,6 +194,56 @@ class ModelConfig:
         if self.ffn_storage == "packed" and "ffn_hidden" not in self.sparsity.placement:
             allowed = "it needs ffn_hidden in sparsity.placement: choose dense or recompute"
             raise refuse("ffn_storage", self.ffn_storage, allowed)
+
+    def _check_weights(self) -> None:
+        method = self.weights.method
+        ranks = {"attention_rank": self.attention_rank, "ffn_rank": self.ffn_rank}
+        if method == "oats" and any(ranks.values()):
+            raise refuse("weights.method", method, "it decomposes full-rank matrices: set both ranks to null")
+        if method in COMPOSED:
+            self._check_composed(method, ranks)
+        if method in SPARSE_24:
+            self._check_weight_groups()
+
+    def _check_composed(self, method: str, ranks: dict[str, int | None]) -> None:
+        """SLTrain and ReLoRA make one matrix of their factors, and start those as LoRA does."""
+        for key, rank in ranks.items():
+            if rank is None:
+                raise refuse(key, rank, f"weights.method {method} has factors: give their rank")
+        needs = f"weights.method {method} has nothing between its factors: "
+        if self.bottleneck_activation is not None:
+            raise refuse("bottleneck_activation", self.bottleneck_activation, needs + "set it to null")
+        if "ffn_bottleneck" in self.sparsity.placement:
+            raise refuse("sparsity.placement", list(self.sparsity.placement), needs + "leave it out")
+        if self.checkpointing == "bottleneck":
+            raise refuse("checkpointing", self.checkpointing, needs + "choose block")
+        if self.initialization != "xavier":
+            allowed = f"the factors of weights.method {method} start as LoRA's: set it to xavier"
+            raise refuse("initialization", self.initialization, allowed)
+
+    def _check_weight_groups(self) -> None:
+        """A group of four is four inputs of one output; transposable masks need groups of outputs, too."""
+        sides = {
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.ffn_width,
+            "ffn_rank": self.ffn_rank,
+        }
+        if self.weights.layers == "all":
+            sides["attention_rank"] = self.attention_rank
+        for key, width in sides.items():
+            if width is not None and width % 4:
+                allowed = f"weights.method {self.weights.method} needs widths divisible by 4, not {width}"
+                raise refuse(key, getattr(self, key), allowed)
+
+    def _check_plain_sparsity(self) -> None:
+        unknown = self.sparsity.only_plain_pytorch
+        if "ffn_hidden" not in self.sparsity.placement or unknown is None:
+            return
+        allowed = f"it knows 2:4 by magnitude with the dense backward, not {unknown}: choose"
+        if self.backend not in ("auto", "reference"):
+            raise refuse("backend", self.backend, f"{allowed} auto or reference")
+        if self.ffn_storage != "dense":
+            raise refuse("ffn_storage", self.ffn_storage, f"{allowed} dense")
 
     def _check_sparse_layers(self) -> None:
         if not self.sparsity.placement:
@@ -179,8 +262,11 @@ class ModelConfig:
             raise refuse("sparsity.placement", list(self.sparsity.placement), allowed)
         for site in self.sparsity.placement:
             field, width = self._site_width(site)
-            if width % 4:
-                allowed = f"2:4 at {site} needs a width divisible by 4, not {width}"
+            multiple = self.sparsity.width_multiple
+            if width % multiple:
+                allowed = (
+                    f"{self.sparsity.pattern} at {site} needs a width divisible by {multiple}, not {width}"
+                )
                 raise refuse(field, getattr(self, field), allowed)
 
     def _site_width(self, site: Placement) -> tuple[str, int]:

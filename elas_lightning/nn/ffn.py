@@ -5,6 +5,9 @@ Shape suffixes: C model width, R rank, F hidden features; "..." batch and time.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +17,7 @@ from elas_lightning.nn.linear import LowRankLinear, make_linear
 from elas_lightning.nn.sparsity import SparsitySite
 from elas_lightning.ops import BackendChoice, activate, lowrank_ffn, lowrank_ffn_decode, resolve_backend
 from elas_lightning.ops.decode import DECODE_TOKENS, decode_pays
+from elas_lightning.ops.feature_wise import feature_wise_ffn
 from elas_lightning.ops.measured import Case, Direction
 from elas_lightning.ops.storage import CHUNK_TOKENS
 
@@ -39,11 +43,45 @@ class FFN(nn.Module):
 
     def _linear(self, d_in: int, d_out: int) -> nn.Linear | LowRankLinear:
         silu = self.config.bottleneck_activation is not None
-        return make_linear(d_in, d_out, self.config.ffn_rank, silu=silu, site=self._site("ffn_bottleneck"))
+        return make_linear(
+            d_in, d_out, self.config.layer_rank("ffn"), silu=silu, site=self._site("ffn_bottleneck")
+        )
 
     def hidden(self, x: Tensor) -> Tensor:
         """The hidden features before their 2:4 step, ``(..., C)`` to ``(..., F)``."""
         raise NotImplementedError
+
+    @property
+    def _backward_is_feature_wise(self) -> bool:
+        return self.hidden_site.active and self.config.sparsity.backward == "feature_wise"
+
+    def _feature_wise(
+        self,
+        x: Tensor,
+        projections: Sequence[nn.Linear | LowRankLinear],
+        combine: Callable[..., Tensor],
+        down: nn.Linear | LowRankLinear,
+    ) -> Tensor:
+        """The whole FFN, with ``feature_wise_ffn`` next to its hidden features."""
+        x = self.input_site(x)
+        out = feature_wise_ffn(
+            [_before_hidden(projection, x) for projection in projections],
+            combine,
+            self.hidden_site,
+            down.A if isinstance(down, LowRankLinear) else down.weight,
+            dense_share=self.config.sparsity.backward_dense_share,
+            permute=self.config.sparsity.backward_permutation,
+        )
+        return down.expand(down.between(out)) if isinstance(down, LowRankLinear) else out
+
+
+def _before_hidden(linear: nn.Linear | LowRankLinear, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The last product before the hidden features: ``z (..., R)`` and ``(F, R)``; at full rank R is C."""
+    return (linear.reduce(x), linear.B) if isinstance(linear, LowRankLinear) else (x, linear.weight)
+
+
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up
 
 
 class SwiGLU(FFN):
@@ -57,10 +95,12 @@ class SwiGLU(FFN):
 
     def hidden(self, x: Tensor) -> Tensor:
         x = self.input_site(x)
-        return F.silu(self.gate_proj(x)) * self.up_proj(x)
+        return _gated(self.gate_proj(x), self.up_proj(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., C)`` to ``(..., C)``."""
+        if self._backward_is_feature_wise:
+            return self._feature_wise(x, (self.gate_proj, self.up_proj), _gated, self.down_proj)
         return self.down_proj(self.hidden_site(self.hidden(x)))
 
 
@@ -83,9 +123,14 @@ class UngatedFFN(FFN):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., C)`` to ``(..., C)``."""
         up, down = self.up_proj, self.down_proj
+        if self._backward_is_feature_wise:
+            activation = partial(activate, activation=self.config.ffn)  # type: ignore[arg-type]
+            return self._feature_wise(x, (up,), activation, down)
+        if self.hidden_site.active and self.config.sparsity.only_plain_pytorch is not None:
+            return down(self.hidden_site(self.hidden(x)))
         x = self.input_site(x)
         # z and out: (..., R) at low rank, (..., C) at full rank
-        z, up_weight = (up.reduce(x), up.B) if isinstance(up, LowRankLinear) else (x, up.weight)
+        z, up_weight = _before_hidden(up, x)
         weight = down.A if isinstance(down, LowRankLinear) else down.weight
         if self._decodes(z, weight):
             out = self._decode(z, up_weight, weight)
@@ -180,6 +225,11 @@ def ffn_path(config: ModelConfig, device: torch.device, choice: BackendChoice | 
     Raises:
         UserError: The configured backend cannot run there.
     """
+    sparsity = config.sparsity
+    if "ffn_hidden" in sparsity.placement and sparsity.only_plain_pytorch is not None:
+        backward = "feature-wise backward by masks and dense products, " * (sparsity.backward != "dense")
+        resolve_backend(config.backend, device)
+        return f"plain PyTorch, {sparsity.pattern} by {sparsity.method}, {backward}everything kept"
     if config.gated:
         return "plain PyTorch, SwiGLU"
     sparse_product = "hidden_hardware_kernel writes features in the packed form that cuSPARSELt multiplies"

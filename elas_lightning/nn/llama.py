@@ -5,7 +5,8 @@
 - causal attention through ``scaled_dot_product_attention``
 - every linear layer of a block at full rank or as two low-rank factors (``nn/linear.py``)
 - gated or ungated feed-forward networks (``nn/ffn.py``)
-- 2:4 activation sparsity at five kinds of site, switched on and off together (``nn/sparsity.py``)
+- weights that are sparse, composed or merged by a rule (``nn/weights/``)
+- activation sparsity at five kinds of site, switched on and off together (``nn/sparsity.py``)
 - embedding and head are full rank and not tied
 - one token at a time after a prompt, through a cache of keys and values (``nn/cache.py``)
 
@@ -23,11 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elas_lightning.nn.cache import Cache, LayerCache, visible
+from elas_lightning.nn.checkpointing import run_block
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.ffn import make_ffn
 from elas_lightning.nn.initialization import initialize
 from elas_lightning.nn.linear import make_linear
 from elas_lightning.nn.sparsity import SparsitySite
+from elas_lightning.nn.weights.attach import attach_rules
 from elas_lightning.ops import resolve_backend
 
 logger = logging.getLogger(__name__)
@@ -86,7 +89,7 @@ class Attention(nn.Module):
         self.input_site = SparsitySite("attention_input", config.sparsity, sparse)
         self.output_site = SparsitySite("attention_output", config.sparsity, sparse)
         silu = config.bottleneck_activation is not None
-        width, rank = config.hidden_size, config.attention_rank
+        width, rank = config.hidden_size, config.layer_rank("attention")
         self.q_proj = make_linear(width, width, rank, silu=silu)
         self.k_proj = make_linear(width, width, rank, silu=silu)
         self.v_proj = make_linear(width, width, rank, silu=silu)
@@ -158,11 +161,17 @@ class Llama(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         initialize(self, config)
+        attach_rules(self, config)
+        for number, site in enumerate(self._sites()):
+            site.number = number
+
+    def _sites(self) -> list[SparsitySite]:
+        return [module for module in self.modules() if isinstance(module, SparsitySite)]
 
     @property
     def sparsity_active(self) -> bool:
         """Whether any site makes its features 2:4 at present; never true of a dense model."""
-        return any(site.active for site in self.modules() if isinstance(site, SparsitySite))
+        return any(site.active for site in self._sites())
 
     def set_sparsity(self, active: bool) -> None:
         """Switch every placed 2:4 site on or off, as the dense warm-up asks.
@@ -172,9 +181,17 @@ class Llama(nn.Module):
         Args:
             active: On or off; a dense model stays dense either way.
         """
-        for site in self.modules():
-            if isinstance(site, SparsitySite):
-                site.set_active(active)
+        for site in self._sites():
+            site.set_active(active)
+
+    def set_noise(self, *counters: int) -> None:
+        """Choose the random numbers of stochastic sparsity for the next training step; nothing for other methods.
+
+        Args:
+            counters: What tells this forward pass from every other one of the run, such as seed, step and rank.
+        """
+        for site in self._sites():
+            site.set_key(*counters)
 
     def hidden(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Run the decoder up to the head, which training fuses with its loss (``nn/loss.py``).
@@ -196,7 +213,8 @@ class Llama(nn.Module):
             x_BTC.shape[1], config.head_dim, config.rope_theta, x_BTC.device, start
         )
         for index, block in enumerate(self.layers):
-            x_BTC = block(x_BTC, cos_T1D, sin_T1D, None if cache is None else cache.layers[index])
+            past = None if cache is None else cache.layers[index]
+            x_BTC = run_block(block, config, x_BTC, cos_T1D, sin_T1D, past)
         return self.norm(x_BTC)
 
     def forward(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:

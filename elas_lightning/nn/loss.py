@@ -22,9 +22,9 @@ _CHUNK_ENTRIES = {"cpu": 2**23}
 _CHUNK_ENTRIES_ELSEWHERE = 2**26
 
 
-def _chunk_rows(vocabulary: int, device: torch.device) -> int:
+def chunk_rows(vocabulary: int, device: str) -> int:
     """Positions a chunk may hold: at least one."""
-    return max(1, _CHUNK_ENTRIES.get(device.type, _CHUNK_ENTRIES_ELSEWHERE) // vocabulary)
+    return max(1, _CHUNK_ENTRIES.get(device, _CHUNK_ENTRIES_ELSEWHERE) // vocabulary)
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
@@ -45,7 +45,7 @@ def _sum_nll(
     grad_VC = torch.zeros_like(weight_VC, dtype=wide) if gradients else weight_VC.new_empty(0)
     nll: list[Tensor] = []
     grad: list[Tensor] = []
-    rows = _chunk_rows(weight_VC.shape[0], hidden_NC.device)
+    rows = chunk_rows(weight_VC.shape[0], hidden_NC.device.type)
     parts = (tensor.split(rows) for tensor in (hidden_NC, target_N1, real_N1))
     for hidden_nC, target_n1, real_n1 in zip(*parts, strict=True):
         x_nC = hidden_nC.to(dtype)

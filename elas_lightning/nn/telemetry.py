@@ -1,6 +1,6 @@
-"""What 2:4 finds and what it drops, measured on a batch.
+"""What 2:4 finds and what it drops, measured on a batch; how its choice drifts from one look to the next.
 
-Shape suffixes: B batch, T time, C model width.
+Shape suffixes: B batch, T time, C model width, N tokens, F hidden features.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from torch import Tensor
 from elas_lightning.nn.ffn import FFN
 from elas_lightning.nn.llama import Llama
 from elas_lightning.nn.sparsity import SparsitySite
+from elas_lightning.nn.telemetry_gradients import gradient_statistics
+from elas_lightning.nn.telemetry_spectrum import effective_rank, weight_ranks
 from elas_lightning.ops import sparsify_24
+
+# Enough for a share and a spectrum; the choice of all tokens of a large model would be gigabytes.
+_TOKENS = 256
+
+# By layer and site: which features of the first tokens were kept at the last look.
+Selections = dict[tuple[int, str], Tensor]
 
 
 class _Tally:
@@ -24,16 +32,28 @@ class _Tally:
     def __init__(self) -> None:
         self.entries = self.zeros = self.dropped = 0
         self.energy = self.dropped_energy = 0.0
+        self.kept: list[Tensor] = []
 
     def add(self, x: Tensor) -> None:
         # A dense model's width need not divide by 4 (5461 at 1B); an incomplete last group has no pattern.
         x = x[..., : x.shape[-1] // 4 * 4].float()
-        rest = x - sparsify_24(x)
+        selected = sparsify_24(x)
+        rest = x - selected
+        # a zero may be among the kept two for want of others: that is no choice
+        self.kept.append((selected.flatten(0, -2)[:_TOKENS] != 0).cpu())
         self.entries += x.numel()
         self.zeros += int((x == 0).sum())
         self.dropped += int((rest != 0).sum())
         self.energy += float(x.square().sum())
         self.dropped_energy += float(rest.square().sum())
+
+    def drift(self, at: tuple[int, str], selections: Selections) -> float | None:
+        """The share of the last look's choice that is no longer chosen, None at the first; leaves the new one."""
+        last, now = selections.get(at), torch.cat(self.kept, -1)
+        selections[at] = now
+        if last is None or last.shape != now.shape or not bool(last.any()):
+            return None
+        return float((last & ~now).sum() / last.sum())
 
     def row(self) -> dict[str, float]:
         return {
@@ -44,7 +64,9 @@ class _Tally:
 
 
 @torch.no_grad()
-def sparsity_statistics(model: Llama, input_ids: Tensor) -> list[dict[str, Any]]:
+def sparsity_statistics(
+    model: Llama, input_ids: Tensor, selections: Selections | None = None
+) -> list[dict[str, Any]]:
     """Compare each site's features with their 2:4 selection, in one forward pass of the model as it is now.
 
     The hidden site of every FFN is reported on any model, dense ones too: what 2:4 would drop there. Other
@@ -53,11 +75,16 @@ def sparsity_statistics(model: Llama, input_ids: Tensor) -> list[dict[str, Any]]
     Args:
         model: The plain module, not a compiled wrapper.
         input_ids: ``(B, T)`` int64.
+        selections: The choice at the last look at the same batch, which is replaced by the present one; empty
+            at the first look. None: drift is not asked for.
 
     Returns:
         One row a layer and site: ``layer``, ``site``, ``natural_zeros`` (share of the features that are
         exactly zero before the 2:4 step), ``dropped_energy`` (share of the sum of squares that the step
-        removes) and ``dropped_nonzeros`` (share of the non-zero features that it removes). All in 0 to 1.
+        removes), ``dropped_nonzeros`` (share of the non-zero features that it removes), ``mask_drift`` (share of
+        the non-zero features kept at the last look that are no longer kept, in the first 256 tokens; None at the
+        first look), all in 0 to 1; and at the hidden site ``effective_rank_hidden`` of the features before
+        the step, in the same tokens.
     """
     tallies: dict[tuple[int, str], _Tally] = {}
     ffn_inputs: list[tuple[int, FFN, Tensor]] = []
@@ -81,7 +108,41 @@ def sparsity_statistics(model: Llama, input_ids: Tensor) -> list[dict[str, Any]]
         model.hidden(input_ids)
 
     # Hidden features exist only inside an op, so they are computed again, now that no hook counts twice.
+    ranks: dict[int, float] = {}
     for layer, ffn, x_BTC in ffn_inputs:
+        hidden_NF = ffn.hidden(x_BTC).flatten(0, -2)
         tallies[layer, "ffn_hidden"] = _Tally()
-        tallies[layer, "ffn_hidden"].add(ffn.hidden(x_BTC))
-    return [{"layer": layer, "site": site, **tallies[layer, site].row()} for layer, site in sorted(tallies)]
+        tallies[layer, "ffn_hidden"].add(hidden_NF)
+        ranks[layer] = effective_rank(torch.linalg.svdvals(hidden_NF[:_TOKENS].float()))
+    rows = []
+    for at in sorted(tallies):
+        layer, site = at
+        row: dict[str, Any] = {"layer": layer, "site": site, **tallies[at].row()}
+        if selections is not None:
+            row["mask_drift"] = tallies[at].drift(at, selections)
+        if site == "ffn_hidden":
+            row["effective_rank_hidden"] = ranks[layer]
+        rows.append(row)
+    return rows
+
+
+def layer_statistics(
+    model: Llama, input_ids: Tensor, labels: Tensor, selections: Selections
+) -> list[dict[str, Any]]:
+    """All telemetry of the model as it is now: sparsity, its gradients, effective ranks.
+
+    Args:
+        model: The plain module, not a compiled wrapper.
+        input_ids: ``(B, T)`` int64.
+        labels: ``(B, T)`` int64, -100 where there is no target.
+        selections: As ``sparsity_statistics``.
+
+    Returns:
+        The rows of ``sparsity_statistics``; those of the hidden site, of which each layer has one, hold the
+        layer's ``gradient_statistics`` and ``weight_ranks``, too.
+    """
+    rows = sparsity_statistics(model, input_ids, selections)
+    hidden = {row["layer"]: row for row in rows if row["site"] == "ffn_hidden"}
+    for found in (*gradient_statistics(model, input_ids, labels), *weight_ranks(model)):
+        hidden[found["layer"]].update(found)
+    return rows

@@ -127,8 +127,9 @@ def _fastest(
     return "reference", storage, f"no path that keeps {storage} is measured for {found.case} on {name}"
 
 
+@torch.compiler.assume_constant_result
 def _runs(backend: str, device: torch.device) -> str:
-    """Why a backend runs on ``device``, or a refusal."""
+    """Why a backend runs on ``device``, or a refusal; a compiler cannot look into what it asks."""
     if backend == "reference":
         return "named"
     cannot = f"backend {backend!r} cannot run here: "

@@ -25,7 +25,8 @@ Storage = Literal["dense", "packed", "recompute"]
 
 def _relu2(x: Tensor) -> Tensor:
     """Squared ReLU (Primer, arXiv 2109.08668)."""
-    return F.relu(x).square()
+    relu = F.relu(x)
+    return relu * relu  # no square: it is a power, which autocast on a GPU computes and keeps in float32
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

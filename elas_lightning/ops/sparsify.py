@@ -28,7 +28,7 @@ class _StraightThrough24(torch.autograd.Function):
         return grad, None
 
 
-class _Masked24(torch.autograd.Function):
+class KeptOnly(torch.autograd.Function):
     """Backward lets through what forward kept, and can itself be differentiated; one byte an entry is saved."""
 
     @staticmethod
@@ -39,7 +39,7 @@ class _Masked24(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
-        return _Masked24.apply(grad, keep), None
+        return KeptOnly.apply(grad, keep), None
 
 
 class _Relu2StraightThrough24(torch.autograd.Function):
@@ -48,7 +48,8 @@ class _Relu2StraightThrough24(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        activated = x.relu().square()
+        activated = x.relu()
+        activated = activated * activated
         return zero_dropped(activated, keep_mask_24(activated, x.dim() - 1))
 
     @staticmethod
@@ -96,7 +97,7 @@ def sparsify_24(x: Tensor, dim: int = -1, *, gradient: Gradient = "ste", backend
         return _kernel(x.movedim(dim, -1), False, gradient).movedim(-1, dim)
     if gradient == "ste":
         return _StraightThrough24.apply(x, dim)
-    return _Masked24.apply(x, keep_mask_24(x, dim))
+    return KeptOnly.apply(x, keep_mask_24(x, dim))
 
 
 def relu2_sparsify_24(x: Tensor, *, gradient: Gradient = "ste", backend: str = "auto") -> Tensor:
@@ -122,7 +123,9 @@ def relu2_sparsify_24(x: Tensor, *, gradient: Gradient = "ste", backend: str = "
         return _kernel(x, True, gradient)
     if gradient == "ste":
         return _Relu2StraightThrough24.apply(x)
-    return sparsify_24(x.relu().square(), gradient=gradient, backend="reference")
+    relu = x.relu()
+    # no square: it is a power, which autocast on a GPU computes and keeps in float32
+    return sparsify_24(relu * relu, gradient=gradient, backend="reference")
 
 
 def _kernel(x: Tensor, relu2: bool, gradient: Gradient) -> Tensor:

@@ -68,6 +68,7 @@ class Outcome:
             "search": {dimension.name: self._search(dimension.name) for dimension in spec.search},
             "seeds": list(spec.seeds),
             "plots": [dict(plot) for plot in spec.plots],
+            "twins": dict(spec.twins),
             "runs": {"planned": self.plan.planned_runs, **self.counts},
             "seconds": sum(row["seconds"] or 0.0 for row in rows),
             "importances": importances,

@@ -15,6 +15,10 @@ from elas_lightning.layout import overlay_path
 from elas_lightning.runner import RunRequest
 from elas_lightning.sweep.spec import Dimension, Point, SweepSpec
 
+# Initialisation and data order draw from generators of their own. Were both started from the same number, the two
+# streams could be one and the same, and what looks like the spread of both would be the spread of one.
+DATA_SEED_OFFSET = 1000
+
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -22,7 +26,7 @@ class PlannedRun:
 
     Args:
         values: Searched parameters by short name, as tables and plots show them.
-        seed: Initialisation and data order.
+        seed: Of the initialisation; data order has the same number plus :data:`DATA_SEED_OFFSET`.
         request: What the runner is to do.
     """
 
@@ -71,11 +75,13 @@ class Plan:
             label = point[dimension.name]
             if dimension.overlays:
                 overlays.append(overlay_path(dimension.overlays[label]))
-            else:
+            for key, factor in dimension.factors.get(label, {}).items():
+                overrides[key] = self._scaled(factor, key, f"search.{dimension.name}.factors")
+            if dimension.keys:
                 overrides.update(dict.fromkeys(dimension.keys, self._value(dimension, label)))
             values[dimension.name] = self._shown(dimension, label)
         overrides.update(self.overrides)
-        overrides.update({"seed_everything": seed, "data.seed": seed})
+        overrides.update({"seed_everything": seed, "data.seed": seed + DATA_SEED_OFFSET})
         directory = self.folder / "runs" / _directory_name(values, seed, overlays, overrides)
         return PlannedRun(values, seed, RunRequest(directory, tuple(overlays), overrides))
 
@@ -119,15 +125,23 @@ class Plan:
         choice = label if dimension.is_range else dimension.options[label]
         if dimension.relative_to is None:
             return choice
+        return self._scaled(choice, dimension.relative_to, f"search.{dimension.name}.relative_to")
+
+    def _scaled(self, factor: float, key: str, where: str) -> Any:
+        """A factor times the value of a dotted key in the base configuration."""
         reference: Any = self.base
-        for part in dimension.relative_to.split("."):
+        for part in key.split("."):
             if not isinstance(reference, dict) or part not in reference:
                 raise UserError(
-                    f"sweeps/{self.spec.name}.yaml: search.{dimension.name}.relative_to is "
-                    f"{dimension.relative_to!r}, which is no configuration key; `elas fit --help` lists them"
+                    f"sweeps/{self.spec.name}.yaml: {where} is {key!r}, which is no configuration key; "
+                    "`elas fit --help` lists them"
                 )
             reference = reference[part]
-        return round(choice * reference) if isinstance(reference, int) else choice * reference
+        if isinstance(reference, bool) or not isinstance(reference, int | float):
+            raise UserError(
+                f"sweeps/{self.spec.name}.yaml: {where} is {key!r}, which is {reference!r}: no number to multiply"
+            )
+        return round(factor * reference) if isinstance(reference, int) else factor * reference
 
 
 def _short(value: Any) -> str:

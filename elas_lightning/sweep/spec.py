@@ -34,12 +34,17 @@ class Dimension:
 
     With ``relative_to`` the choice is a factor: the keys get it times the value of that dotted key in the base
     configuration, rounded where that value is an integer. So one file serves every model size.
+
+    ``factors`` says the same for keys that change together: choice name to dotted keys, each with the factor that its
+    own value in the base configuration is multiplied by. They come on top of ``overlays``, or are all there is to a
+    choice.
     """
 
     name: str
     keys: tuple[str, ...] = ()
     choices: tuple[Any, ...] | dict[str, Any] = ()
     overlays: dict[str, str] = field(default_factory=dict)
+    factors: dict[Any, dict[str, float]] = field(default_factory=dict)
     low: float | None = None
     high: float | None = None
     log: bool = False
@@ -48,19 +53,31 @@ class Dimension:
 
     def __post_init__(self) -> None:
         where = f"search.{self.name}"
-        forms = [bool(self.overlays), bool(self.choices), self.low is not None or self.high is not None]
-        if sum(forms) != 1:
+        named = bool(self.overlays or self.factors)
+        if sum([named, bool(self.choices), self.is_range]) != 1:
             raise UserError(f"{where}: give exactly one of overlays, choices, or low and high")
-        if bool(self.keys) == bool(self.overlays):
+        if bool(self.keys) == named:
             raise UserError(
                 f"{where}: choices and ranges need keys (dotted names to set); overlays take none"
             )
+        self._check_factors(where)
         if self.is_range and (self.low is None or self.high is None or not self.low < self.high):
             raise UserError(
                 f"{where}: low is {self.low}, high is {self.high}: both are needed, low below high"
             )
         if self.is_range and self.log and self.low is not None and self.low <= 0:
             raise UserError(f"{where}: low is {self.low}: a logarithmic range starts above 0")
+
+    def _check_factors(self, where: str) -> None:
+        for label, factors in self.factors.items():
+            if self.overlays and label not in self.overlays:
+                known = ", ".join(map(str, self.overlays))
+                raise UserError(f"{where}.factors: {label!r} is none of the overlays' choices: {known}")
+            for key, factor in factors.items():
+                if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor > 0:
+                    raise UserError(
+                        f"{where}.factors: {label!r} has {key}: {factor!r}: give a number above 0"
+                    )
 
     @property
     def is_range(self) -> bool:
@@ -69,9 +86,11 @@ class Dimension:
 
     @property
     def options(self) -> dict[Any, Any]:
-        """Labels to values (for overlays, to their names); empty for a range."""
+        """Labels to values (for overlays and factors, to these themselves); empty for a range."""
         if self.overlays or isinstance(self.choices, dict):
             return self.overlays or dict(self.choices)
+        if self.factors:
+            return dict(self.factors)
         return {label_of(value): value for value in self.choices}
 
 
@@ -93,7 +112,9 @@ class SweepSpec:
         machines: For ``cpu`` and ``gpu``: the size and data that a plain ``make sweep`` takes there.
         search: The dimensions.
         without: Points of the grid to leave out, by the labels of some or all dimensions.
-        seeds: Each point runs once with each seed; it sets initialisation and data order.
+        seeds: Each point runs once with each seed; it sets initialisation and, apart from it, data order.
+        twins: What choices of the first dimension are held against, label to label: the same model without what the
+            choice adds.
         sampler: ``grid`` runs every combination; ``tpe`` and ``random`` draw ``trials`` points.
         trials: Points to draw; only for samplers that draw.
         pruner: ``median`` stops points that look worse than the median of those before.
@@ -115,6 +136,7 @@ class SweepSpec:
     objective: str = "val_perplexity"
     overrides: dict[str, Any] = field(default_factory=dict)
     plots: tuple[dict[str, Any], ...] = ()
+    twins: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [dimension.name for dimension in self.search]
@@ -133,7 +155,8 @@ class SweepSpec:
             (set(self.machines) == {"cpu", "gpu"}, "machines: give size and data for cpu and for gpu"),
             (
                 (self.sampler == "grid") == (self.trials is None),
-                f"trials is {self.trials}: a grid has no trials (it runs every combination), other samplers need them",
+                f"trials is {self.trials}: a grid has no trials (it runs every combination), other samplers need "
+                "them",
             ),
             (
                 self.sampler != "grid" or not any(d.is_range for d in self.search),
@@ -147,6 +170,14 @@ class SweepSpec:
                 f"without: {point} is no point of the search",
             )
             for point in self.without
+        ]
+        checks += [
+            (
+                label in self.search[0].options,
+                f"twins: {label!r} is no choice of {names[0]}: {', '.join(map(str, self.search[0].options))}",
+            )
+            for pair in (self.twins.items() if self.search else ())
+            for label in pair
         ]
         checks += [(p.get("kind") in PLOT_KINDS, f"plots: kind is {p.get('kind')!r}: {', '.join(PLOT_KINDS)}")
                    for p in self.plots]  # fmt: skip

@@ -9,6 +9,7 @@ running anything again.
 import fcntl
 import hashlib
 import json
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,31 @@ class RunEvent:
     fresh: bool
 
 
+class Budget:
+    """Minutes in which runs may be begun; the one that is under way when they are over is finished.
+
+    Args:
+        minutes: ``None`` for no end.
+    """
+
+    def __init__(self, minutes: float | None) -> None:
+        self.minutes = minutes
+        self._start = time.perf_counter()
+
+    def claim(self) -> None:
+        """Ask for time for one more run.
+
+        Raises:
+            BudgetSpent: There is none left.
+        """
+        if self.minutes is not None and time.perf_counter() - self._start >= 60 * self.minutes:
+            raise BudgetSpent
+
+
+class BudgetSpent(BaseException):
+    """The time is over: what is missing is left for the next call. A ``BaseException``, as ``Interrupted`` is."""
+
+
 class Study:
     """Optuna's study around a plan.
 
@@ -44,6 +70,7 @@ class Study:
         plan: What to run.
         on_run: Called after each run.
         callbacks: Makes the Lightning callbacks of a run, given the run.
+        budget: Asked before each run that is not there yet.
     """
 
     def __init__(
@@ -51,8 +78,10 @@ class Study:
         plan: Plan,
         on_run: Callable[[RunEvent], None],
         callbacks: Callable[[PlannedRun], list[L.Callback]],
+        budget: Budget,
     ) -> None:
         self.plan = plan
+        self._budget = budget
         self._on_run = on_run
         self._callbacks = callbacks
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -70,6 +99,7 @@ class Study:
 
         Raises:
             Interrupted: Stopped by the user; the run in progress has saved itself.
+            BudgetSpent: The time is over.
         """
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             # one process at a time holds the folder's lock: whoever left these is gone
@@ -145,7 +175,8 @@ class Study:
             stored = RunResult.read(directory)
             if stored.state != "failed":
                 return stored, False
-            (directory / RESULT_NAME).unlink()
+        self._budget.claim()
+        (directory / RESULT_NAME).unlink(missing_ok=True)
         extra = pruning if self.plan.spec.pruner != "none" else []
         try:
             return run(planned.request, [*self._callbacks(planned), *extra]), True

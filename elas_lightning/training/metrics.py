@@ -18,7 +18,8 @@ class TokenLoss(Metric):
     - ``perplexity_galore_protocol``: what the evaluation loops of the GaLore family print for the same
       predictions: an unweighted mean of batch means whose counter starts at 1, so N batches are divided
       by N + 1. It flatters small N and is reported only under this name, per rank 0's batches summed
-      over ranks.
+      over ranks;
+    - ``batches``: that N, on which the flattery depends.
     """
 
     full_state_update = False
@@ -53,7 +54,7 @@ class TokenLoss(Metric):
         self.batches += (tokens > 0).long()
 
     def compute(self) -> dict[str, float]:
-        """The four figures; NaN where there were no tokens."""
+        """The figures above; NaN where there were no tokens."""
         nll, tokens, text_bytes = self.nll.item(), int(self.tokens), int(self.text_bytes)
         loss = nll / tokens if tokens else math.nan
         batches = int(self.batches)
@@ -64,6 +65,7 @@ class TokenLoss(Metric):
             "perplexity_galore_protocol": _exp(self.batch_means.item() / (batches + 1))
             if batches
             else math.nan,
+            "batches": float(batches) if batches else math.nan,
         }
 
 

@@ -1,7 +1,7 @@
 """The LightningModule: steps, metrics and logging; the model itself lives in ``elas_lightning.nn``."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,26 @@ from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.folder import starting_weights
 from elas_lightning.nn.llama import Llama
 from elas_lightning.nn.loss import linear_next_token_loss
+from elas_lightning.nn.weights.rule import Place
 from elas_lightning.training.interruption import RunEnded
 from elas_lightning.training.metrics import TokenLoss
-from elas_lightning.training.optimization import OptimizerConfig, build_optimizer
+from elas_lightning.training.optimizers import OptimizerConfig, build_optimizer
+from elas_lightning.training.weights import WeightSchedule
 
 
 def _sum_nll(model: Llama, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The batch's summed loss and its number of targets; its logits never exist as a whole."""
     return linear_next_token_loss(model.hidden(input_ids), model.lm_head.weight, labels)
+
+
+def _differences(
+    prefix: str, mine: dict[str, Any], saved: dict[str, Any] | None
+) -> Iterator[tuple[str, str]]:
+    """Each field that differs from what a checkpoint holds, and how to say so; nothing where it holds none."""
+    saved = mine if saved is None else saved
+    for key in mine:
+        if mine[key] != saved.get(key):
+            yield key, f"{prefix}.{key} is {mine[key]!r} but the checkpoint has {saved.get(key)!r}"
 
 
 class ElasModule(L.LightningModule):
@@ -34,7 +46,7 @@ class ElasModule(L.LightningModule):
 
     Args:
         config: The model.
-        optimizer: AdamW and its schedule.
+        optimizer: The optimizer and its schedule.
         compile: Run training and validation through ``torch.compile``: decoder, head and loss in one graph.
             Lightning's logging cannot be traced.
         init_from: Folder of ``elas export --form factors`` or ``elas import`` whose weights training begins with. A
@@ -68,6 +80,7 @@ class ElasModule(L.LightningModule):
         self.optimizer = optimizer
         self.init_from = init_from
         self.model = Llama(config)
+        self._weights = WeightSchedule(self.model)
         # a function and no module, so that checkpoints keep one set of names
         self._loss = torch.compile(_sum_nll) if compile else _sum_nll
         self.val_metric = TokenLoss()
@@ -80,7 +93,7 @@ class ElasModule(L.LightningModule):
         return logits
 
     def setup(self, stage: str) -> None:
-        """Refuse a corpus whose token ids the model has no rows for."""
+        """Refuse a corpus whose token ids the model has no rows for, and what several processes cannot do."""
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and data.vocab_size > self.config.vocab_size:
             raise UserError(
@@ -90,6 +103,15 @@ class ElasModule(L.LightningModule):
             )
         if self.init_from is not None and stage == "fit" and self.trainer.ckpt_path is None:
             self._begin_with(Path(self.init_from), getattr(data, "text_tokenizer", None))
+        weights = self.config.weights
+        if weights.method == "relora" and weights.relora_full_rank_cycles and self.trainer.world_size > 1:
+            raise UserError(
+                f"model.config.weights.relora_full_rank_cycles is {weights.relora_full_rank_cycles} but "
+                f"{self.trainer.world_size} processes share the run, which agree once on what has gradients: "
+                "set it to 0 or train on one device"
+            )
+        # before a strategy asks what has gradients
+        self._weights.enter(self._place())
 
     def _begin_with(self, folder: Path, tokenizer: Any) -> None:
         """Take over the weights of a folder, which must be of the same model and of the same ids."""
@@ -108,9 +130,21 @@ class ElasModule(L.LightningModule):
         step = max(self.global_step, self._loaded_step)
         return step >= self.config.sparsity.dense_warmup_steps
 
+    def _place(self, step: int | None = None) -> Place:
+        step = max(self.global_step, self._loaded_step) if step is None else step
+        return Place(step, self.trainer.max_steps, self.optimizer.restart_every)
+
+    def on_train_start(self) -> None:
+        """Take up the weights' phase where a checkpoint left it."""
+        self._weights.enter(self._place())
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Mean loss over the batch's target tokens."""
         self.model.set_sparsity(self.sparse_phase)
+        self._weights.see(batch["input_ids"], self._place(self.global_step))
+        if self.config.sparsity.stochastic:
+            # of the place in training alone, so that a resume draws what an unbroken run draws
+            self.model.set_noise(torch.initial_seed(), self.global_step, batch_idx, self.global_rank)
         nll, tokens = self._loss(self.model, batch["input_ids"], batch["labels"])
         loss = nll / tokens.clamp(min=1)
         self._accumulated_loss = self._accumulated_loss + loss.detach()
@@ -134,7 +168,7 @@ class ElasModule(L.LightningModule):
         self.val_metric.update(nll, tokens, batch["target_bytes"].sum())
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val_loss``, ``val_perplexity``, ``val_bits_per_byte`` and the GaLore-protocol number."""
+        """Log ``val_loss``, ``val_perplexity``, ``val_bits_per_byte``, the GaLore-protocol number, ``val_batches``."""
         values = self.val_metric.compute()
         self.val_metric.reset()
         # already the same on every rank; said again, since Lightning warns where it is not told
@@ -142,7 +176,7 @@ class ElasModule(L.LightningModule):
         self.log("val_ppl", values["perplexity"], prog_bar=True, logger=False, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up and cosine over ``trainer.max_steps``."""
+        """The configured optimizer and its schedule over ``trainer.max_steps``."""
         if self.trainer.max_steps < 1:
             raise UserError(
                 "trainer.max_steps is not set: the schedule needs the length of the run; stack a size overlay "
@@ -168,19 +202,36 @@ class ElasModule(L.LightningModule):
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
         elif gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        self._weights.add_decay()
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Step, then let the weights' rules act: before anything is saved or validated."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        place = self._place(self.global_step + 1)  # Lightning counts the step when this hook is over
+        self._weights.after_step(self.trainer.optimizers[0], place, self._sum_over_processes)
+
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(values, reduce_op="sum")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the step; refuse a checkpoint of another model, naming each field that differs."""
         self._loaded_step = checkpoint.get("global_step", 0)
-        saved = checkpoint.get("hyper_parameters", {}).get("config")
-        if saved is None:
-            return
-        mine = asdict(self.config)
+        saved = checkpoint.get("hyper_parameters", {})
         different = [
-            f"model.config.{key} is {mine[key]!r} but the checkpoint has {saved.get(key)!r}"
-            for key in mine
-            if mine[key] != saved.get(key) and key not in ("backend", "ffn_storage")
+            difference
+            for key, difference in _differences("model.config", asdict(self.config), saved.get("config"))
+            if key not in ("backend", "ffn_storage", "checkpointing")
         ]
+        if self._trainer is not None and self.trainer.training:
+            # the optimizer's state holds its settings too, and would override the command line's in silence
+            mine = asdict(self.optimizer)
+            different += [text for _, text in _differences("model.optimizer", mine, saved.get("optimizer"))]
         if different:
             raise UserError(
                 "; ".join(different) + ": resume with the checkpoint's own configuration or start a new run"

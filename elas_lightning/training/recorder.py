@@ -11,26 +11,35 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from elas_lightning.nn.account import flops_per_token
-from elas_lightning.nn.telemetry import sparsity_statistics
+from elas_lightning.nn.telemetry import Selections, layer_statistics
+from elas_lightning.training.energy import EnergyMeter
 from elas_lightning.training.hardware import PeakMemory, peak_flops
 from elas_lightning.training.module import ElasModule
+from elas_lightning.training.spikes import WINDOW, is_spike
 
 CURVE_FIELDS = (
     "step", "tokens", "seconds", "train_loss", "val_loss", "val_perplexity", "val_bits_per_byte", "lr",
-    "tokens_per_second",
+    "tokens_per_second", "loss_spike",
 )  # fmt: skip
-TELEMETRY_FIELDS = ("step", "layer", "site", "natural_zeros", "dropped_energy", "dropped_nonzeros")
+TELEMETRY_FIELDS = (
+    "step", "layer", "site", "natural_zeros", "dropped_energy", "dropped_nonzeros", "mask_drift",
+    "gradient_norm_ste", "gradient_norm_masked", "gradient_cosine", "gradient_bias", "effective_rank_up",
+    "effective_rank_down", "effective_rank_hidden",
+)  # fmt: skip
 
 
 class RunRecorder(L.Callback):
     """Writes ``curve.csv`` and ``telemetry.csv`` into the run's directory, rank 0 only.
 
     Times exclude validation. A resumed run goes on with the files: rows past the checkpoint's step are cut
-    off first, since those steps are about to be taken again.
+    off first, since those steps are about to be taken again. What the 2:4 step chose at the last look is not kept
+    in checkpoints: the first row after a resume has no ``mask_drift``.
+
+    Telemetry looks at the model in float32 and without autocast, leaves no gradients and draws no random numbers.
 
     Args:
         directory: The run's directory.
-        telemetry_rows: Sequences of the first validation batch that the sparsity telemetry looks at.
+        telemetry_rows: Sequences of the first validation batch that the telemetry looks at; 0 turns it off.
     """
 
     def __init__(self, directory: Path, telemetry_rows: int = 4) -> None:
@@ -38,6 +47,8 @@ class RunRecorder(L.Callback):
         self.telemetry_rows = telemetry_rows
         self.tokens = 0
         self.seconds = 0.0
+        self.joules: float | None = None
+        self.telemetry_seconds = 0.0
         self.flops_per_token = 0
         self.peak_memory: PeakMemory | None = None
         self.last_train_loss: float | None = None
@@ -45,14 +56,20 @@ class RunRecorder(L.Callback):
         self._window_start = 0.0
         self._window_nll: Tensor | float = 0.0
         self._window_tokens: Tensor | int = 0
-        self._probe: Tensor | None = None
+        self._probe: dict[str, Tensor] | None = None
+        self._selections: Selections = {}
+        self._energy: EnergyMeter | None = None
+        self._losses: list[float] = []
+        self._spiking = False
+        self.loss_spikes = 0
 
-    # tokens and seconds travel with the checkpoint; the rows are in the files
+    # sums travel with the checkpoint; the rows are in the files
     def state_dict(self) -> dict[str, Any]:
-        return {"tokens": self.tokens, "seconds": self.seconds}
+        return {"tokens": self.tokens, "seconds": self.seconds, "joules": self.joules}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
+        self.joules = state_dict.get("joules")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ElasModule)
@@ -63,7 +80,10 @@ class RunRecorder(L.Callback):
         if trainer.is_global_zero:
             self.directory.mkdir(parents=True, exist_ok=True)
             for name, fields in (("curve.csv", CURVE_FIELDS), ("telemetry.csv", TELEMETRY_FIELDS)):
-                _keep_rows_until(self.directory / name, fields, trainer.global_step)
+                rows = _keep_rows_until(self.directory / name, fields, trainer.global_step)
+                if name == "curve.csv":
+                    self.look_back(rows)
+        self._energy = EnergyMeter(pl_module.device)
         self._window_start = time.perf_counter()
 
     def on_train_batch_end(
@@ -89,8 +109,8 @@ class RunRecorder(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if batch_idx == 0:
-            self._probe = batch["input_ids"][: self.telemetry_rows]
+        if batch_idx == 0 and self.telemetry_rows:
+            self._probe = {key: batch[key][: self.telemetry_rows] for key in ("input_ids", "labels")}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ElasModule)
@@ -101,17 +121,29 @@ class RunRecorder(L.Callback):
             }
             self._write("curve.csv", CURVE_FIELDS, [{**self._position(trainer), **measured}])
             if self._probe is not None:
-                rows = sparsity_statistics(pl_module.model, self._probe)
+                began = time.perf_counter()
+                rows = layer_statistics(pl_module.model, **self._probe, selections=self._selections)
                 self._write(
                     "telemetry.csv", TELEMETRY_FIELDS, [{"step": trainer.global_step, **row} for row in rows]
                 )
+                self.telemetry_seconds += time.perf_counter() - began
+        self._start_window()
+
+    def _start_window(self) -> None:
+        if self._energy is not None:
+            self._energy.read()  # what validation has drawn is not training's
         self._window_start = time.perf_counter()
 
     def _close_window(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        counts = torch.as_tensor([float(self._window_nll), float(self._window_tokens)], dtype=torch.float64)
-        nll, tokens = trainer.strategy.reduce(counts.to(pl_module.device), reduce_op="sum").tolist()
+        joules = self._energy.read() if self._energy else None
+        counts = torch.as_tensor(
+            [float(self._window_nll), float(self._window_tokens), joules or 0.0], dtype=torch.float64
+        )
+        nll, tokens, drawn = trainer.strategy.reduce(counts.to(pl_module.device), reduce_op="sum").tolist()
         if not tokens:
             return
+        if joules is not None:
+            self.joules = (self.joules or 0.0) + drawn
         elapsed = time.perf_counter() - self._window_start
         self.tokens += int(tokens)
         self.seconds += elapsed
@@ -119,7 +151,13 @@ class RunRecorder(L.Callback):
         rate = tokens / elapsed
         if trainer.is_global_zero:
             lr = trainer.optimizers[0].param_groups[0]["lr"]
-            row = {"train_loss": self.last_train_loss, "lr": lr, "tokens_per_second": rate}
+            spike = int(self._look_for_spike(self.last_train_loss))
+            row = {
+                "train_loss": self.last_train_loss,
+                "lr": lr,
+                "tokens_per_second": rate,
+                "loss_spike": spike,
+            }
             self._write("curve.csv", CURVE_FIELDS, [{**self._position(trainer), **row}])
         figures = {"tokens_per_second": rate, "tokens": float(self.tokens)}
         peak = peak_flops(pl_module.device, str(trainer.precision))
@@ -129,6 +167,21 @@ class RunRecorder(L.Callback):
             logger.log_metrics(figures, step=trainer.global_step)
         self._window_nll, self._window_tokens = 0.0, 0
         self._window_start = time.perf_counter()
+
+    def look_back(self, rows: list[dict[str, str]]) -> None:
+        """Take over the spikes of a curve that is gone on with."""
+        for row in rows:
+            if row["train_loss"]:
+                self._look_for_spike(float(row["train_loss"]))
+
+    def _look_for_spike(self, loss: float) -> bool:
+        """Whether the loss of a window is a spike; windows in a row are one."""
+        spike = is_spike(loss, self._losses)
+        self._losses.append(loss)
+        del self._losses[:-WINDOW]
+        self.loss_spikes += spike and not self._spiking
+        self._spiking = spike
+        return spike
 
     def _position(self, trainer: L.Trainer) -> dict[str, float]:
         return {"step": trainer.global_step, "tokens": self.tokens, "seconds": round(self.seconds, 3)}
@@ -145,8 +198,8 @@ def _is_done(trainer: L.Trainer) -> bool:
     return 0 < trainer.max_steps <= trainer.global_step
 
 
-def _keep_rows_until(path: Path, fields: tuple[str, ...], step: int) -> None:
-    """Start a CSV file, or cut an existing one back to the rows of the steps that count."""
+def _keep_rows_until(path: Path, fields: tuple[str, ...], step: int) -> list[dict[str, str]]:
+    """Start a CSV file, or cut an existing one back to the rows of the steps that count, which are returned."""
     kept = []
     if step > 0 and path.exists():
         with path.open(newline="") as file:
@@ -155,3 +208,4 @@ def _keep_rows_until(path: Path, fields: tuple[str, ...], step: int) -> None:
         writer = csv.DictWriter(file, fields)
         writer.writeheader()
         writer.writerows(kept)
+    return kept

@@ -115,8 +115,16 @@ def test_model_refusals(values: dict[str, Any], message: str) -> None:
         ({"layers": [0, "1"]}, r"sparsity\.layers = \(0, '1'\) .* layer indices"),
         ({"layers": 3}, r"sparsity\.layers = 3"),
         ({"layers": [1, 1]}, r"sparsity\.layers = \[1, 1\] .* each layer once"),
-        ({"pattern": "1:4"}, r"sparsity\.pattern = '1:4' .* 2:4"),
-        ({"method": "random"}, r"sparsity\.method = 'random' .* magnitude"),
+        ({"pattern": "4:8"}, r"sparsity\.pattern = '4:8' .* 2:4, 1:4, 3:4, 2:8, unstructured"),
+        ({"method": "topk"}, r"sparsity\.method = 'topk' .* magnitude, soft_threshold, mvue, random, first"),
+        ({"backward": "sparse"}, r"sparsity\.backward = 'sparse' .* dense, feature_wise"),
+        ({"backward_dense_share": 1.5}, r"sparsity\.backward_dense_share = 1\.5 .* 0 to 1"),
+        ({"backward_dense_share": True}, r"sparsity\.backward_dense_share = True"),
+        ({"backward_permutation": 1}, r"sparsity\.backward_permutation = 1 .* true or false"),
+        (
+            {"backward": "feature_wise", "placement": ["ffn_input"]},
+            r"sparsity\.backward = 'feature_wise' .* put ffn_hidden in sparsity\.placement",
+        ),
         ({"gradient": "exact"}, r"sparsity\.gradient = 'exact' .* ste, masked"),
         ({"dense_warmup_steps": -1}, r"sparsity\.dense_warmup_steps = -1 .* at least 0"),
     ],
@@ -143,6 +151,23 @@ def test_sparsity_refusals(values: dict[str, Any], message: str) -> None:
         ({"hidden_size": 6, "num_heads": 1}, {"placement": ("ffn_input",)}, r"hidden_size = 6 .* ffn_input"),
         ({"hidden_size": 6, "num_heads": 1}, {"placement": ("attention_input",)}, r"hidden_size = 6"),
         ({"hidden_size": 6, "num_heads": 1}, {"placement": ("attention_output",)}, r"hidden_size = 6"),
+        ({"intermediate_size": 1380}, {"pattern": "2:8"}, r"= 1380 .* 2:8 at ffn_hidden needs .* by 8, not"),
+        ({"intermediate_size": 1377}, {"pattern": "unstructured"}, r"= 1377 .* divisible by 2, not 1377"),
+        (
+            {"ffn": "relu2", "backend": "triton"},
+            {"pattern": "1:4"},
+            r"backend = 'triton' .* 2:4 by magnitude .* not sparsity\.pattern 1:4: choose auto or reference",
+        ),
+        (
+            {"ffn": "relu2", "ffn_storage": "packed"},
+            {"method": "mvue"},
+            r"ffn_storage = 'packed' .* not sparsity\.method mvue: choose dense",
+        ),
+        (
+            {"ffn": "relu2", "ffn_storage": "recompute"},
+            {"backward": "feature_wise"},
+            r"ffn_storage = 'recompute' .* not sparsity\.backward feature_wise: choose dense",
+        ),
     ],
 )
 def test_sparsity_that_the_model_cannot_carry(
@@ -150,6 +175,21 @@ def test_sparsity_that_the_model_cannot_carry(
 ) -> None:
     with pytest.raises(UserError, match=message):
         ModelConfig(**model, sparsity=SparsityConfig(**{"placement": ("ffn_hidden",), **sparsity}))
+
+
+def test_a_finer_multiple_comes_closer_to_one_and_a_half() -> None:
+    assert ModelConfig(ffn="relu2", intermediate_size=50, ffn_width_multiple=4).ffn_width == 76
+    assert ModelConfig(ffn="relu2", intermediate_size=50).ffn_width == 80
+    assert ModelConfig(intermediate_size=50, ffn_width_multiple=4).ffn_width == 50
+    with pytest.raises(UserError, match=r"ffn_width_multiple = 0 .* at least 1"):
+        ModelConfig(ffn_width_multiple=0)
+
+
+def test_what_the_kernels_do_not_know_matters_only_at_the_hidden_features() -> None:
+    sparsity = SparsityConfig(placement=("ffn_input",), pattern="1:4")
+    assert ModelConfig(
+        ffn="relu2", ffn_storage="recompute", backend="triton", sparsity=sparsity
+    ).sparse_layers
 
 
 def test_widths_matter_only_where_placed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,11 @@ import torch
 from torch import Tensor
 
 from elas_lightning.nn import Llama, SparsityConfig
-from elas_lightning.nn.telemetry import sparsity_statistics
+from elas_lightning.nn.linear import LowRankLinear
+from elas_lightning.nn.telemetry import layer_statistics, sparsity_statistics
+from elas_lightning.nn.telemetry_gradients import gradient_statistics
+from elas_lightning.nn.telemetry_spectrum import effective_rank, weight_ranks, weight_singular_values
+from elas_lightning.nn.weights_config import WeightsConfig
 from elas_lightning.ops import sparsify_24
 
 
@@ -42,7 +47,7 @@ def inputs_of(model: Llama, names: list[str], input_ids: Tensor) -> list[Tensor]
 
 def row(rows: list[dict[str, Any]], layer: int, site: str) -> dict[str, Any]:
     (found,) = (r for r in rows if (r["layer"], r["site"]) == (layer, site))
-    return {key: value for key, value in found.items() if key not in ("layer", "site")}
+    return {key: found[key] for key in ("natural_zeros", "dropped_energy", "dropped_nonzeros")}
 
 
 @pytest.mark.parametrize("active", [False, True])
@@ -103,3 +108,131 @@ def test_all_zero_features_are_shares_of_nothing(elas, input_ids) -> None:
         "dropped_energy": 0.0,
         "dropped_nonzeros": 0.0,
     }
+
+
+def test_drift_is_the_share_of_the_last_choice_that_is_given_up(elas, input_ids) -> None:
+    model = Llama(elas())
+    selections: dict[tuple[int, str], Tensor] = {}
+
+    def look() -> tuple[float | None, Tensor]:
+        (x,) = inputs_of(model, ["mlp"], input_ids)
+        drift = sparsity_statistics(model, input_ids, selections)[0]["mask_drift"]
+        return drift, sparsify_24(model.layers[0].mlp.hidden(x)) != 0
+
+    first, before = look()
+    unchanged, _ = look()
+    with torch.no_grad():
+        model.layers[0].mlp.up_proj.B.add_(0.02 * torch.randn(80, 12))
+    moved, after = look()
+    assert first is None
+    assert unchanged == 0
+    assert moved == pytest.approx((before & ~after).sum().item() / before.sum().item())
+    assert 0.01 < moved < 0.9
+
+
+def test_drift_and_spectrum_look_at_the_first_tokens_alone(elas) -> None:
+    model, input_ids = Llama(elas()), torch.randint(97, (3, 100))
+    selections: dict[tuple[int, str], Tensor] = {}
+    rows = sparsity_statistics(model, input_ids, selections)
+    assert {kept.shape for kept in selections.values()} == {(256, 80)}
+    (x,) = inputs_of(model, ["mlp"], input_ids)
+    spectrum = torch.linalg.svdvals(model.layers[0].mlp.hidden(x).flatten(0, 1)[:256])
+    assert rows[0]["effective_rank_hidden"] == pytest.approx(effective_rank(spectrum), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "rank"),
+    [([1.0] * 5, 5.0), ([3.0, 0.0, 0.0], 1.0), ([0.0, 0.0], 0.0), ([0.75, 0.25], 1.7547654)],
+)
+def test_effective_rank_of_known_spectra(values: list[float], rank: float) -> None:
+    assert effective_rank(torch.tensor(values)) == pytest.approx(rank)
+
+
+@pytest.mark.parametrize(("d_in", "d_out", "rank"), [(40, 24, 8), (24, 40, 24), (7, 9, 1)])
+def test_singular_values_of_a_product_without_forming_it(d_in: int, d_out: int, rank: int) -> None:
+    linear = LowRankLinear(d_in, d_out, rank, silu=False, site=None)
+    with torch.no_grad():
+        linear.A.normal_()
+        linear.B.normal_()
+    dense = torch.linalg.svdvals(linear.B.detach().double() @ linear.A.detach().double())[:rank]
+    torch.testing.assert_close(weight_singular_values(linear).double(), dense, rtol=1e-4, atol=1e-4)
+
+
+def test_weight_ranks_of_full_and_low_rank(swiglu, elas) -> None:
+    full, low = weight_ranks(Llama(swiglu())), weight_ranks(Llama(elas()))
+    assert [row["layer"] for row in full] == [0, 1]
+    for name in ("effective_rank_up", "effective_rank_down"):
+        assert 12 < full[0][name] <= 32
+        assert 1 < low[0][name] <= 12
+
+
+def up_gradient(model: Llama, input_ids: Tensor, labels: Tensor, layer: int) -> Tensor:
+    """By ordinary backward through the whole logits."""
+    model.zero_grad()
+    logits = model(input_ids)
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
+    mlp = model.layers[layer].mlp
+    grads = [p.grad for name, p in mlp.named_parameters() if not name.startswith("down_proj")]
+    found = torch.cat([g.flatten() for g in grads if g is not None]).double()
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("own", ["ste", "masked"])
+@pytest.mark.parametrize("changes", [{}, {"ffn": "swiglu"}, {"ffn_storage": "recompute"}])
+def test_gradients_are_those_of_models_built_with_each(elas, input_ids, own: Any, changes: Any) -> None:
+    config = elas(**changes, sparsity=SparsityConfig(("ffn_hidden", "ffn_input"), gradient=own))
+    model = Llama(config)
+    labels = torch.randint(97, input_ids.shape)
+    labels[0, :5] = -100
+    rows = gradient_statistics(model, input_ids, labels)
+    grads = {}
+    for name in ("ste", "masked"):
+        sparsity = SparsityConfig(("ffn_hidden", "ffn_input"), gradient=name)
+        twin = Llama(replace(config, sparsity=sparsity))
+        twin.load_state_dict(model.state_dict())
+        grads[name] = [up_gradient(twin, input_ids, labels, layer) for layer in (0, 1)]
+    for row, ste, masked in zip(rows, grads["ste"], grads["masked"], strict=True):
+        assert row["gradient_norm_ste"] == pytest.approx(ste.norm().item(), rel=1e-4)
+        assert row["gradient_norm_masked"] == pytest.approx(masked.norm().item(), rel=1e-4)
+        cosine = torch.nn.functional.cosine_similarity(ste, masked, dim=0).item()
+        assert row["gradient_cosine"] == pytest.approx(cosine, rel=1e-4)
+        assert row["gradient_bias"] == pytest.approx(((ste - masked).norm() / masked.norm()).item(), rel=1e-3)
+        assert 0.3 < row["gradient_cosine"] < 1 - 1e-6
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_layer_statistics_leave_no_trace_in_any_mode(elas, mode: Any) -> None:
+    model = Llama(elas(sparsity=SparsityConfig(("ffn_hidden",))))
+    kept = torch.ones_like(model.lm_head.weight)
+    model.lm_head.weight.grad = kept.clone()
+    state = torch.get_rng_state()
+    with mode():
+        input_ids = torch.arange(24).view(2, 12)
+        rows = layer_statistics(model, input_ids, input_ids, {})
+    assert set(rows[0]) == {
+        "layer", "site", "natural_zeros", "dropped_energy", "dropped_nonzeros", "mask_drift", "gradient_norm_ste",
+        "gradient_norm_masked", "gradient_cosine", "gradient_bias", "effective_rank_up", "effective_rank_down",
+        "effective_rank_hidden",
+    }  # fmt: skip
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(model.lm_head.weight.grad, kept)
+    assert all(p.grad is None for p in model.parameters() if p is not model.lm_head.weight)
+    assert model.layers[0].mlp.hidden_site.gradient == "ste"
+
+
+def test_a_dense_phase_has_one_gradient_and_so_nothing_to_compare(elas, input_ids) -> None:
+    model = Llama(elas(sparsity=SparsityConfig(("ffn_hidden",))))
+    model.set_sparsity(False)
+    assert gradient_statistics(model, input_ids, input_ids) == []
+    assert "gradient_cosine" not in layer_statistics(model, input_ids, input_ids, {})[0]
+
+
+@pytest.mark.parametrize("method", ["sr_ste", "sltrain"])
+def test_the_rank_is_that_of_the_weight_in_use(swiglu, method: Any) -> None:
+    ranks = {"attention_rank": 8, "ffn_rank": 12} if method == "sltrain" else {}
+    model = Llama(swiglu(**ranks, weights=WeightsConfig(method=method)))
+    used = model.layers[0].mlp.up_proj.weight.detach()
+    assert (used == 0).sum() > 0
+    expected = effective_rank(torch.linalg.svdvals(used.double()))
+    assert weight_ranks(model)[0]["effective_rank_up"] == pytest.approx(expected, rel=1e-4)

@@ -21,9 +21,25 @@ def test_named_reference() -> None:
     assert resolve_backend("reference", CPU) == BackendChoice("reference", "reference", "named")
 
 
-def test_a_backend_that_is_not_here_is_refused() -> None:
-    with pytest.raises(UserError, match=r"'cusparselt' cannot run here: .* choose reference .* or auto"):
-        resolve_backend("cusparselt", CPU)
+@pytest.mark.parametrize("name", ["cusparselt", "cusparselt_compress"])
+def test_the_sparse_product_needs_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for interpreter in ("0", "1"):
+        monkeypatch.setenv("TRITON_INTERPRET", interpreter)
+        with pytest.raises(UserError, match=f"'{name}' cannot run here: .* choose reference .* or auto"):
+            resolve_backend(name, CPU)
+
+
+def test_the_sparse_product_needs_its_library_and_2_4_in_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: True)
+    assert resolve_backend("cusparselt", cuda) == BackendChoice("cusparselt", "cusparselt", "named")
+    monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: False)
+    with pytest.raises(UserError, match="is built without cuSPARSELt; choose reference"):
+        resolve_backend("cusparselt", cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(UserError, match=r"needs compute capability 8\.0, this device has 7\.5"):
+        resolve_backend("cusparselt", cuda)
 
 
 def test_triton_on_a_processor_needs_its_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:

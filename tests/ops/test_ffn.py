@@ -86,6 +86,17 @@ def test_traces_into_one_graph(gradient: Any) -> None:
     torch.testing.assert_close(actual, expected)
 
 
+# torch's own tracer makes the instance that torch warns of
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_named_kernel_traces_into_one_graph() -> None:
+    pytest.importorskip("triton", reason="the kernels need Triton: pip install 'elas-lightning[gpu]'")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    inputs = [t.to(device) for t in tensors(3, dtype=torch.float32)]
+    options: dict[str, Any] = {"backend": "triton", "storage": "recompute"}
+    call = torch.compile(lambda *xs: lowrank_ffn(*xs, **options), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(call(*inputs), lowrank_ffn(*inputs, **options))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from elas_lightning.sweep.plan import Plan
-from elas_lightning.sweep.run import make_plan
+from elas_lightning.sweep.run import Request
 
 GRID = {
     "question": "Does the rank matter?",
@@ -51,6 +51,6 @@ def planned(project: Path) -> Callable[..., Plan]:
 
     def plan(**changes: Any) -> Plan:
         (project / "sweeps/mine.yaml").write_text(yaml.safe_dump({**GRID, **changes}, sort_keys=False))
-        return make_plan("mine", None, None, {})
+        return Request("mine").plan()
 
     return plan

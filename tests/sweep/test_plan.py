@@ -8,7 +8,7 @@ import pytest
 from elas_lightning.configuration import resolve
 from elas_lightning.errors import UserError
 from elas_lightning.sweep.plan import Plan
-from elas_lightning.sweep.run import make_plan
+from elas_lightning.sweep.run import Request
 
 
 def test_a_point_becomes_overlays_and_overrides(planned: Callable[..., Plan]) -> None:
@@ -18,7 +18,8 @@ def test_a_point_becomes_overlays_and_overrides(planned: Callable[..., Plan]) ->
     config = resolve(run.request.overlays, run.request.overrides)
     assert config["model"]["config"]["ffn_rank"] == config["model"]["config"]["attention_rank"] == 4
     assert config["model"]["config"]["sparsity"]["placement"] == ["ffn_hidden"]
-    assert config["seed_everything"] == config["data"]["seed"] == 3
+    # initialisation and data order must not be drawn from the same stream
+    assert (config["seed_everything"], config["data"]["seed"]) == (3, 1003)
 
 
 def test_every_run_has_a_directory_of_its_own_that_says_what_it_is(planned: Callable[..., Plan]) -> None:
@@ -47,6 +48,34 @@ def test_factors_of_a_rate_are_not_rounded(planned: Callable[..., Plan]) -> None
     assert plan.values(plan.spec.search[0]) == [0.0025]
 
 
+def test_factors_change_several_keys_together(planned: Callable[..., Plan]) -> None:
+    search = {
+        "length": {"factors": {0.5: {"data.sequence_length": 0.5, "data.batch_size": 2}}},
+        "method": {
+            "overlays": {"dense": "methods/dense", "ELAS": "methods/elas"},
+            "factors": {"dense": {"model.config.ffn_rank": 0.75}},
+        },
+    }
+    plan = planned(search=search, plots=[])
+    assert [run.values for run in plan.runs() if run.seed == 0] == [
+        {"length": 0.5, "method": "dense"},
+        {"length": 0.5, "method": "ELAS"},
+    ]
+    configs = [resolve(run.request.overlays, run.request.overrides) for run in plan.runs() if run.seed == 0]
+    assert [(c["data"]["sequence_length"], c["data"]["batch_size"]) for c in configs] == [(8, 6)] * 2
+    assert [c["model"]["config"]["ffn_rank"] for c in configs] == [3, 4]
+    assert [c["model"]["config"]["sparsity"]["placement"] for c in configs] == [[], ["ffn_hidden"]]
+
+
+def test_factors_of_what_is_no_number_are_refused(planned: Callable[..., Plan]) -> None:
+    for key, message in (
+        ("model.config.ffn", "is 'relu2': no number"),
+        ("model.rnak", "no configuration key"),
+    ):
+        with pytest.raises(UserError, match=f"search.form.factors is '{key}', which {message}|is {message}"):
+            planned(search={"form": {"factors": {"x": {key: 2}}}}, plots=[]).check()
+
+
 def test_an_impossible_point_is_refused_before_the_first_run(planned: Callable[..., Plan]) -> None:
     ranks = {"rank": {"keys": ["model.config.ffn_rank"], "choices": [4, 99]}}
     with pytest.raises(UserError, match=r"sweep mine, rank 99: .*ffn_rank = 99 .*1 to 16"):
@@ -65,6 +94,6 @@ def test_an_unknown_key_is_refused(planned: Callable[..., Plan]) -> None:
 
 def test_unknown_sizes_and_sweeps_are_refused_with_those_there_are(project: Path) -> None:
     with pytest.raises(UserError, match=r"no overlay experiments/sizes/huge\.yaml: choose one of small"):
-        make_plan("grid", "huge", None, {}).check()
+        Request("grid", "huge").plan().check()
     with pytest.raises(UserError, match="no sweep named 'gird': choose one of grid"):
-        make_plan("gird", None, None, {})
+        Request("gird").plan()

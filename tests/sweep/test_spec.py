@@ -69,6 +69,13 @@ def test_labels_stand_for_values() -> None:
         ({"search": {"rank": {"keys": ["k"], "values": [1]}}}, "unexpected keyword argument 'values'"),
         ({"search": {"rank": {"keys": ["k"]}}}, "give exactly one of overlays, choices, or low and high"),
         ({"search": {"rank": {"choices": [1]}}}, "choices and ranges need keys"),
+        (
+            {"search": {"a": {"overlays": {"x": "m"}, "factors": {"y": {"k": 2}}}}},
+            "'y' is none of the overlays'",
+        ),
+        ({"search": {"a": {"factors": {"y": {"k": 0}}}}}, "'y' has k: 0: give a number above 0"),
+        ({"search": {"a": {"factors": {"y": {"k": True}}}}}, "'y' has k: True: give a number above 0"),
+        ({"search": {"a": {"factors": {1: {"k": 2}}, "keys": ["k"]}}}, "overlays take none"),
         ({"search": {"lr": {"keys": ["k"], "low": 2.0, "high": 1.0}}}, "both are needed, low below high"),
         ({"search": {"lr": {"keys": ["k"], "low": 0.0, "high": 1.0, "log": True}}}, "starts above 0"),
     ],

@@ -17,7 +17,7 @@ from rich.console import Console
 from elas_lightning.errors import UserError
 from elas_lightning.runner import RunRequest, RunResult
 from elas_lightning.sweep import study as study_module
-from elas_lightning.sweep.run import run_sweep
+from elas_lightning.sweep.run import Request, run_sweep
 from elas_lightning.sweep.study import locked
 from elas_lightning.training.interruption import Interrupted
 
@@ -26,7 +26,7 @@ QUICK = {"trainer.max_steps": 6, "trainer.val_check_interval": 3}
 
 def _sweep(name: str = "grid") -> str:
     console = Console(file=io.StringIO(), width=200)
-    run_sweep(name, None, None, QUICK, console)
+    run_sweep(Request(name, overrides=QUICK), console)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from elas_lightning.runner import RunRequest, run
@@ -60,6 +61,29 @@ def test_stopped_and_resumed_equals_unbroken(
     assert resumed.metrics["val_loss"] == whole.metrics["val_loss"]
     assert resumed.metrics["tokens"] == whole.metrics["tokens"]
     assert _losses(tmp_path / "broken") == _losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("method", ["mvue", "random"])
+def test_a_resumed_run_draws_what_an_unbroken_one_draws(overlay: Path, tmp_path: Path, method: str) -> None:
+    overrides = {
+        "trainer.max_steps": 9,
+        "trainer.accumulate_grad_batches": 2,
+        "model.config.sparsity.method": method,
+        "model.config.sparsity.gradient": "masked",
+        "model.config.sparsity.dense_warmup_steps": 1,
+    }
+    whole = run(RunRequest(tmp_path / "whole", [overlay], overrides))
+    request = RunRequest(tmp_path / "broken", [overlay], overrides)
+    with pytest.raises(Interrupted):
+        run(request, [_Signal(signal.SIGINT, at_batch=6)])
+    torch.rand(7)  # the global generator's state is of no account
+    resumed = run(request)
+    assert resumed.metrics["val_loss"] == whole.metrics["val_loss"]
+    assert _losses(tmp_path / "broken") == _losses(tmp_path / "whole")
+    other = run(
+        RunRequest(tmp_path / "other", [overlay], {**overrides, "seed_everything": 1, "data.seed": 0})
+    )
+    assert other.metrics["val_loss"] != whole.metrics["val_loss"]
 
 
 def test_a_resumed_run_keeps_what_was_logged_before(overlay: Path, tmp_path: Path) -> None:

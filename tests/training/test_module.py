@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from elas_lightning.configuration import ElasCLI, command_line
 from elas_lightning.errors import UserError
+from elas_lightning.nn.sparsity import SparsitySite
 from elas_lightning.runner import execute
 from elas_lightning.training.module import ElasModule
 
@@ -48,6 +49,38 @@ def test_warmup_counts_optimizer_steps_and_not_batches(overlay: Path, tmp_path: 
     watch = _Watch()
     execute(_cli(overlay, tmp_path / "run", watch, trainer__accumulate_grad_batches=2, trainer__max_steps=6))
     assert watch.sparse == [False] * 8 + [True] * 4
+
+
+class _Keys(Callback):
+    """Notes the key of the first site, and the loss, of each micro-batch."""
+
+    def __init__(self) -> None:
+        self.keys: list[int] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        sites = [m for m in pl_module.modules() if isinstance(m, SparsitySite) and m.placed]
+        self.keys.append(int(sites[0].key))
+
+
+def test_every_micro_batch_has_random_numbers_of_its_own(overlay: Path, tmp_path: Path) -> None:
+    keys = []
+    for seed in (0, 1):
+        watch = _Keys()
+        changes = {"trainer__max_steps": 5, "trainer__accumulate_grad_batches": 2, "seed_everything": seed}
+        execute(
+            _cli(overlay, tmp_path / str(seed), watch, model__config__sparsity__method="random", **changes)
+        )
+        keys += watch.keys
+    assert len(keys) == len(set(keys)) == 20
+
+
+def test_validation_of_a_stochastic_method_does_not_depend_on_the_batch_size(
+    overlay: Path, tmp_path: Path
+) -> None:
+    change = {"model__config__sparsity__method": "mvue", "model__config__sparsity__dense_warmup_steps": 0}
+    one = execute(_cli(overlay, tmp_path / "one", **change))
+    other = execute(_cli(overlay, tmp_path / "other", data__validation_batch_size=7, **change))
+    assert other.metrics["val_loss"] == pytest.approx(one.metrics["val_loss"], rel=1e-6)
 
 
 def test_training_lowers_the_loss(overlay: Path, tmp_path: Path) -> None:

@@ -1,12 +1,19 @@
 """The curve and telemetry files of a run."""
 
 import csv
+import signal
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lightning.pytorch.callbacks import Callback
 
+from elas_lightning import configuration
 from elas_lightning.runner import RunRequest, run
-from elas_lightning.training.recorder import CURVE_FIELDS, TELEMETRY_FIELDS, _keep_rows_until
+from elas_lightning.training import recorder as recorder_module
+from elas_lightning.training.interruption import Interrupted
+from elas_lightning.training.recorder import CURVE_FIELDS, TELEMETRY_FIELDS, RunRecorder, _keep_rows_until
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -57,3 +64,82 @@ def test_a_fresh_start_empties_the_file(tmp_path: Path) -> None:
     path.write_text("step,tokens\n1,10\n")
     _keep_rows_until(path, ("step", "tokens"), 0)
     assert path.read_text().split() == ["step,tokens"]
+
+
+def test_telemetry_changes_no_loss(overlay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit: every training and validation loss of the run with telemetry is that of the run without."""
+    losses = []
+    for rows in (4, 0):
+        monkeypatch.setattr(configuration, "RunRecorder", partial(RunRecorder, telemetry_rows=rows))
+        run(RunRequest(tmp_path / str(rows), [overlay]))
+        curve = _rows(tmp_path / str(rows) / "curve.csv")
+        losses.append([(r["step"], r["train_loss"], r["val_loss"]) for r in curve])
+    assert losses[0] == losses[1]
+    assert len(_rows(tmp_path / "4/telemetry.csv")) == 6
+    assert _rows(tmp_path / "0/telemetry.csv") == []
+
+
+def test_telemetry_is_numbers_by_step_layer_and_site(overlay: Path, tmp_path: Path) -> None:
+    run(RunRequest(tmp_path / "run", [overlay]))
+    rows = _rows(tmp_path / "run/telemetry.csv")
+    assert {r["site"] for r in rows} == {"ffn_hidden"}
+    for name in TELEMETRY_FIELDS[3:]:
+        # all steps come after the dense warm-up; at the first there is nothing to have drifted from
+        blank = {int(r["step"]) for r in rows if r[name] == ""}
+        assert blank == ({5} if name == "mask_drift" else set())
+        assert all(float(r[name]) >= 0 for r in rows if r[name])
+
+
+def test_a_resumed_run_has_one_row_without_drift(overlay: Path, tmp_path: Path) -> None:
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            if trainer.global_step == 7:
+                signal.raise_signal(signal.SIGTERM)
+
+    request = RunRequest(tmp_path / "run", [overlay])
+    with pytest.raises(Interrupted):
+        run(request, [Stop()])
+    run(request)
+    whole = run(RunRequest(tmp_path / "whole", [overlay]))
+    resumed, straight = (_rows(tmp_path / name / "telemetry.csv") for name in ("run", "whole"))
+    assert [r["step"] for r in resumed if not r["mask_drift"]] == ["5", "5", "10", "10"]
+    for one, other in zip(resumed, straight, strict=True):
+        assert {**one, "mask_drift": ""} == {**other, "mask_drift": ""}
+    losses = [r["train_loss"] for r in _rows(tmp_path / "run/curve.csv")]
+    assert losses == [r["train_loss"] for r in _rows(tmp_path / "whole/curve.csv")]
+    assert whole.state == "complete"
+
+
+def test_spikes_are_marked_and_counted_once_across_a_resume(tmp_path: Path) -> None:
+    """A run of windows above the rest is one spike, also where a resume falls into it."""
+    calm, high = [3.0] * 20, [9.0, 9.0]
+    straight = RunRecorder(tmp_path)
+    marks = [straight._look_for_spike(loss) for loss in [*calm, *high, 3.0, 9.0]]
+    assert [i for i, mark in enumerate(marks) if mark] == [20, 21, 23]
+    assert straight.loss_spikes == 2
+    resumed = RunRecorder(tmp_path)
+    resumed.look_back([{"train_loss": str(loss)} for loss in [*calm, high[0]]] + [{"train_loss": ""}])
+    for loss in (high[1], 3.0, 9.0):
+        resumed._look_for_spike(loss)
+    assert resumed.loss_spikes == 2
+
+
+def test_energy_is_summed_over_training_and_travels_with_the_checkpoint(
+    overlay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Meter:
+        def __init__(self, device: object) -> None:
+            pass
+
+        def read(self) -> float:
+            return 2.0
+
+    monkeypatch.setattr(recorder_module, "EnergyMeter", Meter)
+    result = run(RunRequest(tmp_path / "run", [overlay]))
+    assert (
+        result.metrics["energy_joules"] == 2.0 * 12
+    )  # a window a step; what is read around validation is dropped
+    assert result.metrics["tokens_per_joule"] == result.metrics["tokens"] / 24
+    recorder = RunRecorder(tmp_path)
+    recorder.load_state_dict({"tokens": 5, "seconds": 1.0, "joules": 3.5})
+    assert recorder.state_dict()["joules"] == 3.5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
@@ -14,10 +16,47 @@ from elas_lightning.analysis.statistics import estimate
 from elas_lightning.analysis.wording import number, plus_minus, seeds_phrase, sentence
 from elas_lightning.errors import UserError
 
-_TELEMETRY = {
-    "natural_zeros": ("Zeros before the 2:4 step (%)", "share of zeros before the 2:4 step"),
-    "dropped_energy": ("Energy dropped by 2:4 (%)", "energy dropped by the 2:4 step"),
-    "dropped_nonzeros": ("Non-zeros dropped by 2:4 (%)", "share of non-zeros dropped by the 2:4 step"),
+
+class Quantity(NamedTuple):
+    """A column of ``telemetry.csv``: axis label, what a sentence calls it, factor to the shown unit, that unit."""
+
+    label: str
+    noun: str
+    scale: float = 100.0
+    unit: str = " %"
+
+
+QUANTITIES = {
+    "natural_zeros": Quantity("Zeros before the 2:4 step (%)", "share of zeros before the 2:4 step"),
+    "dropped_energy": Quantity("Energy dropped by 2:4 (%)", "energy dropped by the 2:4 step"),
+    "dropped_nonzeros": Quantity(
+        "Non-zeros dropped by 2:4 (%)", "share of non-zeros dropped by the 2:4 step"
+    ),
+    "mask_drift": Quantity(
+        "Choice given up since the last look (%)", "share of the 2:4 choice that is given up"
+    ),
+    "gradient_norm_ste": Quantity(
+        "Norm of the straight-through gradient", "straight-through gradient's norm", 1.0, ""
+    ),
+    "gradient_norm_masked": Quantity("Norm of the exact gradient", "exact gradient's norm", 1.0, ""),
+    "gradient_cosine": Quantity(
+        "Cosine to the exact gradient", "cosine between straight-through and exact gradient", 1.0, ""
+    ),
+    "gradient_bias": Quantity(
+        "Distance to the exact gradient (its norm = 1)",
+        "distance of the straight-through gradient from the exact one",
+        1.0,
+        "",
+    ),
+    "effective_rank_up": Quantity(
+        "Effective rank, up projection", "effective rank of the up projection", 1.0, ""
+    ),
+    "effective_rank_down": Quantity(
+        "Effective rank, down projection", "effective rank of the down projection", 1.0, ""
+    ),
+    "effective_rank_hidden": Quantity(
+        "Effective rank, hidden features", "effective rank of the hidden features", 1.0, ""
+    ),
 }
 _MOST_LAYER_LABELS = 8
 
@@ -27,7 +66,7 @@ def telemetry(results: SweepResults, options: Options) -> tuple[Figure, str]:
     """A statistic of the activations by layer over training, mean over seeds; dark is shallow, light is deep.
 
     Args:
-        options: ``value`` (``natural_zeros``, ``dropped_energy``, ``dropped_nonzeros``); optionally ``site``
+        options: ``value`` (one of ``QUANTITIES``); optionally ``site``
             (``ffn_hidden``), ``x`` (``step``), ``filter``.
     """
     value, site, x = (
@@ -35,11 +74,11 @@ def telemetry(results: SweepResults, options: Options) -> tuple[Figure, str]:
         str(options.get("site", "ffn_hidden")),
         time_axis(options, "step"),
     )
-    if value not in _TELEMETRY:
+    if value not in QUANTITIES:
         raise UserError(
-            f"plots: telemetry value={value!r} is not allowed; use one of {', '.join(_TELEMETRY)}."
+            f"plots: telemetry value={value!r} is not allowed; use one of {', '.join(QUANTITIES)}."
         )
-    label, noun = _TELEMETRY[value]
+    quantity = QUANTITIES[value]
     points = gather(results, [], results.objective, options.get("filter"))
     rows = results.telemetry
     if not points or value not in rows:
@@ -56,7 +95,7 @@ def telemetry(results: SweepResults, options: Options) -> tuple[Figure, str]:
     ends = []
     every = -(-len(layers) // _MOST_LAYER_LABELS)
     for i, layer in enumerate(layers):
-        line = 100.0 * rows[rows["layer"] == layer].groupby(x)[value].mean()
+        line = quantity.scale * rows[rows["layer"] == layer].groupby(x)[value].mean()
         # The light end of the map is left out: pale yellow on white paper cannot be seen.
         color = matplotlib.colors.to_hex(colours(0.88 * i / max(len(layers) - 1, 1)))
         look = style.Look(color, style.look(i).marker, "-")
@@ -65,22 +104,23 @@ def telemetry(results: SweepResults, options: Options) -> tuple[Figure, str]:
         if i % every == 0 or i == len(layers) - 1:
             ends.append((float(line.iloc[-1]), f"layer {layer:.0f}", look))
     ax.set_xlabel(TIME_LABELS[x])
-    ax.set_ylabel(label)
+    ax.set_ylabel(quantity.label)
     ax.set_ylim(*ax.get_ylim())  # final, as the labels at the ends need it
     style.plain_numbers(ax, "y")
     style.large_numbers(ax)
     style.label_ends(ax, ends)
-    return figure, _telemetry_caption(results, rows, point, value, noun, options)
+    return figure, _telemetry_caption(results, rows, point, value, options)
 
 
 def _telemetry_caption(
-    results: SweepResults, rows: pd.DataFrame, point: Point, value: str, noun: str, options: Options
+    results: SweepResults, rows: pd.DataFrame, point: Point, value: str, options: Options
 ) -> str:
-    by_layer = 100.0 * rows[rows["step"] == rows["step"].max()].groupby("layer")[value].mean()
+    _, noun, scale, unit = QUANTITIES[value]
+    by_layer = scale * rows[rows["step"] == rows["step"].max()].groupby("layer")[value].mean()
     # One value a seed (mean over layers): layers of one run are not independent repeats.
     ends = []
     for step in (rows["step"].min(), rows["step"].max()):
-        found = estimate((100.0 * rows[rows["step"] == step].groupby("seed")[value].mean()).to_list())
+        found = estimate((scale * rows[rows["step"] == step].groupby("seed")[value].mean()).to_list())
         if found is None:
             raise CannotDraw(f"no complete run has {value} at its first and last step")
         ends.append(found)
@@ -91,11 +131,11 @@ def _telemetry_caption(
     if len(by_layer) > 1:
         low, high = by_layer.idxmin(), by_layer.idxmax()
         span = (
-            f"at the end it is lowest in layer {low:.0f} ({number(by_layer[low], 2)} %) "
-            f"and highest in layer {high:.0f} ({number(by_layer[high], 2)} %)"
+            f"at the end it is lowest in layer {low:.0f} ({number(by_layer[low], 2)}{unit}) "
+            f"and highest in layer {high:.0f} ({number(by_layer[high], 2)}{unit})"
         )
     move = (
-        f"goes from {plus_minus(first)} % at step {rows['step'].min():.0f} "
-        f"to {plus_minus(last)} % at step {rows['step'].max():.0f}"
+        f"goes from {plus_minus(first)}{unit} at step {rows['step'].min():.0f} "
+        f"to {plus_minus(last)}{unit} at step {rows['step'].max():.0f}"
     )
     return sentence([f"the {noun}{which}, averaged over layers, {move} ({seeds_phrase(last.n)})", span])

@@ -45,7 +45,14 @@ def test_compiles_without_spills_and_within_shared_memory(
     output, errors = compilations[capability].communicate()
     assert compilations[capability].returncode == 0, errors
     rows = [json.loads(line) for line in output.splitlines()]
-    assert {row["kernel"].split()[0] for row in rows} >= {"sparsify", "pack_kernel", "fused", "hidden"}
+    assert {row["kernel"].split()[0] for row in rows} >= {
+        "sparsify",
+        "pack_kernel",
+        "fused",
+        "hidden",
+        "decode",
+    }
+    assert {row["kernel"] for row in rows} >= {"hidden hardware fp16", "hidden hardware bf16"}
     for row in rows:
         assert row["stack_bytes"] == 0, row
         assert row["shared_bytes"] <= SHARED_BYTES[capability], row

@@ -1,0 +1,52 @@
+"""Every method against its dense twin, with the margin of equivalence drawn behind the intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from elas_lightning.analysis import style
+from elas_lightning.analysis.equivalence import MARGIN
+from elas_lightning.analysis.paper.table import Comparison
+from elas_lightning.analysis.wording import decimals_of, interval, listing, sentence, signed
+
+
+@style.styled
+def forest(found: Sequence[Comparison]) -> tuple[Figure, str] | None:
+    """Differences in per cent of perplexity, 95 % intervals thin and 90 % thick; None where none can be drawn.
+
+    Equivalence at 5 % is the thick interval inside the band.
+    """
+    shown = [one for one in found if one.difference is not None]
+    if not shown:
+        return None
+    figure = style.new_figure(height=1.2 + 0.45 * len(shown))
+    ax = figure.add_subplot()
+    band = (100 * math.expm1(-math.log1p(MARGIN)), 100 * MARGIN)
+    ax.axvspan(*band, color=style.look(2).color, alpha=0.15, linewidth=0)
+    ax.axvline(0, color=style.GREY, linewidth=1)
+    clauses = []
+    for row, one in enumerate(shown):
+        d, e = one.difference, one.equivalence
+        assert d is not None  # filtered above
+        if d.low is not None and d.high is not None and e.low is not None and e.high is not None:
+            ax.plot([d.low, d.high], [row, row], color=style.look(0).color, linewidth=1.2)
+            ax.plot([e.low, e.high], [row, row], color=style.look(0).color, linewidth=4, alpha=0.5)
+            clauses.append(
+                f"{one.method} is {signed(d.value, decimals_of(d))} % ({interval(d)}) from {one.against}"
+            )
+        ax.plot([d.value], [row], marker="o", color=style.look(0).color)
+    names = [style.wrap(f"{one.method} against {one.against}", 24) for one in shown]
+    style.level_axis(ax, "y", range(len(shown)), names)
+    ax.set_ylim(len(shown) - 0.5, -0.5)
+    reach = max(abs(band[0]) * 1.3, *(abs(end) for end in ax.get_xlim()))
+    ax.set_xlim(-reach, reach)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("Difference in validation perplexity (%)")
+    lead = (
+        f"differences paired by seed with 95 % (thin) and 90 % intervals (thick); two methods are equivalent within "
+        f"{100 * MARGIN:g} % where the thick one lies in the band"
+    )
+    return figure, sentence([lead, listing(clauses) if clauses else "one seed each, so no interval"])

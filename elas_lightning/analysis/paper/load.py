@@ -1,0 +1,139 @@
+"""Read what a composite sweep left: its parts, and the records of speed and of downstream tasks beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from elas_lightning.analysis.load import SweepResults, load_sweep, planned_seeds
+from elas_lightning.analysis.parameters import level_name
+from elas_lightning.errors import UserError
+
+# Where `elas eval --json` puts what the document is to show.
+EVALUATIONS = "evaluations"
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A composite as its files tell it.
+
+    Args:
+        folder: ``runs/<name>``.
+        summary: its ``summary.json``.
+        parts: the sweeps whose files are there, by name, in the composite's order.
+        absent: the other parts, each with the reason.
+        captions: what the figures of each part show, as they were drawn last.
+        records: speed measured side by side: the benchmarks' files by name.
+        evaluations: results of ``elas eval`` by file name.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    parts: dict[str, SweepResults]
+    absent: dict[str, str]
+    captions: dict[str, list[str]]
+    records: dict[str, dict[str, Any]]
+    evaluations: dict[str, dict[str, Any]]
+
+    @cached_property
+    def table(self) -> SweepResults | None:
+        """The part that compares the methods: the one that names twins."""
+        return self.parts[self.table_name] if self.table_name else None
+
+    @cached_property
+    def table_name(self) -> str | None:
+        """The name of that part."""
+        return next((name for name, part in self.parts.items() if part.summary.get("twins")), None)
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """The runs of all parts, in the columns that every sweep has."""
+        frames = [part.trials.drop(columns=part.names).assign(part=name) for name, part in self.parts.items()]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    @property
+    def results(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """Every result file, with the names of its part and run."""
+        for name, part in self.parts.items():
+            for run, result in part.results.items():
+                yield name, run, result
+
+    @property
+    def hardware(self) -> list[str]:
+        """What the runs ran on, each once."""
+        found = ((result.get("environment") or {}).get("hardware") for *_, result in self.results)
+        return sorted({str(name) for name in found if name})
+
+
+def is_paper(folder: Path) -> bool:
+    """Whether a folder of results is a composite's."""
+    path = folder / "summary.json"
+    return path.is_file() and "parts" in _object(path)
+
+
+def load_paper(folder: Path, benchmarks: Path | None = None) -> Paper:
+    """Read ``runs/<name>`` and the folders of its parts.
+
+    Args:
+        folder: the composite's folder; its parts lie beside it.
+        benchmarks: the folder of the benchmarks' records.
+
+    Raises:
+        UserError: if a file cannot be read. A part without files is not an error but missing.
+    """
+    summary = _object(folder / "summary.json")
+    parts: dict[str, SweepResults] = {}
+    absent: dict[str, str] = {}
+    captions: dict[str, list[str]] = {}
+    for part in summary["parts"]:
+        home = folder.parent / part["folder"]
+        if (home / "summary.json").is_file():
+            parts[part["name"]] = load_sweep(home)
+            drawn = home / "plots" / "captions.json"
+            found = _object(drawn)["figures"] if drawn.is_file() else []
+            captions[part["name"]] = [figure["caption"] for figure in found]
+        else:
+            absent[part["name"]] = f"{home} holds no results"
+    return Paper(
+        folder=folder,
+        summary=summary,
+        parts=parts,
+        absent=absent,
+        captions=captions,
+        records=_objects(benchmarks) if benchmarks else {},
+        evaluations=_objects(folder / EVALUATIONS),
+    )
+
+
+def choices(results: SweepResults, name: str) -> list[str]:
+    """The values of a parameter that the sweep means to run, run or not, as tables name them."""
+    return [level_name(results.parameter(name), level) for level in results.parameter(name).levels]
+
+
+def seeds_of(results: SweepResults) -> int:
+    """How many seeds a part plans."""
+    return len(planned_seeds(results.summary))
+
+
+def _objects(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.name: _object(path) for path in sorted(folder.glob("*.json"))} if folder.is_dir() else {}
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}): delete it or write it again"
+        ) from None
+    if not isinstance(content, Mapping):
+        raise UserError(
+            f"{path} holds a {type(content).__name__}, not an object: delete it or write it again"
+        )
+    return dict(content)

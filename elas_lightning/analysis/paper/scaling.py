@@ -1,0 +1,215 @@
+"""Loss against size or budget in the parts that vary it, fitted where the data allow it, and what that does not say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from elas_lightning.analysis import style
+from elas_lightning.analysis.extrapolation import REACH, Fit, Undetermined, factor, fit
+from elas_lightning.analysis.load import SweepResults
+from elas_lightning.analysis.paper.load import Paper
+from elas_lightning.analysis.paper.published import published
+from elas_lightning.analysis.parameters import level_name
+from elas_lightning.analysis.statistics import estimate
+from elas_lightning.analysis.tables import Table
+from elas_lightning.analysis.wording import listing, number, plus_minus
+
+# A searched parameter of this name varies that quantity.
+AXES = {"size": "parameters", "budget": "tokens"}
+_NOUNS = {"parameters": "parameters", "tokens": "training tokens"}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One method over several sizes.
+
+    Args:
+        part: the sweep.
+        axis: ``parameters`` or ``tokens``.
+        name: the other searched parameters' levels.
+        data: validation loss by seed, by size.
+        fit: the curve; None where there is none.
+        reason: why there is none, as the end of a sentence.
+        lost: diverged runs, which no mean has in it.
+    """
+
+    part: str
+    axis: str
+    name: str
+    data: dict[float, dict[int, float]]
+    fit: Fit | None
+    reason: str
+    lost: int
+
+
+def scaling_series(paper: Paper) -> list[Series]:
+    """Every method of every part that searches a size or a budget."""
+    return [
+        series
+        for part, results in paper.parts.items()
+        for name, axis in AXES.items()
+        if name in results.names
+        for series in _series(part, results, name, axis)
+    ]
+
+
+def _series(part: str, results: SweepResults, name: str, axis: str) -> list[Series]:
+    others = [other for other in results.names if other != name]
+    found = []
+    for levels in product(*(results.parameter(other).levels for other in others)):
+        rows = results.trials
+        for other, level in zip(others, levels, strict=True):
+            rows = rows[rows[other] == level]
+        label = ", ".join(
+            level_name(results.parameter(o), level) for o, level in zip(others, levels, strict=True)
+        )
+        done = rows[(rows["state"] == "complete") & np.isfinite(rows["val_loss"]) & (rows[axis] > 0)]
+        data: dict[float, dict[int, float]] = {}
+        for x, seed, loss in zip(done[axis], done["seed"], done["val_loss"], strict=True):
+            data.setdefault(float(x), {})[int(seed)] = float(loss)
+        data = dict(sorted(data.items()))
+        lost = int((rows["state"] == "diverged").sum())
+        try:
+            found.append(Series(part, axis, label, data, fit(data), "", lost))
+        except Undetermined as reason:
+            found.append(Series(part, axis, label, data, None, str(reason), lost))
+    return found
+
+
+def scaling_sentences(series: list[Series]) -> list[str]:
+    """What the fits say, what they do not, and why there is none where there is none."""
+    if not series:
+        return ["No part has runs at several sizes or budgets yet, so nothing is fitted."]
+    said = []
+    for one in series:
+        what = f"{one.name} over {_NOUNS[one.axis]}"
+        if one.lost:
+            what += f" ({one.lost} diverged, in no mean)"
+        if one.fit is None:
+            said.append(f"{what}: no curve is fitted, since {one.reason}.")
+            continue
+        law = one.fit.law
+        check = (
+            f"the curve misses no mean by more than {number(one.fit.misfit, 2)} nats"
+            if one.fit.misfit is not None
+            else "three constants go through three means exactly, so that nothing checks the form of the curve"
+        )
+        said.append(
+            f"{what}: loss falls with exponent {number(law.exponent, 2)} (95 % bootstrap interval "
+            f"{number(one.fit.exponent[0], 2)} "
+            f"to {number(one.fit.exponent[1], 2)} over {one.fit.seeds} seeds) towards {number(law.offset, 3)} "
+            f"nats; {check}."
+        )
+        said += _targets(one, one.fit)
+    sizes = sorted({x for one in series if one.axis == "parameters" for x in one.data})
+    if sizes:
+        said.append(_what_it_does_not_say(sizes))
+    return said
+
+
+def _targets(one: Series, found: Fit) -> list[str]:
+    if one.axis != "parameters":
+        return []
+    quoted = []
+    for name, target in published()["extrapolated_to"].items():
+        at = found.at(target)
+        if at is not None:
+            mean, low, high = at
+            quoted.append(
+                f"{number(mean, 3)} nats at {name} (95 % bootstrap interval {number(low, 3)} to {number(high, 3)})"
+            )
+    if not quoted:
+        return []
+    return [f"Followed further, {one.name} would come to {listing(quoted)}, if nothing changes on the way."]
+
+
+def _what_it_does_not_say(sizes: list[float]) -> str:
+    largest = sizes[-1]
+    targets = published()["extrapolated_to"]
+    beyond = {name: target for name, target in targets.items() if target > REACH * largest}
+    text = (
+        f"All sizes here lie between {number(sizes[0] / 1e6)} and {number(largest / 1e6)} million parameters, "
+        "embeddings "
+        "included, at one number of tokens each and one learning rate for all. "
+    )
+    if beyond:
+        away = listing([f"{name} is {factor(largest, target)} larger" for name, target in beyond.items()])
+        text += (
+            f"{away} than the largest: no loss is quoted at more than {REACH:g} times it, and nothing here "
+            "supports a claim "
+            f"about {listing(list(beyond))}. "
+        )
+    return text + (
+        "What such a fit can say is whether the cost of 2:4 grows or shrinks over the sizes that were run. The "
+        "bootstrap "
+        "knows the seeds only: with three of them its intervals are too narrow, and it knows nothing of a wrong "
+        "form of "
+        "the curve."
+    )
+
+
+def scaling_table(series: list[Series]) -> Table | None:
+    """The means that the curves are fitted to; None without any."""
+    rows = []
+    for one in series:
+        for x, by_seed in one.data.items():
+            found = estimate(list(by_seed.values()))
+            assert found is not None  # a size is there because a seed is
+            at = f"{float(one.fit.law.at(x)):.3f}" if one.fit else "no fit"
+            rows.append(
+                (
+                    one.part,
+                    one.name,
+                    f"{number(x / 1e6)} M {_NOUNS[one.axis]}",
+                    plus_minus(found),
+                    str(found.n),
+                    at,
+                )
+            )
+    if not rows:
+        return None
+    columns = ("Part", "Method", "Size", "Validation loss (nats)", "Seeds", "Fitted")
+    return Table(
+        "Mean ± half of the 95 % t-interval over seeds, and the fitted curve there.", columns, tuple(rows), 3
+    )
+
+
+@style.styled
+def scaling_figure(series: list[Series]) -> Figure | None:
+    """Loss against size with its intervals, fitted curves up to their reach; None where no series has two sizes."""
+    shown = [one for one in series if len(one.data) > 1 and one.axis == series[0].axis]
+    if not shown:
+        return None
+    figure = style.new_figure()
+    ax = figure.add_subplot()
+    ends = []
+    for i, one in enumerate(shown):
+        look = style.look(i)
+        xs = np.array(list(one.data))
+        found = [e for by_seed in one.data.values() if (e := estimate(list(by_seed.values())))]
+        ax.errorbar(xs * 1.01**i, [e.mean for e in found], yerr=[e.half_width or 0.0 for e in found], color=look.color,
+                    marker=look.marker, linestyle="none" if one.fit else look.linestyle)  # fmt: skip
+        last = found[-1].mean
+        if one.fit:
+            curve = np.geomspace(xs[0], one.fit.reach, 100)
+            inside = curve <= xs[-1]
+            ax.plot(curve[inside], one.fit.law.at(curve[inside]), color=look.color)
+            ax.plot(curve[~inside], one.fit.law.at(curve[~inside]), color=look.color, linestyle=":")
+            spread = np.array([law.at(curve) for law in one.fit.resamples])
+            ax.fill_between(
+                curve, *np.quantile(spread, [0.025, 0.975], axis=0), color=look.color, alpha=0.12, linewidth=0
+            )
+            last = float(one.fit.law.at(one.fit.reach))
+        ends.append((last, one.name, look))
+    ax.set_xscale("log")
+    ax.set_xlabel(_NOUNS[shown[0].axis].capitalize())
+    ax.set_ylabel("Validation loss (nats per token)")
+    ax.set_ylim(*ax.get_ylim())  # final, as the labels at the ends need it
+    style.plain_numbers(ax, "y")
+    style.plain_numbers(ax, "x")
+    style.label_ends(ax, ends)
+    return figure

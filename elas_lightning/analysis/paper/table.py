@@ -1,0 +1,180 @@
+"""The table of methods: each with its spread, its costs, and what it is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from elas_lightning.analysis.equivalence import MARGIN, Equivalence, pair, verdict
+from elas_lightning.analysis.load import SweepResults
+from elas_lightning.analysis.metrics import metric_of
+from elas_lightning.analysis.paper.load import choices, seeds_of
+from elas_lightning.analysis.points import Point, gather
+from elas_lightning.analysis.statistics import Difference, holm
+from elas_lightning.analysis.tables import Table, p_text
+from elas_lightning.analysis.wording import decimals_of, interval, number, plural, plus_minus, signed
+
+NOT_RUN = "not run yet"
+# The paper's "weights + gradients" come to this at every size but one: bf16 weights and float32 gradients.
+_PUBLISHED_BYTES = 6
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method against another, paired by seed.
+
+    Args:
+        method, against: their names.
+        difference: in per cent of perplexity; None where they share no finished seed.
+        equivalence: the test that they are the same up to a margin.
+        p: of the difference, after Holm's correction over the family.
+        p_equivalence: of the equivalence, likewise.
+    """
+
+    method: str
+    against: str
+    difference: Difference | None
+    equivalence: Equivalence
+    p: float | None
+    p_equivalence: float | None
+
+
+def methods(results: SweepResults) -> tuple[str, dict[str, Point]]:
+    """The parameter whose choices are the methods, and the point of each that has begun.
+
+    It is the first one; the others, if any, stand at their best.
+    """
+    name = results.parameters[0].name
+    found = gather(results, [name], results.objective)
+    names = dict(zip(results.parameter(name).levels, choices(results, name), strict=True))
+    return name, {names[point.levels[name]]: point for point in found}
+
+
+def against_twins(results: SweepResults) -> list[Comparison]:
+    """Each method that has a twin against it: the family that the paper's claim rests on."""
+    twins: Mapping[str, str] = results.summary.get("twins") or {}
+    return _family(results, list(twins.items()))
+
+
+def against_baseline(results: SweepResults) -> list[Comparison]:
+    """Each method against the one that is listed first: a family of its own, since it is another question."""
+    name = results.parameters[0].name
+    base, *others = choices(results, name)
+    return _family(results, [(other, base) for other in others])
+
+
+def _family(results: SweepResults, pairs: list[tuple[str, str]]) -> list[Comparison]:
+    _, points = methods(results)
+    tests = []
+    for method, against in pairs:
+        a, b = points.get(method), points.get(against)
+        lost = sum(point.counts["diverged"] for point in (a, b) if point)
+        tests.append(pair(a.values if a else {}, b.values if b else {}, lost))
+    p = holm([difference.p if difference else None for difference, _ in tests])
+    p_equivalence = holm([equivalence.p for _, equivalence in tests])
+    return [
+        Comparison(method, against, difference, equivalence, p[i], p_equivalence[i])
+        for i, ((method, against), (difference, equivalence)) in enumerate(zip(pairs, tests, strict=True))
+    ]
+
+
+def methods_table(results: SweepResults) -> Table:
+    """Every method of the sweep's file, in its order; those without a run stand in it as missing."""
+    name, points = methods(results)
+    objective = metric_of(results.objective)
+    base = choices(results, name)[0]
+    by_twin = {found.method: found for found in against_twins(results)}
+    by_base = {found.method: found for found in against_baseline(results)}
+    speed = _by_method(results, name, "tokens_per_second")
+    rows = []
+    for method in choices(results, name):
+        point, twin = points.get(method), by_twin.get(method)
+        first = by_base.get(method)
+        count = _amount(results, point, "parameters")
+        rows.append(
+            (
+                method,
+                _millions(count),
+                number(count * _PUBLISHED_BYTES * 1e-9) if count else "",
+                _spread(point, objective.scale, seeds_of(results)),
+                *_difference(first),
+                twin.against if twin else "",
+                *_difference(twin),
+                verdict(twin.equivalence, twin.difference, twin.p_equivalence) if twin and point else "",
+                _millions(_amount(results, point, "flops_per_token")),
+                _ratio(speed.get(method), speed.get(base)),
+                _millions(_amount(results, point, "peak_memory_bytes")),
+            )
+        )
+    columns = (
+        "Method",
+        "Parameters (M)",
+        "Weights + gradients (GB)",
+        objective.label,
+        f"Against {base} (%)",
+        "p (Holm)",
+        "Its dense twin",
+        "Against the twin (%)",
+        "p (Holm)",
+        f"Equivalent within {100 * MARGIN:g} %?",
+        "Training MFLOPs per token",
+        f"Tokens/s, times {base}",
+        "Peak memory (MB)",
+    )
+    caption = (
+        "Mean ± half of the 95 % t-interval over seeds; in brackets what is missing from the mean. Differences are "
+        "paired "
+        "by seed, with their 95 % interval in brackets; p is corrected over the column (Holm). Equivalence is two "
+        f"one-sided tests with a margin of {100 * MARGIN:g} % stated beforehand, corrected likewise; “not shown” "
+        "is neither "
+        f"equal nor different. Weights and gradients as the paper counts them, {_PUBLISHED_BYTES} bytes a "
+        "parameter. Speeds "
+        "are of runs made one after another, not side by side: an indication, no claim. Peak memory is what was "
+        "allocated on a GPU, or the whole process on a CPU."
+    )
+    return Table(caption, columns, tuple(rows), 1)
+
+
+def _spread(point: Point | None, scale: float, planned: int) -> str:
+    if point is None:
+        return NOT_RUN
+    lost = [
+        f"{point.counts[state]} {state}" for state in ("diverged", "failed", "pruned") if point.counts[state]
+    ]
+    if missing := planned - sum(point.counts.values()):
+        lost.append(f"{missing} {NOT_RUN}")
+    value = plus_minus(point.estimate, scale) if point.estimate else "none"
+    return f"{value} ({', '.join(lost)} of {plural(planned, 'seed')})" if lost else value
+
+
+def _difference(found: Comparison | None) -> tuple[str, str]:
+    """Value with interval, and p; empty where nothing is compared."""
+    if found is None:
+        return "", ""
+    d = found.difference
+    if d is None:
+        return "no shared seed", ""
+    value = signed(d.value, decimals_of(d))
+    return (value, "") if d.low is None else (f"{value} ({interval(d)})", p_text(found.p))
+
+
+def _amount(results: SweepResults, point: Point | None, column: str) -> float | None:
+    if point is None:
+        return None
+    values = results.trials.loc[results.trials["run"].isin(point.runs), column].dropna()
+    return float(values.max()) if len(values) else None
+
+
+def _millions(value: float | None) -> str:
+    return number(value * 1e-6) if value else ""
+
+
+def _by_method(results: SweepResults, name: str, metric: str) -> dict[str, Point]:
+    names = dict(zip(results.parameter(name).levels, choices(results, name), strict=True))
+    return {names[point.levels[name]]: point for point in gather(results, [name], metric)}
+
+
+def _ratio(a: Point | None, b: Point | None) -> str:
+    if a is None or b is None or a.estimate is None or b.estimate is None:
+        return ""
+    return f"{a.estimate.mean / b.estimate.mean:.2f}"

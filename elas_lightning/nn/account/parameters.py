@@ -1,0 +1,73 @@
+"""Parameters of a model from its configuration alone."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Literal, get_args
+
+from elas_lightning.nn.config import ModelConfig
+from elas_lightning.nn.weights_config import LayerEntries, layer_entries
+
+Part = Literal["attention", "ffn"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+def ffn_matrices(config: ModelConfig) -> int:
+    """Matrices of one FFN: up and down, and a gate where there is one."""
+    return 3 if config.gated else 2
+
+
+def block_layers(config: ModelConfig, part: Part) -> list[LayerEntries]:
+    """What each linear layer of one block consists of: q, k, v and o, or (gate,) up and down."""
+    width, hidden = config.hidden_size, config.ffn_width
+    shapes = [(width, width)] * 4
+    if part == "ffn":
+        shapes = [(width, hidden)] * (ffn_matrices(config) - 1) + [(hidden, width)]
+    rank = config.attention_rank if part == "attention" else config.ffn_rank
+    return [layer_entries(config.weights, part, d_in, d_out, rank) for d_in, d_out in shapes]
+
+
+def block_entries(config: ModelConfig, part: Part) -> LayerEntries:
+    """The sums of ``block_layers`` over all decoder blocks."""
+    layers = block_layers(config, part)
+    sums = {
+        f.name: config.num_layers * sum(getattr(one, f.name) for one in layers) for f in fields(LayerEntries)
+    }
+    return LayerEntries(**sums)
+
+
+def count_parameters(config: ModelConfig) -> dict[str, int]:
+    """Count the parameters that training stores, learning or not.
+
+    Args:
+        config: The model.
+
+    Returns:
+        ``embedding``, ``attention``, ``ffn``, ``norms``, ``head`` and their sum ``total``.
+    """
+    return parameter_account(config)["stored"]
+
+
+def parameter_account(config: ModelConfig) -> dict[str, dict[str, int]]:
+    """Count parameters in three senses, which differ for methods that act on weights.
+
+    Args:
+        config: The model.
+
+    Returns:
+        ``stored`` (in training, learning or frozen), ``trained`` (by the optimizer; ReLoRA: after its full-rank
+        cycles) and ``deployed`` (what is left after training, without zeros and without masks), each by part as
+        ``count_parameters``.
+    """
+    table = config.vocab_size * config.hidden_size
+    of_part = {part: block_entries(config, part) for part in PARTS}
+    account = {}
+    for sense in ("stored", "trained", "deployed"):
+        parts: dict[str, int] = {
+            "embedding": table,
+            **{part: getattr(entries, sense) for part, entries in of_part.items()},
+            "head": table,
+            "norms": (2 * config.num_layers + 1) * config.hidden_size,
+        }
+        account[sense] = {**parts, "total": sum(parts.values())}
+    return account

@@ -1,0 +1,215 @@
+"""Several sweeps under one question: ``sweeps/paper.yaml``, run part by part as far as the time allows.
+
+A part is an ordinary sweep with a folder of its own, the one that it has when it is run alone, so that nothing is
+run twice. The composite's own folder holds ``summary.json``, which names its parts, and the report on all of them.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from elas_lightning.errors import UserError
+from elas_lightning.layout import sweep_folder, sweep_path
+from elas_lightning.runner import RESULT_NAME, RunResult, device_kind
+from elas_lightning.sweep.progress import duration
+from elas_lightning.sweep.run import Request, SweepRun
+from elas_lightning.sweep.study import Budget, BudgetSpent
+
+
+@dataclass(frozen=True)
+class CompositeSpec:
+    """A list of sweeps, as its file says it.
+
+    Args:
+        name: The file's stem.
+        question: What all of them together answer.
+        parts: Names in ``sweeps/``, in order of importance: when the time is over, the last ones are missing.
+        budget_minutes: For ``cpu`` and ``gpu``: after how long a plain run begins no more runs; without end where
+            a kind of machine is not named.
+    """
+
+    name: str
+    question: str
+    parts: tuple[str, ...]
+    budget_minutes: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        checks = [
+            (
+                bool(self.parts) and len(set(self.parts)) == len(self.parts),
+                "parts: name at least one sweep, each once",
+            ),
+            (self.name not in self.parts, f"parts: {self.name} cannot be a part of itself"),
+            (
+                set(self.budget_minutes) <= {"cpu", "gpu"},
+                f"budget_minutes names {', '.join(self.budget_minutes)}: cpu and gpu are allowed",
+            ),
+        ]
+        checks += [
+            (
+                isinstance(minutes, int | float) and minutes >= 0,
+                f"budget_minutes.{kind} is {minutes!r}: give minutes",
+            )
+            for kind, minutes in self.budget_minutes.items()
+        ]
+        for holds, complaint in checks:
+            if not holds:
+                raise UserError(f"sweeps/{self.name}.yaml: {complaint}")
+
+    @classmethod
+    def read(cls, path: Path) -> "CompositeSpec":
+        """Read a composite's file.
+
+        Raises:
+            UserError: It has unknown, missing or impossible fields.
+        """
+        content = yaml.safe_load(path.read_text())
+        content.setdefault("name", path.stem)
+        if not isinstance(content["parts"], list):
+            raise UserError(f"{path}: parts is {content['parts']!r}: give a list of names from sweeps/")
+        try:
+            return cls(**{**content, "parts": tuple(content["parts"])})
+        except TypeError as error:
+            raise UserError(f"{path}: {str(error).split('__init__() ')[-1]}") from error
+
+
+def is_composite(name: str) -> bool:
+    """Whether a file of ``sweeps/`` lists parts instead of a search.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    try:
+        content = yaml.safe_load(sweep_path(name).read_text())
+    except yaml.YAMLError:
+        return False  # SweepSpec.read says what is wrong with it
+    return isinstance(content, dict) and "parts" in content
+
+
+class Composite:
+    """A composite on a machine: the plans of its parts and the folder of its report.
+
+    Args:
+        request: What a person asked for; size, data and overrides go to each part.
+
+    Raises:
+        UserError: A part is unknown, is a composite itself, or cannot be run as asked.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.spec = CompositeSpec.read(sweep_path(request.name))
+        self.folder = sweep_folder(request.name, request.size, request.data)
+        for part in self.spec.parts:
+            if is_composite(part):
+                raise UserError(f"sweeps/{self.spec.name}.yaml: the part {part} has parts itself; name those")
+        self.plans = [request.part(part).plan() for part in self.spec.parts]
+
+    @property
+    def minutes(self) -> float | None:
+        """The budget: what was asked for, else what the file says for this machine."""
+        if self.request.budget is not None:
+            return self.request.budget
+        return self.spec.budget_minutes.get(device_kind())
+
+    def check(self) -> None:
+        """Refuse before the first run what a later one would trip over.
+
+        Raises:
+            UserError: A point of a part is no possible configuration.
+        """
+        for plan in self.plans:
+            plan.check()
+
+    def list_runs(self) -> Iterator[str]:
+        """What there is to run, line by line, with an estimate of the time by the runs that are there."""
+        missing = 0
+        seconds: list[float] = []
+        for plan in self.plans:
+            yield f"{plan.spec.name}: {plan.spec.question} ({plan.planned_runs} runs)"
+            if plan.spec.is_search:
+                yield f"  {plan.spec.trials} points are drawn by {plan.spec.sampler}"
+                missing += plan.planned_runs
+                continue
+            for planned in plan.runs():
+                stored = _finished(planned.request.directory)
+                if stored is None:
+                    missing += 1
+                elif stored.metrics.get("seconds"):
+                    seconds.append(stored.metrics["seconds"])
+                there = "there" if stored else "to run"
+                yield f"  {planned.label}, seed {planned.seed} ({there}): {planned.request.command}"
+        yield f"{missing} runs are missing; {_estimate(missing, seconds)}; {_in_words(self.minutes)}"
+
+    def run(self, console: Console) -> list[str]:
+        """Run what is missing, part by part, until all is there or the time is over.
+
+        Returns:
+            The parts that are not complete, each with what it lacks.
+
+        Raises:
+            Interrupted: Stopped by the user; the same call goes on.
+        """
+        console.print(
+            f"{self.spec.question}\n{len(self.plans)} parts, {_in_words(self.minutes)}, into {self.folder}/",
+            highlight=False,
+        )
+        budget = Budget(self.minutes)
+        with ExitStack() as stack:
+            # All parts get their tables before the first run is made: the report names what is missing.
+            runs = [stack.enter_context(SweepRun(plan, request, console, budget))
+                    for plan, request in zip(self.plans, self._requests(), strict=True)]  # fmt: skip
+            self.write_summary()
+            try:
+                for run in runs:
+                    console.print(f"\n{run.title}", highlight=False)
+                    run.finish()
+            except BudgetSpent:
+                console.print(f"the {self.minutes:g} minutes are over", highlight=False)
+            return [
+                f"{run.plan.spec.name}: {run.missing} of {run.plan.planned_runs} runs"
+                for run in runs
+                if run.missing
+            ]
+
+    def _requests(self) -> list[Request]:
+        return [self.request.part(name) for name in self.spec.parts]
+
+    def write_summary(self) -> None:
+        """Write ``summary.json``, whole or not at all: the analysis finds the parts by it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content: dict[str, Any] = {
+            "name": self.spec.name,
+            "question": self.spec.question,
+            "command": self.request.command,
+            "parts": [{"name": plan.spec.name, "folder": plan.folder.name} for plan in self.plans],
+        }
+        staged = self.folder / "summary.tmp"
+        staged.write_text(json.dumps(content, indent=1, ensure_ascii=False))
+        os.replace(staged, self.folder / "summary.json")
+
+
+def _finished(directory: Path) -> RunResult | None:
+    return RunResult.read(directory) if (directory / RESULT_NAME).exists() else None
+
+
+def _estimate(missing: int, seconds: list[float]) -> str:
+    if not missing:
+        return "nothing is left to do"
+    if not seconds:
+        return "how long they take is known once one has run here"
+    each = sum(seconds) / len(seconds)
+    return (
+        f"about {duration(missing * each)} at {each:.0f} s each (mean of the {len(seconds)} that are there)"
+    )
+
+
+def _in_words(minutes: float | None) -> str:
+    return "no limit of time" if minutes is None else f"{minutes:g} minutes to begin runs in"

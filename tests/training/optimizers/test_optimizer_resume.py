@@ -1,0 +1,87 @@
+"""Every optimizer goes on from its checkpoint bit for bit; what it saves is plain; clipping and bfloat16 work."""
+
+import csv
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from elas_lightning.configuration import ElasCLI, command_line
+from elas_lightning.errors import UserError
+from elas_lightning.runner import RunRequest, execute, run
+from elas_lightning.training.interruption import Interrupted
+
+# exact steps, new subspaces and restarts on both sides of the cut and at it
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw": {},
+    "adamw with restarts": {"schedule": "cosine_restarts", "restart_every": 3, "restart_warmup_steps": 2},
+    "loro": {"name": "loro", "schedule": "cosine_restarts", "restart_every": 3, "restart_warmup_steps": 2},
+    "loro, gradient": {"name": "loro", "restart_every": 3, "loro_direction": "gradient"},
+    "muon": {"name": "muon"},
+    "galore": {"name": "galore", "galore_rank": 2, "galore_update_every": 3},
+}
+
+
+def _overrides(optimizer: dict[str, Any], **others: Any) -> dict[str, Any]:
+    own = {f"model.optimizer.{key}": value for key, value in optimizer.items()}
+    return {**own, **{key.replace("__", "."): value for key, value in others.items()}}
+
+
+def _losses(directory: Path) -> list[tuple[str, ...]]:
+    columns = ("step", "train_loss", "val_loss", "lr")
+    with (directory / "curve.csv").open() as file:
+        return [tuple(row[c] for c in columns) for row in csv.DictReader(file)]
+
+
+class _StopAfter(Callback):
+    """Has the run save itself and stop, as Ctrl-C would."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx + 1 == self.batches:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_resumed_equals_unbroken(overlay: Path, tmp_path: Path, optimizer: dict[str, Any]) -> None:
+    overrides = _overrides(optimizer, trainer__max_steps=8)
+    whole = run(RunRequest(tmp_path / "whole", [overlay], overrides))
+    request = RunRequest(tmp_path / "broken", [overlay], overrides)
+    for batches in (2, 6):  # before the first exact step or new subspace, and right after the second
+        with pytest.raises(Interrupted):
+            run(request, [_StopAfter(batches)])
+    resumed = run(request)
+    assert resumed.metrics["val_loss"] == whole.metrics["val_loss"]
+    assert _losses(tmp_path / "broken") == _losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_clipping_and_bfloat16_work_and_the_checkpoint_is_plain(
+    overlay: Path, tmp_path: Path, optimizer: dict[str, Any]
+) -> None:
+    trainer = {"trainer.max_steps": 4, "trainer.gradient_clip_val": 0.1, "trainer.precision": "bf16-mixed"}
+    directory = {"trainer.default_root_dir": str(tmp_path / "run"), "checkpoint.every_n_train_steps": 4}
+    cli = ElasCLI(command_line([overlay], {**_overrides(optimizer), **trainer, **directory}), run=False)
+    assert execute(cli).state == "complete"
+    (state,) = torch.load(cli.checkpoint_path, weights_only=True)["optimizer_states"]
+    assert len(state["state"]) == len(list(cli.model.parameters()))
+
+
+def test_another_optimizer_is_refused_when_resuming(overlay: Path, tmp_path: Path) -> None:
+    muon = {"name": "muon"}
+    with pytest.raises(Interrupted):
+        run(RunRequest(tmp_path / "run", [overlay], _overrides(muon)), [_StopAfter(3)])
+    other = RunRequest(tmp_path / "run", [overlay], _overrides({**muon, "muon_momentum": 0.5}))
+    with pytest.raises(
+        UserError, match=r"model\.optimizer\.muon_momentum is 0\.5 but the checkpoint has 0\.95"
+    ):
+        run(other)
