@@ -15,7 +15,7 @@ ARGS ?=
 need_exp = $(if $(EXP),,$(error EXP is missing: name a file of sweeps/, e.g. `make $@ EXP=rank_ablation` (there are: $(notdir $(basename $(wildcard sweeps/*.yaml))))))
 which_study = $(EXP) $(if $(SIZE),--size $(SIZE)) $(if $(DATA),--data $(DATA)) $(ARGS)
 
-.PHONY: help setup sweep plots report test test-slow test-gpu lint format bench clean
+.PHONY: help setup sweep plots report test test-slow test-gpu lint format bench docs store clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -57,5 +57,11 @@ format: $(READY)  ## Rewrite the sources in the house's style
 bench: $(READY)  ## Measure training steps side by side on this machine
 	@$(BIN)/elas bench $(ARGS)
 
+docs: $(READY)  ## Build the documentation into site/; a broken link or a missing page fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "documentation: site/index.html"
+
+store: $(READY)  ## Keep the results of EXP with the code, for the documentation's results page
+	$(need_exp)@$(BIN)/python docs/store.py $(which_study)
+
 clean:  ## Remove the virtual environment and caches (never runs/)
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .mypy_cache

@@ -42,6 +42,7 @@ class TextScore:
         bits_per_byte: The same likelihood in bits per byte of ``text_bytes``.
         perplexity_galore_protocol: What the GaLore family's evaluation loops would print (see ``TokenLoss``); depends
             on the batch size.
+        batches: Batches that the last number was taken over.
         seconds: Time it took.
     """
 
@@ -53,6 +54,7 @@ class TextScore:
     perplexity: float
     bits_per_byte: float
     perplexity_galore_protocol: float
+    batches: int
     seconds: float
 
 
@@ -186,11 +188,12 @@ def evaluate_text(
         raise UserError(
             f"--text {path} holds no document with two tokens or more: there is nothing to predict"
         )
+    found = metric.compute()
     return TextScore(
         source=str(path),
         documents=documents,
         tokens=int(metric.tokens),
         text_bytes=int(metric.text_bytes),
-        **metric.compute(),
+        **{**found, "batches": int(found["batches"])},
         seconds=time.perf_counter() - started,
     )

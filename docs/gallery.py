@@ -1,0 +1,81 @@
+"""Fills the results page when the site is built: every stored sweep and every benchmark record, as they are.
+
+A stored sweep is a folder of ``docs/results/`` with the ``summary.json``, ``trials.csv``, ``plots/`` and ``tables/``
+of a folder of ``runs/``; ``make store EXP=rank_ablation`` copies them. Nothing on the page is typed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+from elas_lightning.analysis.benchmarks import KINDS, measurements, read_records, speed_table, verdict
+from elas_lightning.errors import UserError
+
+PAGE = "gallery.md"
+ROOT = Path(__file__).resolve().parent.parent
+STORED = ROOT / "docs" / "results"
+RECORDS = ROOT / "benchmarks" / "results"
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Take the plots along; the folder itself is no part of the site."""
+    for picture in sorted(STORED.glob("*/plots/*.svg")):
+        name = f"assets/results/{picture.parent.parent.name}/{picture.name}"
+        files.append(File.generated(config, name, content=picture.read_bytes()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Put sweeps and benchmarks below the page's own words."""
+    if page.file.src_uri != PAGE:
+        return markdown
+    sweeps = list(_sweeps()) or ["No sweep is stored yet."]
+    return "\n\n".join([markdown, "## Sweeps", *sweeps, "## Benchmarks", *_benchmarks()])
+
+
+def _sweeps() -> Iterator[str]:
+    for folder in sorted(path.parent for path in STORED.glob("*/summary.json")):
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        environment = summary.get("environment") or {}
+        versions = ", ".join(f"{key} {value}" for key, value in (environment.get("versions") or {}).items())
+        yield f"### {summary['question']}"
+        yield (
+            f"`{summary['command']}`: size `{summary['size']}`, corpus `{(summary.get('data') or {}).get('source')}`, "
+            f"{environment.get('hardware')}; {versions}."
+        )
+        drawn = json.loads((folder / "plots" / "captions.json").read_text(encoding="utf-8"))
+        for figure in drawn["figures"]:
+            yield f"![{figure['title']}](assets/results/{folder.name}/{figure['name']}.svg){{ .figure }}"
+            yield f"*{figure['caption']}*"
+        for table in sorted((folder / "tables").glob("*.md")):
+            yield _folded(f"Table: {table.stem.replace('_', ' ')}", table.read_text(encoding="utf-8"))
+
+
+def _benchmarks() -> Iterator[str]:
+    try:
+        records = read_records(RECORDS)
+    except UserError:
+        yield "No benchmark is stored yet."
+        return
+    for path, record in records:
+        yield f"### {path.relative_to(RECORDS).with_suffix('')}"
+        yield f"`{record['command']}` on {record['device']}."
+        try:
+            rows = list(measurements(record))
+        except UserError:
+            yield "This record is of an earlier format; the command writes it anew."
+            continue
+        for kind, title in KINDS.items():
+            if own := [row for row in rows if row.kind == kind]:
+                yield f"**{title}**"
+                yield "\n".join(f"- {sentence}" for sentence in verdict(own))
+                yield _folded("All numbers", speed_table(own).markdown())
+
+
+def _folded(title: str, markdown: str) -> str:
+    return f"<details markdown><summary>{title}</summary>\n\n{markdown}\n</details>"

@@ -1,0 +1,99 @@
+"""What the documentation shows of stored sweeps and benchmark records."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from mkdocs.structure.files import Files
+from synthetic import rank_sweep
+
+from elas_lightning.analysis.plots import write_plots
+from elas_lightning.analysis.report import write_report
+from elas_lightning.errors import UserError
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def _load(name):
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def gallery(tmp_path, monkeypatch):
+    module = _load("gallery")
+    monkeypatch.setattr(module, "STORED", tmp_path / "results")
+    monkeypatch.setattr(module, "RECORDS", tmp_path / "records")
+    (tmp_path / "records").mkdir()
+    return module
+
+
+def _page(gallery):
+    return gallery.on_page_markdown(
+        "# Results", page=SimpleNamespace(file=SimpleNamespace(src_uri="gallery.md"))
+    )
+
+
+def _sweep(tmp_path):
+    plots = [{"kind": "metric_by", "x": "rank", "series": "method", "log_x": True}]
+    folder = rank_sweep(tmp_path / "runs" / "rank_ablation", plots=plots)
+    write_plots(folder)
+    write_report(folder)
+    return folder
+
+
+def test_without_records_the_page_says_so(gallery):
+    page = _page(gallery)
+    assert "No sweep is stored yet." in page
+    assert "No benchmark is stored yet." in page
+
+
+def test_other_pages_are_left_alone(gallery):
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
+    assert gallery.on_page_markdown("# Home", page=page) == "# Home"
+
+
+def test_a_stored_sweep_is_shown_with_its_figures_and_tables(gallery, tmp_path):
+    source = _sweep(tmp_path)
+    stored = _load("store").store(source, tmp_path / "results" / "rank_ablation")
+    assert not list(stored.rglob("*.png"))
+    page = _page(gallery)
+    summary = json.loads((source / "summary.json").read_text())
+    assert summary["question"] in page
+    assert summary["command"] in page
+    for figure in json.loads((source / "plots" / "captions.json").read_text())["figures"]:
+        assert f"(assets/results/rank_ablation/{figure['name']}.svg)" in page
+        assert figure["caption"] in page
+    assert page.count("<details") == len(list((source / "tables").glob("*.md"))) > 0
+    plugins = SimpleNamespace(_current_plugin="docs/gallery.py")  # as while MkDocs calls a hook
+    config = SimpleNamespace(site_dir=str(tmp_path / "site"), use_directory_urls=False, plugins=plugins)
+    taken = [file.src_uri for file in gallery.on_files(Files([]), config)]
+    assert taken == [f"assets/results/rank_ablation/{p.name}" for p in sorted(stored.glob("plots/*.svg"))]
+
+
+def test_storing_again_leaves_nothing_of_before(tmp_path):
+    source, target = _sweep(tmp_path), tmp_path / "results" / "rank_ablation"
+    (target / "plots").mkdir(parents=True)
+    (target / "plots" / "old.svg").touch()
+    _load("store").store(source, target)
+    assert not (target / "plots" / "old.svg").exists()
+
+
+def test_a_sweep_without_results_is_not_stored(tmp_path):
+    with pytest.raises(UserError, match=r"summary\.json: run the sweep"):
+        _load("store").store(tmp_path / "runs" / "none", tmp_path / "results" / "none")
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_record_of_an_earlier_format_is_named_and_not_shown(gallery, tmp_path):
+    record = {"benchmark": "train_step", "command": "python benchmarks/train_step.py", "device": "a CPU"}
+    (tmp_path / "records" / "old.json").write_text(json.dumps(record))
+    page = _page(gallery)
+    assert "`python benchmarks/train_step.py` on a CPU." in page
+    assert "earlier format" in page
