@@ -194,6 +194,7 @@ def evaluate_text(
         documents=documents,
         tokens=int(metric.tokens),
         text_bytes=int(metric.text_bytes),
-        **{**found, "batches": int(found["batches"])},
+        batches=int(found.pop("batches")),
+        **found,
         seconds=time.perf_counter() - started,
     )
