@@ -1,0 +1,151 @@
+"""``elas sweep``, ``plots``, ``report`` and ``compare``: studies, and what their results say."""
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    """Declare the subcommands."""
+    sweep = commands.add_parser("sweep", help="run a file of sweeps/ to its end, then plots and report")
+    _add_study(sweep)
+    sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", type=override, dest="overrides",
+                       help="set a dotted configuration key for every run, e.g. trainer.max_steps=50")  # fmt: skip
+    sweep.add_argument("--budget", type=_minutes, metavar="MINUTES",
+                       help="begin no more runs after that time; the same command goes on later")  # fmt: skip
+    sweep.add_argument(
+        "--dry-run", action="store_true", help="check the sweep and list its runs, run nothing"
+    )
+    sweep.set_defaults(run=_sweep)
+
+    plots = commands.add_parser("plots", help="redraw a sweep's plots from its stored results")
+    _add_study(plots)
+    plots.set_defaults(run=_plots)
+
+    report = commands.add_parser(
+        "report", help="rewrite a sweep's plots and report.html from its stored results"
+    )
+    _add_study(report)
+    report.set_defaults(run=_report)
+
+    compare = commands.add_parser("compare", help="set runs or sweeps side by side, from their result files")
+    compare.add_argument("runs", nargs="+", metavar="[NAME=]RUN[:LABEL,...]",
+                         help="a run's directory, a folder of them, or (part of) a sweep's folder")  # fmt: skip
+    compare.add_argument(
+        "--out", type=Path, metavar="DIR", help="write compare.html, tables as CSV and plots"
+    )
+    compare.set_defaults(run=_compare)
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="a file of sweeps/ without its ending, or the path of a YAML file")
+    parser.add_argument(
+        "--size", help="a file of experiments/sizes (default: what the sweep names for this machine)"
+    )
+    parser.add_argument("--data", help="a file of experiments/data (default: likewise)")
+
+
+def override(text: str) -> tuple[str, Any]:
+    """``KEY=VALUE`` of a command line, the value read as YAML."""
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, e.g. trainer.max_steps=50")
+    return key, yaml.safe_load(value)
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if minutes < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative: give minutes")
+    return minutes
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from elas_lightning.sweep.composite import Composite, is_composite
+    from elas_lightning.sweep.run import Request, run_sweep
+
+    request = Request(options.name, options.size, options.data, dict(options.overrides), options.budget)
+    if is_composite(options.name):
+        return _composite(Composite(request), options)
+    if options.dry_run:
+        plan = request.plan()
+        plan.check()
+        if plan.spec.is_search:
+            print(
+                f"{plan.spec.trials} points are drawn by {plan.spec.sampler}, {len(plan.spec.seeds)} seeds each"
+            )
+        else:
+            for planned in plan.runs():
+                print(f"{planned.label}, seed {planned.seed}: {planned.request.command}")
+        return 0
+    missing = run_sweep(request, Console())
+    _report(options)
+    if missing:
+        print(f"{missing} runs are missing; the same command goes on")
+    return 0
+
+
+def _composite(composite: Any, options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    composite.check()
+    if options.dry_run:
+        for line in composite.list_runs():
+            print(line)
+        return 0
+    missing = composite.run(Console())
+    _report(options)
+    if missing:
+        print(f"missing: {'; '.join(missing)}. The same command goes on")
+    return 0
+
+
+def _plots(options: argparse.Namespace) -> int:
+    from elas_lightning.analysis.paper.load import is_paper
+    from elas_lightning.analysis.paper.report import write_paper_plots
+    from elas_lightning.analysis.plots import write_plots
+
+    folder = _results(options)
+    for path in write_paper_plots(folder) if is_paper(folder) else write_plots(folder):
+        print(path)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from elas_lightning.analysis.paper.load import is_paper
+    from elas_lightning.analysis.paper.report import write_paper_report
+    from elas_lightning.analysis.report import write_report
+    from elas_lightning.layout import shipped_folder
+
+    folder = _results(options)
+    if is_paper(folder):
+        path = write_paper_report(folder, shipped_folder("benchmarks") / "results")
+    else:
+        path = write_report(folder)
+    print(f"report: {path}")
+    return 0
+
+
+def _results(options: argparse.Namespace) -> Any:
+    from elas_lightning.layout import sweep_folder
+
+    return sweep_folder(options.name, options.size, options.data)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from elas_lightning.analysis import compare, compare_page
+
+    comparison = compare.compare(options.runs)
+    compare_page.show(comparison, Console())
+    if options.out:
+        print(
+            f"page: {compare_page.write(comparison, options.out, shlex.join(['elas', *options.arguments]))}"
+        )
+    return 0
