@@ -59,8 +59,14 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> TrainedM
         device: Where the weights go.
 
     Raises:
-        UserError: There is no model, it cannot be read, or its tokenizer cannot be had.
+        UserError: There is no model, it cannot be read, its tokenizer cannot be had, or there is no such device.
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without the device
+        raise UserError(
+            f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}"
+        ) from error
     path = Path(path)
     return _load_folder(path, device) if is_model_folder(path) else _load_checkpoint(path, device)
 

@@ -187,3 +187,25 @@ def test_the_command_refuses_an_empty_prompt(folder: Path, capsys: pytest.Captur
     assert (
         capsys.readouterr().err == "error: the prompt is empty: give at least one token of text to continue\n"
     )
+
+
+@pytest.mark.parametrize("device", ["abacus", "meta:x", *([] if torch.cuda.is_available() else ["cuda"])])
+def test_the_command_refuses_a_device_that_is_not_there(
+    device: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", str(folder), "word", "--device", device]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: device '{device}' cannot be used here: ")
+    assert error.count("\n") == 1
+
+
+def test_ctrl_c_ends_the_line_and_says_nothing_of_going_on(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TextStream, "add", interrupted)
+    assert main(["generate", str(folder), "word"]) == 130
+    given = capsys.readouterr()
+    assert (given.out, given.err) == ("word\n", "")
