@@ -113,6 +113,13 @@ def test_the_winner_among_ours(tmp_path, effects, words):
     assert words in winner(_changed(tmp_path, loss=loss).table)
 
 
+def test_one_lucky_seed_beside_a_divergence_is_said_to_be_that(tmp_path):
+    text = winner(_changed(tmp_path, stop_after=11, states={9: "diverged"}).table)
+    assert "ELAS + LORO has only 1 complete and 1 diverged runs" in text
+    assert "nothing with as many seeds is there to beat plain ELAS" in text
+    assert "does not beat" not in text
+
+
 def test_contenders_without_runs_are_named(tmp_path):
     text = winner(_changed(tmp_path / "some", stop_after=9).table)
     assert "only ELAS has finished runs (ELAS + LORO and ELAS + Muon have no finished run yet)" in text

@@ -7,7 +7,9 @@ import shutil
 
 import pytest
 from synthetic import rank_sweep
+from synthetic_paper import write_paper
 
+from elas_lightning.analysis.paper.report import write_paper_report
 from elas_lightning.analysis.report import write_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="runs where selenium is installed")
@@ -41,6 +43,12 @@ def report(tmp_path_factory):
     ]
     folder = tmp_path_factory.mktemp("browser") / "rank_ablation"
     return write_report(rank_sweep(folder, plots=plots, states={0: "diverged"}, stop_after=22))
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory):
+    """The document on a paper, its widest tables included."""
+    return write_paper_report(write_paper(tmp_path_factory.mktemp("paper")))
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +96,16 @@ def test_report_fits_and_is_silent(browser, report, width, scheme):
     asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
     assert asked[0] == report.as_uri()
     assert [url for url in asked[1:] if not url.startswith("data:")] == []
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+def test_the_document_on_a_paper_fits_and_its_links_work(browser, paper, width):
+    open_report(browser, paper, width, "dark")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.execute_script("return [...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    lost = "return [...document.querySelectorAll('a')].filter(a => !document.querySelector(a.hash)).length"
+    assert browser.execute_script(lost) == 0
+    assert browser.get_log("browser") == []
 
 
 def luminance(colour):

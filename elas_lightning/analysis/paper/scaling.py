@@ -202,24 +202,24 @@ def scaling_figure(series: list[Series]) -> Figure | None:
     ends = []
     for i, one in enumerate(shown):
         look = style.look(i)
-        xs = np.array(list(one.data))
+        xs = np.array(list(one.data)) * 1e-6
         found = [e for by_seed in one.data.values() if (e := estimate(list(by_seed.values())))]
         ax.errorbar(xs * 1.01**i, [e.mean for e in found], yerr=[e.half_width or 0.0 for e in found], color=look.color,
                     marker=look.marker, linestyle="none" if one.fit else look.linestyle)  # fmt: skip
         last = found[-1].mean
         if one.fit:
-            curve = np.geomspace(xs[0], one.fit.reach, 100)
+            curve = np.geomspace(xs[0], one.fit.reach * 1e-6, 100)
             inside = curve <= xs[-1]
-            ax.plot(curve[inside], one.fit.law.at(curve[inside]), color=look.color)
-            ax.plot(curve[~inside], one.fit.law.at(curve[~inside]), color=look.color, linestyle=":")
-            spread = np.array([law.at(curve) for law in one.fit.resamples])
+            ax.plot(curve[inside], one.fit.law.at(curve[inside] * 1e6), color=look.color)
+            ax.plot(curve[~inside], one.fit.law.at(curve[~inside] * 1e6), color=look.color, linestyle=":")
+            spread = np.array([law.at(curve * 1e6) for law in one.fit.resamples])
             ax.fill_between(
                 curve, *np.quantile(spread, [0.025, 0.975], axis=0), color=look.color, alpha=0.12, linewidth=0
             )
             last = float(one.fit.law.at(one.fit.reach))
         ends.append((last, one.name, look))
     ax.set_xscale("log")
-    ax.set_xlabel(_NOUNS[shown[0].axis].capitalize())
+    ax.set_xlabel(f"{_NOUNS[shown[0].axis].capitalize()} (millions)")
     ax.set_ylabel("Validation loss (nats per token)")
     ax.set_ylim(*ax.get_ylim())  # final, as the labels at the ends need it
     style.plain_numbers(ax, "y")

@@ -9,7 +9,7 @@ from elas_lightning.analysis.equivalence import MARGIN, sentence_of
 from elas_lightning.analysis.load import SweepResults
 from elas_lightning.analysis.paper.load import Paper, choices
 from elas_lightning.analysis.paper.table import Comparison, against_twins, methods
-from elas_lightning.analysis.points import best, difference
+from elas_lightning.analysis.points import Point, best, difference
 from elas_lightning.analysis.statistics import Difference
 from elas_lightning.analysis.wording import (
     compare,
@@ -109,13 +109,28 @@ def winner(results: SweepResults) -> str:
     assert top.estimate is not None
     value = f"{plus_minus(top.estimate)} ({seeds_phrase(top.estimate.n)})"
     said = f"Among our own contenders {first} comes first with {value}{rest}"
+    back = [_loss_of(name, point) for name, point in done.items() if _stands_back(point, top)]
+    if back:
+        said += f", where {listing(back)}"
     if first == OURS:
-        others = [name for name in done if name != OURS]
+        others = [name for name, point in done.items() if name != OURS and not _stands_back(point, top)]
+        if not others:
+            return f"{said}, so that nothing with as many seeds is there to beat plain {OURS}."
         return f"{said}: {listing(others)} {'does' if len(others) == 1 else 'do'} not beat plain {OURS}."
     if OURS not in done:
         return f"{said}; plain {OURS}, which it would have to beat, has no finished run."
     found = difference(top, done[OURS], results.objective)
     return f"{said}; {_beats(found, first)}."
+
+
+def _stands_back(point: Point, top: Point) -> bool:
+    """Whether a point has lost runs or has fewer of them than the best: one lucky seed is no contender."""
+    return point.counts["diverged"] > 0 or point.counts["complete"] < top.counts["complete"]
+
+
+def _loss_of(name: str, point: Point) -> str:
+    found = [f"{point.counts[state]} {state}" for state in ("complete", "diverged") if point.counts[state]]
+    return f"{name} has only {listing(found)} {'run' if sum(point.counts.values()) == 1 else 'runs'}"
 
 
 def _beats(found: Difference | None, first: str) -> str:
