@@ -87,7 +87,7 @@ def evaluate(request: Evaluation) -> dict[str, Any]:
     """
     device = _device(request.device)
     trained = load_model(request.checkpoint, device)
-    length = request.length or int(trained.data["sequence_length"])
+    length = request.length or trained.sequence_length
     stride = request.stride or length
     if stride > length:
         raise UserError(

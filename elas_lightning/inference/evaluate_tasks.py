@@ -8,7 +8,7 @@ from an end token, so the first token of a rolling perplexity is a guess there; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from elas_lightning.data.tokenizer import TextTokenizer
 from elas_lightning.errors import UserError
+from elas_lightning.inference.generate import generate
 from elas_lightning.nn.llama import Llama
 
 _KEPT = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better")
@@ -128,38 +129,19 @@ class ElasLM(TemplateLM):
             self.truncated += len(ids) > room
             prompts.append(ids[-room:])
             options.append(asked)
-        texts = [""] * len(requests)
-        for batch in self._by_length([len(prompt) for prompt in prompts]):
-
-            def finished(row: int, new: list[int], batch: list[int] = batch) -> bool:
-                asked = options[batch[row]]
-                if new[-1] == self.eot_token_id or len(new) >= asked["max_gen_toks"]:
-                    return True
+        texts = []
+        for prompt_ids, asked in zip(prompts, options, strict=True):
+            new: list[int] = []
+            for token in generate(
+                self.model, prompt_ids, max_new_tokens=asked["max_gen_toks"], end_id=self.eot_token_id
+            ):
+                new.append(token)
                 text = self.text_tokenizer.decode(new)
-                return any(stop and stop in text for stop in asked["until"])
-
-            continued = self._continue_greedily([prompts[i] for i in batch], finished)
-            for owner, new in zip(batch, continued, strict=True):
-                text = self.text_tokenizer.decode(new)
-                texts[owner] = postprocess_generated_text(text, options[owner]["until"], None)
+                if any(stop and stop in text for stop in asked["until"]):
+                    break
+            decoded = self.text_tokenizer.decode(new)
+            texts.append(postprocess_generated_text(decoded, asked["until"], None))
         return texts
-
-    @torch.inference_mode()
-    def _continue_greedily(
-        self, prompts: list[list[int]], finished: Callable[[int, list[int]], bool]
-    ) -> list[list[int]]:
-        """Append the likeliest token to each prompt until ``finished(row, new ids)``; the new ids of each."""
-        rows, going = [list(prompt) for prompt in prompts], set(range(len(prompts)))
-        while going:
-            now = sorted(going)
-            features = self.model.hidden(self._pad([rows[i] for i in now]))
-            last = torch.tensor([len(rows[i]) - 1 for i in now], device=self._device)
-            chosen = self.model.lm_head(features[torch.arange(len(now)), last]).argmax(-1).tolist()
-            for i, token in zip(now, chosen, strict=True):
-                rows[i].append(token)
-                if finished(i, rows[i][len(prompts[i]) :]):
-                    going.remove(i)
-        return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
 
     def _by_length(self, lengths: Sequence[int]) -> list[list[int]]:
         """Batches of indices, the longest first, so that little is padding and a lack of memory shows at once."""

@@ -10,11 +10,12 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from elas_lightning.data.tokenizer import TextTokenizer
 from elas_lightning.errors import UserError
@@ -62,8 +63,10 @@ def merged_weights(model: Llama, dtype: torch.dtype) -> dict[str, Tensor]:
     """
     merged: dict[str, Tensor] = {}
     for name, module in model.named_modules():
+        if ".parametrizations" in name:
+            continue  # a rule's own tensors; what the layer computes with is its effective weight
         own = dict(module.named_parameters(recurse=False))
-        if type(module) is LowRankLinear:
+        if _is_product(module):
             wide = torch.promote_types(module.A.dtype, torch.float32)
             weight = module.B.to(wide) @ module.A.to(wide)
         elif isinstance(module, nn.Linear | nn.Embedding | nn.RMSNorm):
@@ -80,6 +83,12 @@ def merged_weights(model: Llama, dtype: torch.dtype) -> dict[str, Tensor]:
             raise UserError(f"the weights of {name} are not finite in {dtype}: export with --dtype float32")
         merged[f"{name}.weight" if name == "lm_head" else f"model.{name}.weight"] = weight
     return merged
+
+
+def _is_product(module: nn.Module) -> TypeGuard[LowRankLinear]:
+    """Whether a layer is the product of two factors and no subclass that makes something else of them."""
+    plain = type(module) is LowRankLinear
+    return plain or (isinstance(module, LowRankLinear) and parametrize.is_parametrized(module))
 
 
 def write_transformers(

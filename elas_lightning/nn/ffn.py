@@ -175,8 +175,10 @@ class UngatedFFN(FFN):
 
     def _row_copy(self, weight: Tensor) -> Tensor | None:
         """``weight`` in the order in which its columns can be skipped; made again when the weight has changed."""
-        if weight.is_inference():
-            return None  # such a tensor does not tell whether it has changed
+        if weight.is_inference() or not isinstance(weight, nn.Parameter):
+            return (
+                None  # such a tensor does not tell whether it has changed; a rule's is made anew at each call
+            )
         # a load or a step moves the version, a change of device or dtype the rest
         key = (weight._version, weight.data_ptr(), weight.dtype, weight.device)
         if self._rows is None or self._rows[0] != key:
@@ -205,11 +207,12 @@ def ffn_choice(
     Raises:
         UserError: The configured backend cannot run there.
     """
-    if config.ffn != "relu2":
+    knows = config.sparsity.only_plain_pytorch is None or "ffn_hidden" not in config.sparsity.placement
+    if config.ffn != "relu2" or not knows:
         return resolve_backend(config.backend, device)
     sparse = "ffn_hidden" in config.sparsity.placement
     storage = "recompute" if config.ffn_storage == "packed" and not sparse else config.ffn_storage
-    rank = config.hidden_size if config.ffn_rank is None else config.ffn_rank
+    rank = config.layer_rank("ffn") or config.hidden_size
     case = Case(rank, config.ffn_width, tokens, dtype, "2:4" if sparse else None, direction, compiled)
     return resolve_backend(config.backend, device, case, storage)
 

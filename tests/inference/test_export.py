@@ -22,6 +22,7 @@ from elas_lightning.inference.mask_effect import measure_mask_effect
 from elas_lightning.inference.to_hf import merged_weights
 from elas_lightning.nn import SparsityConfig
 from elas_lightning.nn.linear import LowRankLinear
+from elas_lightning.nn.weights_config import WeightsConfig
 from elas_lightning.runner import execute
 
 transformers = pytest.importorskip("transformers", reason="exports are read back by transformers")
@@ -183,6 +184,21 @@ def test_what_no_architecture_holds_is_refused_and_kept_by_factors(
     export_model(trained, tmp_path / "factors", form="factors")
     ids_BT = torch.randint(300, (2, 9))
     assert torch.equal(load_model(tmp_path / "factors").model(ids_BT), trained.model(ids_BT))
+
+
+@pytest.mark.parametrize("method", ["sltrain", "relora", "sr_ste", "s_ste", "transposable"])
+@torch.no_grad()
+def test_weights_made_by_a_rule_leave_as_they_compute(
+    method: str, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    ranks = LOW_RANK if method in ("sltrain", "relora") else {}
+    model = random_model(3, weights=WeightsConfig(method=method), **ranks)  # type: ignore[arg-type]
+    export_model(as_trained(model, tokenizer_file), tmp_path / "out", eval_tokens=0)
+    ids_BT = torch.randint(model.config.vocab_size, (2, 9))
+    expected = model(ids_BT)
+    torch.testing.assert_close(
+        theirs(tmp_path / "out")(input_ids=ids_BT).logits, expected, rtol=1e-4, atol=1e-4
+    )
 
 
 @torch.no_grad()
