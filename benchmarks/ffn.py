@@ -23,7 +23,7 @@ from torch.autograd.graph import saved_tensors_hooks
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from contenders import SHAPES, TWIN, baselines, elas
-from measuring import Record, measure, ratios, spread
+from measuring import Record, joules, measure, ratios, spread
 
 from elas_lightning.errors import UserError
 from elas_lightning.nn import ModelConfig
@@ -132,6 +132,7 @@ def run_case(shape: str, tokens: int, options: argparse.Namespace, x: Tensor, pe
                     "seconds": took,
                     "speed_against_twin": ratios(seconds[against], own),  # type: ignore[index]
                     "share_of_matmul_peak": flops / took["median"] / peak,
+                    "joules": joules(calls[name, mode], x.device),
                 }
             )
     return {

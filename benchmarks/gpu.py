@@ -29,6 +29,8 @@ PARTS: list[tuple[str, float, list[str]]] = [
                       "--compile"]),
     ("ffn_tokens", 0.3, ["benchmarks/ffn.py", "--shape", "60m", "1b", "--tokens", "4096", "65536", "131072",
                          "--compile"]),
+    ("train_step_checkpointed", 0.2, ["benchmarks/train_step.py", "--shape", "1b", "--batch", "64", "--checkpointing",
+                                      "block", "--only", "full-rank SwiGLU", "low-rank ReLU²", "triton, recompute"]),
     ("train_step_eager", 0.3, ["benchmarks/train_step.py", "--shape", "60m", "130m", "350m", "--batch", "64"]),
 ]  # fmt: skip
 

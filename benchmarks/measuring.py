@@ -19,10 +19,16 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from elas_lightning.training.energy import EnergyMeter
+
 Call = Callable[[], object]
 
 # Long enough that reading the clock and a launch's jitter do not show.
 _SHORTEST_TURN_SECONDS = {"cuda": 0.02, "cpu": 0.05}
+# The counter moves ten times a second.
+_ENERGY_SECONDS = 1.5
 _PACKAGES = ("elas-lightning", "torch", "triton", "transformers", "numpy")
 
 
@@ -78,6 +84,21 @@ def measure(
 def ratios(baseline: list[float], own: list[float]) -> dict[str, float]:
     """How many times as fast as a baseline, round by round."""
     return spread([theirs / mine for theirs, mine in zip(baseline, own, strict=True)])
+
+
+def joules(call: Call, device: torch.device) -> float | None:
+    """Energy of one call, from the board's counter over more than a second of calls; None where there is no counter."""
+    meter = EnergyMeter(device)
+    if meter.read() is None:
+        return None
+    end, calls = time.perf_counter() + _ENERGY_SECONDS, 0
+    meter.read()
+    while time.perf_counter() < end:
+        call()
+        wait(device)
+        calls += 1
+    used = meter.read()
+    return None if used is None else used / calls
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:

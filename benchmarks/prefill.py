@@ -20,7 +20,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from contenders import FULL, SHAPES, TWIN, baselines, elas
-from measuring import Record, measure, ratios, spread
+from measuring import Record, joules, measure, ratios, spread
 
 from elas_lightning.errors import UserError
 from elas_lightning.nn import Llama
@@ -85,6 +85,7 @@ def run_case(shape: str, batch: int, options: argparse.Namespace, record: Record
                 "share_of_matmul_peak": rows[name]["flops"]
                 / took["median"]
                 / record.content["matmul_peak_flops"],
+                "joules": joules(calls[name, how], device),  # type: ignore[arg-type]
             }
         )
         against = measured[-1]["speed_against"][TWIN]

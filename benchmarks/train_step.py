@@ -14,7 +14,7 @@ import argparse
 import gc
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from contenders import FULL, SHAPES, TWIN, baselines, elas
-from measuring import Record, measure, ratios, spread
+from measuring import Record, joules, measure, ratios, spread
 from memory import memory_split
 
 from elas_lightning.errors import UserError
@@ -116,7 +116,7 @@ def contenders(options: argparse.Namespace, shape: str) -> dict[str, ModelConfig
     dense = baselines(shape, options.vocabulary, options.layers)
     everyone: dict[str, ModelConfig | None] = {TRANSFORMERS: None, **dense, **elas(dense[TWIN])}
     return {
-        name: config
+        name: config and replace(config, checkpointing=options.checkpointing)
         for name, config in everyone.items()
         if not options.only or any(part in name for part in options.only)
     }
@@ -130,7 +130,10 @@ def run_case(
     torch.manual_seed(0)
     ids = torch.randint(options.vocabulary, (batch, options.sequence + 1), device=device)
     input_ids, labels = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-    dense = baselines(shape, options.vocabulary, options.layers)
+    dense = {
+        name: replace(config, checkpointing=options.checkpointing)
+        for name, config in baselines(shape, options.vocabulary, options.layers).items()
+    }
     against = {name: ours(dense[name], input_ids, labels, compiled) for name in (TWIN, FULL)}
     rows: dict[str, dict[str, Any]] = {}
     for name, config in contenders(options, shape).items():
@@ -145,6 +148,7 @@ def run_case(
                 row["path"] = ffn_path(config, device)
             trio = {**against, name: contender}
             seconds = measure({key: value.step for key, value in trio.items()}, device, options.rounds)
+            row["joules"] = joules(contender.step, device)
         except UserError as refusal:
             row["absent"] = str(refusal)
             continue
@@ -170,6 +174,7 @@ def run_case(
         "batch": batch,
         "sequence": options.sequence,
         "mode": "compiled" if compiled else "eager",
+        "checkpointing": options.checkpointing,
         "contenders": rows,
     }
 
@@ -204,6 +209,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", help="contenders whose names contain one of these")
     parser.add_argument(
         "--compile", action="store_true", help="time the compiled forms instead of the eager ones"
+    )
+    parser.add_argument(
+        "--checkpointing", choices=("none", "block"), default="none", help="what backward computes again"
     )
     parser.add_argument("--rounds", type=int, default=10, help="measured rounds")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

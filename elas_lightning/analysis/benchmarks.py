@@ -49,6 +49,7 @@ class Measurement:
         share: Of the measured matrix-multiply peak, dense FLOPs counted.
         kept: Bytes kept for backward by one FFN, where measured.
         memory: Bytes of a training step by part, where measured.
+        joules: Of a call, where the board has a counter.
     """
 
     kind: str
@@ -63,6 +64,7 @@ class Measurement:
     share: float
     kept: int | None
     memory: Mapping[str, int | None] | None
+    joules: float | None
 
     @property
     def name(self) -> str:
@@ -108,6 +110,7 @@ def measurements(record: Mapping[str, Any]) -> Iterator[Measurement]:
                     share=row["share_of_matmul_peak"],
                     kept=about.get("kept_bytes"),
                     memory=about.get("memory") or None,
+                    joules=row.get("joules"),
                     **{key: row[key] for key in ("kind", "contender", "mode", "ratio")},
                 )
     except (KeyError, TypeError) as error:
@@ -132,27 +135,28 @@ def _rows(benchmark: str, case: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def speed_table(rows: Sequence[Measurement]) -> Table:
     """Every measurement of one kind: ratio, share of peak, time on a GPU, bytes kept."""
-    gpu = any(row.gpu for row in rows)
+    extra: dict[str, list[str]] = {}
+    if any(row.gpu for row in rows):
+        extra["Microseconds"] = [f"{row.seconds * 1e6:,.0f}" for row in rows]
+    for heading, values in (
+        ("MiB kept", [None if row.kept is None else row.kept / _MIB for row in rows]),
+        ("Joules a million tokens", [row.joules and row.joules / row.tokens * 1e6 for row in rows]),
+    ):
+        if any(value is not None for value in values):
+            extra[heading] = ["" if value is None else f"{value:,.1f}" for value in values]
     columns = ("Shape", "Tokens", "Contender", "Times the dense twin", "20 to 80 %", "Share of peak")
-    cells = []
-    for row in rows:
-        ratio = row.ratio
-        kept = f"{row.kept / _MIB:.1f}" if row.kept is not None else ""
-        cells.append(
-            (
-                row.shape,
-                f"{row.tokens:,}",
-                row.name,
-                f"{ratio['median']:.2f}",
-                f"{ratio['p20']:.2f} to {ratio['p80']:.2f}",
-                f"{row.share:.0%}",
-                *((f"{row.seconds * 1e6:,.0f}",) if gpu else ()),
-                *((kept,) if any(r.kept is not None for r in rows) else ()),
-            )
+    cells = [
+        (
+            row.shape,
+            f"{row.tokens:,}",
+            row.name,
+            f"{row.ratio['median']:.2f}",
+            f"{row.ratio['p20']:.2f} to {row.ratio['p80']:.2f}",
+            f"{row.share:.0%}",
+            *(column[index] for column in extra.values()),
         )
-    extra = (("Microseconds",) if gpu else ()) + (
-        ("MiB kept",) if any(r.kept is not None for r in rows) else ()
-    )
+        for index, row in enumerate(rows)
+    ]
     caption = (
         "Speed as a ratio to the dense low-rank twin, medians and percentiles over rounds in which all took turns; "
         "above 1 is faster than the twin. Share of the matrix-multiply peak measured in the same process, 2:4 products "
