@@ -23,6 +23,7 @@ from elas_lightning.nn.account import (
 )
 from elas_lightning.nn.loss import linear_next_token_loss
 from elas_lightning.nn.weights_config import WeightsConfig
+from elas_lightning.ops.patterns import METHODS, PATTERNS, width_multiple
 
 TOLERANCE = 0.02
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
@@ -58,7 +59,7 @@ def accounted(config: ModelConfig, step: TrainingStep) -> int:
 
 
 def random_case(seed: int) -> tuple[ModelConfig, int, int, bool]:
-    """Any model that can be built: odd sizes, each FFN, storage, placement and gradient."""
+    """Any model that can be built: odd sizes, each FFN, storage, placement, pattern, method, gradient and backward."""
     draw = random.Random(seed)
     heads, layers = draw.choice([1, 2, 3, 5]), draw.choice([1, 2, 3])
     width = heads * draw.choice([4, 8, 12, 20])
@@ -70,6 +71,14 @@ def random_case(seed: int) -> tuple[ModelConfig, int, int, bool]:
     if ffn == "relu2":
         storages += ["recompute", *(["packed"] if "ffn_hidden" in placement else [])]
     attention_rank = draw.choice([None, *ranks])
+    # every pattern and method is drawn often; what knows 2:4 by magnitude alone decides for itself
+    pattern, method = (draw.choice(PATTERNS), draw.choice(METHODS)) if draw.random() < 0.7 else ("2:4", "magnitude")
+    backward = draw.choice(["dense", "feature_wise"] if "ffn_hidden" in placement else ["dense"])
+    widths = {"ffn_bottleneck": ffn_rank or 0, "ffn_hidden": 0}
+    if any(widths.get(site, width) % width_multiple(pattern) for site in placement):
+        pattern = "2:4"
+    if (pattern, method, backward) != ("2:4", "magnitude", "dense") and "ffn_hidden" in placement:
+        storages = ["dense"]
     low_rank = attention_rank is not None or ffn_rank is not None
     config = ModelConfig(
         vocab_size=draw.randint(50, 150),
@@ -86,13 +95,18 @@ def random_case(seed: int) -> tuple[ModelConfig, int, int, bool]:
             tuple(placement),
             layers=draw.choice(["all", "second_half"]),
             gradient=draw.choice(["ste", "masked"]),
+            pattern=pattern,
+            method=method,
+            backward=backward,
+            backward_dense_share=draw.choice([0.0, 0.05]),
+            backward_permutation=draw.random() < 0.5,
         ),
     )
     return config, draw.randint(1, 4), draw.choice([3, 17, 40, 130]), draw.random() < 0.8
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(40))
 def test_activations_are_those_that_autograd_keeps_at_random_shapes(seed: int, precision: Any) -> None:
     config, batch, sequence, sparse = random_case(seed)
     step = TrainingStep(batch, sequence, precision, device="cpu", sparse=sparse)

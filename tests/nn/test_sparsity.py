@@ -10,7 +10,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
-from elas_lightning.nn import Llama, SparsityConfig
+from elas_lightning.nn import Llama, ModelConfig, SparsityConfig
 from elas_lightning.nn.config import Placement
 from elas_lightning.nn.ffn import ffn_path
 from elas_lightning.nn.sparsity import SparsitySite
@@ -24,7 +24,7 @@ WIDE = {"ffn_rank": 16, "attention_rank": 8}  # eight divides every site's width
 
 def site(method: str = "random", **changes: Any) -> SparsitySite:
     config = SparsityConfig(("ffn_hidden",), method=method, **changes)  # type: ignore[arg-type]
-    return SparsitySite("ffn_hidden", config, True)
+    return SparsitySite("ffn_hidden", ModelConfig(ffn="relu2", sparsity=config), 0)
 
 
 @pytest.mark.parametrize("ffn", FFNS)
