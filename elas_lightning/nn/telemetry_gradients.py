@@ -44,8 +44,8 @@ def gradient_statistics(model: Llama, input_ids: Tensor, labels: Tensor) -> list
 
     Both are those of the real loss with the forward pass as it is now; all sites that are on pass gradient either
     straight through or masked, with their choice held fixed. The masked one is exact but for ``mvue``, whose draw
-    depends on the features (``elas_lightning.ops.sparsify``); a feature-wise backward stays in both. Compared is what reaches a layer's up matrix (and gate).
-    Leaves no gradient behind and draws no random numbers.
+    depends on the features (``elas_lightning.ops.sparsify``); a feature-wise backward stays in both. Compared is
+    what reaches a layer's up matrix (and gate). Leaves no gradient behind and draws no random numbers.
 
     Args:
         model: The plain module, not a compiled wrapper.

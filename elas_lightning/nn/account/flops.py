@@ -110,7 +110,9 @@ def _feature_wise_layers(config: ModelConfig) -> int:
 
 def _before_choosing(config: ModelConfig) -> int:
     """Products that all feature-wise FFNs spend in forward to learn which entries their weight gradients will keep."""
-    products = (ffn_matrices(config) - 1) * config.ffn_width * (config.layer_rank("ffn") or config.hidden_size)
+    products = (
+        (ffn_matrices(config) - 1) * config.ffn_width * (config.layer_rank("ffn") or config.hidden_size)
+    )
     return 2 * _feature_wise_layers(config) * products
 
 
