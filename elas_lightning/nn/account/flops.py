@@ -45,8 +45,8 @@ def _sparse_products(config: ModelConfig) -> dict[str, int]:
 
     Forward: the matrix that reads a sparse site. Backward: with the masked gradient, the product that carries
     the gradient of a sparse site on to the input of the matrix before it. A weight's gradient sums over
-    tokens, along which only the feature-wise backward makes anything 2:4. With 2:4 weights every product of forward counts, and where they
-    are transposable also the one with the gradient.
+    tokens, along which only the feature-wise backward makes anything 2:4. With 2:4 weights every product of
+    forward counts, and where they are transposable also the one with the gradient.
     """
     account = {"forward": 0, "backward": 2 * len(config.sparse_layers) * _feature_wise(config)}
     weights = config.weights
@@ -160,8 +160,8 @@ def flops_by_part(
 
     Returns:
         ``forward`` and ``backward``, each with ``attention``, ``attention_scores``, ``ffn``, ``head``, their
-        sum ``total``, and ``flops_with_24``: the sum with 2:4 products at half, see the file's top; ``recomputed``, its ``total``; and
-        ``composed``, whose ``total`` is of a whole micro-batch and not of a token: what SLTrain and ReLoRA spend
+        sum ``total``, and ``flops_with_24``: the sum with 2:4 products at half, see the file's top;
+        ``recomputed``, its ``total``; and ``composed``, whose ``total`` is of a whole micro-batch and not of a token: what SLTrain and ReLoRA spend
         on making their matrices, three products each.
     """
     parts = _forward(config, sequence_length)
