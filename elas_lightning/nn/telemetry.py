@@ -89,8 +89,8 @@ def sparsity_statistics(
         exactly zero before the step), ``dropped_energy`` (their share of the sum of squares, of the features that
         the step makes zero), ``dropped_nonzeros`` (share of the non-zero features that it makes zero),
         ``mask_drift`` (share of the non-zero features kept at the last look that are no longer kept, in the first
-        256 tokens; None at the first look), all in 0 to 1; and at the hidden site ``effective_rank_hidden`` of the features before
-        the step, in the same tokens.
+        256 tokens; None at the first look), all in 0 to 1; and at the hidden site ``effective_rank_hidden`` of the
+        features before the step, in the same tokens.
     """
     tallies: dict[tuple[int, str], _Tally] = {}
     ffn_inputs: list[tuple[int, FFN, Tensor]] = []

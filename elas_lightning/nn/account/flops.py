@@ -161,8 +161,8 @@ def flops_by_part(
     Returns:
         ``forward`` and ``backward``, each with ``attention``, ``attention_scores``, ``ffn``, ``head``, their
         sum ``total``, and ``flops_with_24``: the sum with 2:4 products at half, see the file's top;
-        ``recomputed``, its ``total``; and ``composed``, whose ``total`` is of a whole micro-batch and not of a token: what SLTrain and ReLoRA spend
-        on making their matrices, three products each.
+        ``recomputed``, its ``total``; and ``composed``, whose ``total`` is of a whole micro-batch and not of a
+        token: what SLTrain and ReLoRA spend on making their matrices, three products each.
     """
     parts = _forward(config, sequence_length)
     halved = _sparse_products(config)
