@@ -39,7 +39,7 @@ class FFN(nn.Module):
         self.hidden_site = self._site("ffn_hidden")
 
     def _site(self, site: str) -> SparsitySite:
-        return SparsitySite(site, self.config.sparsity, self.layer in self.config.sparse_layers)  # type: ignore[arg-type]
+        return SparsitySite(site, self.config, self.layer)  # type: ignore[arg-type]
 
     def _linear(self, d_in: int, d_out: int) -> nn.Linear | LowRankLinear:
         silu = self.config.bottleneck_activation is not None

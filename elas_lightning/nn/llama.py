@@ -85,9 +85,8 @@ class Attention(nn.Module):
         """
         super().__init__()
         self.head_dim = config.head_dim
-        sparse = layer in config.sparse_layers
-        self.input_site = SparsitySite("attention_input", config.sparsity, sparse)
-        self.output_site = SparsitySite("attention_output", config.sparsity, sparse)
+        self.input_site = SparsitySite("attention_input", config, layer)
+        self.output_site = SparsitySite("attention_output", config, layer)
         silu = config.bottleneck_activation is not None
         width, rank = config.hidden_size, config.layer_rank("attention")
         self.q_proj = make_linear(width, width, rank, silu=silu)

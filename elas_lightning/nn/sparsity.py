@@ -10,7 +10,8 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from elas_lightning.nn.sparsity_config import Placement, SparsityConfig
+from elas_lightning.nn.config import ModelConfig
+from elas_lightning.nn.sparsity_config import Placement
 from elas_lightning.ops import sparsify
 from elas_lightning.ops.sparsify import Gradient
 
@@ -30,19 +31,20 @@ class SparsitySite(nn.Module):
 
     key: Tensor
 
-    def __init__(self, site: Placement, sparsity: SparsityConfig, layer_is_sparse: bool) -> None:
+    def __init__(self, site: Placement, config: ModelConfig, layer: int) -> None:
         """Make a site, switched on if it is placed.
 
         Args:
             site: Its name.
-            sparsity: The model's sparsity.
-            layer_is_sparse: Whether the site's layer is among the sparse ones.
+            config: The model.
+            layer: Index of the site's layer.
         """
         super().__init__()
         self.site: Placement = site
-        self.sparsity = sparsity
+        self.sparsity = sparsity = config.sparsity
+        self.backend = sparsity.kernel_backend(config.backend)
         self.gradient: Gradient = sparsity.gradient
-        self.placed = layer_is_sparse and site in sparsity.placement
+        self.placed = layer in config.sparse_layers and site in sparsity.placement
         self.active = self.placed
         self.stochastic = self.placed and sparsity.stochastic
         self.number = 0
@@ -76,16 +78,27 @@ class SparsitySite(nn.Module):
         """
         if not self.active:
             return x
-        key: Tensor | int | None = None
-        if self.stochastic:
-            key = self.key if self.training else self.number
+        if self.training and self.stochastic:
+            return self._sparsify(x, self.key, same_rows=False)
+        return self.evaluated(x)
+
+    def evaluated(self, x: Tensor) -> Tensor:
+        """What the configured step makes of features in evaluation, wherever the site, placed and on or not.
+
+        Args:
+            x: ``(..., N)``.
+        """
+        return self._sparsify(x, self.number if self.sparsity.stochastic else None, same_rows=True)
+
+    def _sparsify(self, x: Tensor, key: Tensor | int | None, same_rows: bool) -> Tensor:
         return sparsify(
             x,
             pattern=self.sparsity.pattern,
             method=self.sparsity.method,
             gradient=self.gradient,
             key=key,
-            same_rows=not self.training,
+            same_rows=same_rows,
+            backend=self.backend,
         )
 
     def extra_repr(self) -> str:

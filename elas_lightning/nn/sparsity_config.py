@@ -79,6 +79,14 @@ class SparsityConfig:
             return f"sparsity.method {self.method}"
         return None if self.backward == "dense" else f"sparsity.backward {self.backward}"
 
+    def kernel_backend(self, backend: str) -> Literal["triton", "reference"]:
+        """What a site of its own runs on under a model's ``backend``: the kernel where a GPU's backend is named.
+
+        ``auto`` knows measurements of whole FFNs alone, and leaves sites to plain PyTorch.
+        """
+        kernel = (self.pattern, self.method) == ("2:4", "magnitude") and backend not in ("auto", "reference")
+        return "triton" if kernel else "reference"
+
     @property
     def width_multiple(self) -> int:
         """What the width of a sparse site must be divisible by."""

@@ -1,6 +1,9 @@
-"""What 2:4 finds and what it drops, measured on a batch; how its choice drifts from one look to the next.
+"""What a site's sparsity step finds and drops, measured on a batch; how its choice drifts from look to look.
 
-Shape suffixes: B batch, T time, C model width, N tokens, F hidden features.
+The step is the one that the model is configured with, pattern and method, as evaluation applies it; a dense model's is
+2:4 by magnitude.
+
+Shape suffixes: B batch, T time, C model width, F hidden features.
 """
 
 from __future__ import annotations
@@ -17,7 +20,6 @@ from elas_lightning.nn.llama import Llama
 from elas_lightning.nn.sparsity import SparsitySite
 from elas_lightning.nn.telemetry_gradients import gradient_statistics
 from elas_lightning.nn.telemetry_spectrum import effective_rank, weight_ranks
-from elas_lightning.ops import sparsify_24
 
 # Enough for a share and a spectrum; the choice of all tokens of a large model would be gigabytes.
 _TOKENS = 256
@@ -34,13 +36,13 @@ class _Tally:
         self.energy = self.dropped_energy = 0.0
         self.kept: list[Tensor] = []
 
-    def add(self, x: Tensor) -> None:
+    def add(self, x: Tensor, site: SparsitySite) -> None:
         # A dense model's width need not divide by 4 (5461 at 1B); an incomplete last group has no pattern.
-        x = x[..., : x.shape[-1] // 4 * 4].float()
-        selected = sparsify_24(x)
-        rest = x - selected
-        # a zero may be among the kept two for want of others: that is no choice
-        self.kept.append((selected.flatten(0, -2)[:_TOKENS] != 0).cpu())
+        x = x[..., : x.shape[-1] // site.sparsity.width_multiple * site.sparsity.width_multiple].float()
+        # a zero may be among the kept ones for want of others: that is no choice
+        kept = site.evaluated(x) != 0
+        rest = x.masked_fill(kept, 0)  # and no difference: a method may change what it keeps
+        self.kept.append(kept.flatten(0, -2)[:_TOKENS].cpu())
         self.entries += x.numel()
         self.zeros += int((x == 0).sum())
         self.dropped += int((rest != 0).sum())
@@ -67,10 +69,14 @@ class _Tally:
 def sparsity_statistics(
     model: Llama, input_ids: Tensor, selections: Selections | None = None
 ) -> list[dict[str, Any]]:
-    """Compare each site's features with their 2:4 selection, in one forward pass of the model as it is now.
+    """Compare each site's features with what its step keeps of them, in one forward pass of the model as it is now.
 
-    The hidden site of every FFN is reported on any model, dense ones too: what 2:4 would drop there. Other
+    The hidden site of every FFN is reported on any model, dense ones too: what the step would drop there. Other
     sites are reported where they are placed, whether or not they are switched on at present.
+
+    A deterministic method (``magnitude``, ``soft_threshold``, ``first``) has one choice, which is reported. Of a
+    stochastic one (``mvue``, ``random``) the draw is that of evaluation, whose random numbers are always the same:
+    shares are of this one draw and no expectation, and drift is what features do to it, not what chance does.
 
     Args:
         model: The plain module, not a compiled wrapper.
@@ -80,17 +86,17 @@ def sparsity_statistics(
 
     Returns:
         One row a layer and site: ``layer``, ``site``, ``natural_zeros`` (share of the features that are
-        exactly zero before the 2:4 step), ``dropped_energy`` (share of the sum of squares that the step
-        removes), ``dropped_nonzeros`` (share of the non-zero features that it removes), ``mask_drift`` (share of
-        the non-zero features kept at the last look that are no longer kept, in the first 256 tokens; None at the
-        first look), all in 0 to 1; and at the hidden site ``effective_rank_hidden`` of the features before
-        the step, in the same tokens.
+        exactly zero before the step), ``dropped_energy`` (their share of the sum of squares, of the features that
+        the step makes zero), ``dropped_nonzeros`` (share of the non-zero features that it makes zero),
+        ``mask_drift`` (share of the non-zero features kept at the last look that are no longer kept, in the first
+        256 tokens; None at the first look), all in 0 to 1; and at the hidden site ``effective_rank_hidden`` of the
+        features before the step, in the same tokens.
     """
     tallies: dict[tuple[int, str], _Tally] = {}
     ffn_inputs: list[tuple[int, FFN, Tensor]] = []
 
     def tally_site(layer: int, module: SparsitySite, inputs: tuple[Tensor, ...]) -> None:
-        tallies.setdefault((layer, module.site), _Tally()).add(inputs[0])
+        tallies.setdefault((layer, module.site), _Tally()).add(inputs[0], module)
 
     def keep_ffn_input(layer: int, module: FFN, inputs: tuple[Tensor, ...]) -> None:
         ffn_inputs.append((layer, module, inputs[0]))
@@ -110,10 +116,10 @@ def sparsity_statistics(
     # Hidden features exist only inside an op, so they are computed again, now that no hook counts twice.
     ranks: dict[int, float] = {}
     for layer, ffn, x_BTC in ffn_inputs:
-        hidden_NF = ffn.hidden(x_BTC).flatten(0, -2)
+        hidden_BTF = ffn.hidden(x_BTC)
         tallies[layer, "ffn_hidden"] = _Tally()
-        tallies[layer, "ffn_hidden"].add(hidden_NF)
-        ranks[layer] = effective_rank(torch.linalg.svdvals(hidden_NF[:_TOKENS].float()))
+        tallies[layer, "ffn_hidden"].add(hidden_BTF, ffn.hidden_site)
+        ranks[layer] = effective_rank(torch.linalg.svdvals(hidden_BTF.flatten(0, -2)[:_TOKENS].float()))
     rows = []
     for at in sorted(tallies):
         layer, site = at

@@ -1,4 +1,4 @@
-"""What the straight-through gradient of the 2:4 step does to training, beside the exact one.
+"""What the straight-through gradient of the sparsity step does to training, beside the exact one.
 
 Shape suffixes: B batch, T time.
 """
@@ -40,11 +40,12 @@ def _up_gradients(model: Llama, input_ids: Tensor, labels: Tensor, gradient: str
 
 
 def gradient_statistics(model: Llama, input_ids: Tensor, labels: Tensor) -> list[dict[str, Any]]:
-    """Compare the two gradients of the 2:4 step on one batch, layer by layer.
+    """Compare the two gradients of the sparsity step on one batch, layer by layer.
 
     Both are those of the real loss with the forward pass as it is now; all sites that are on pass gradient either
-    straight through or, exactly, only at what they kept. Compared is what reaches a layer's up matrix (and gate).
-    Leaves no gradient behind and draws no random numbers.
+    straight through or masked, with their choice held fixed. The masked one is exact but for ``mvue``, whose draw
+    depends on the features (``elas_lightning.ops.sparsify``); a feature-wise backward stays in both. Compared is
+    what reaches a layer's up matrix (and gate). Leaves no gradient behind and draws no random numbers.
 
     Args:
         model: The plain module, not a compiled wrapper.

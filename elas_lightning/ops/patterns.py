@@ -165,7 +165,8 @@ def _select(x: Tensor, k: int, method: str, bits: Tensor | None) -> Tensor:
         return KeptOnly.apply(x, _rank(_magnitude(x)) < k)
     if method == "soft_threshold":
         rank = _rank(_magnitude(x))
-        threshold = KeptOnly.apply(x.abs(), rank == k).sum(-1, keepdim=True)
+        # of one number and zeros; autocast on a GPU would sum, and go on, in float32 if no dtype were named
+        threshold = KeptOnly.apply(x.abs(), rank == k).sum(-1, keepdim=True, dtype=x.dtype)
         return KeptOnly.apply(x - x.sign() * threshold, rank < k)
     if method == "first":
         first = torch.arange(x.shape[-1], device=x.device) < k

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from elas_lightning.nn.account import count_parameters, flops_by_part, flops_per
 from elas_lightning.nn.loss import _sum_nll
 from elas_lightning.nn.weights_config import WeightsConfig
 from elas_lightning.ops import storage
+from elas_lightning.ops.patterns import METHODS, PATTERNS
 
 SITES = ("ffn_hidden", "ffn_input", "ffn_bottleneck", "attention_input", "attention_output")
 # hidden size, SwiGLU width, layers, heads, rank; parameters in millions as the ELAS paper (2605.03667) prints
@@ -204,6 +206,68 @@ def test_flops_with_24_are_those_of_products_with_a_24_operand(
         assert 120 * saved == found.flops / 2
     total = flops_per_token(described, 30)
     assert total["flops_with_24"] < total["total"]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("method", METHODS)
+def test_flops_with_24_count_the_patterns_that_24_hardware_multiplies(
+    swiglu, method: Any, pattern: Any
+) -> None:
+    sparsity = SparsityConfig(("ffn_hidden",), gradient="masked", pattern=pattern, method=method)
+    described = swiglu(ffn="gelu", num_layers=1, ffn_rank=12, sparsity=sparsity)
+    model, input_ids = Llama(described), torch.randint(97, (4, 30))
+    with TwoOfFour() as forward:
+        loss = model(input_ids).square().sum()
+    with TwoOfFour() as backward:
+        loss.backward()
+    account = flops_by_part(described, 30)
+    assert (forward.flops > 0) == (pattern in ("2:4", "1:4", "2:8"))
+    for direction, found in (("forward", forward), ("backward", backward)):
+        saved = account[direction]["total"] - account[direction]["flops_with_24"]
+        assert 120 * saved == found.flops / 2
+
+
+@pytest.mark.parametrize("gradient", ["ste", "masked"])
+@pytest.mark.parametrize("changes", [{"ffn": "relu2"}, {"ffn_rank": 12}, {"ffn": "gelu", "ffn_rank": 12}])
+def test_feature_wise_weight_gradients_are_24_along_tokens(
+    swiglu, changes: dict[str, Any], gradient: Any
+) -> None:
+    """Tokens in the order in which they come, and no dense features, so that the pattern is there to be seen."""
+    sparsity = SparsityConfig(
+        ("ffn_hidden",), layers=(1,), gradient=gradient, pattern="3:4", backward="feature_wise",
+        backward_dense_share=0.0, backward_permutation=False,
+    )  # fmt: skip
+    described = swiglu(**changes, sparsity=sparsity)
+    model, input_ids = Llama(described), torch.randint(97, (4, 30))
+    loss = model(input_ids).square().sum()
+    with TwoOfFour() as backward:
+        loss.backward()
+
+    def saved(config: ModelConfig) -> int:
+        account = flops_by_part(config, 30)
+        assert account["forward"]["total"] == account["forward"]["flops_with_24"]
+        return account["backward"]["total"] - account["backward"]["flops_with_24"]
+
+    assert 120 * saved(described) == backward.flops / 2 > 0
+    # a tenth of the features, rounded up, stays dense
+    some = replace(described, sparsity=replace(sparsity, backward_dense_share=0.1))
+    width = described.ffn_width
+    assert saved(some) * width == saved(described) * (width - (width + 9) // 10)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "block", "bottleneck"])
+@pytest.mark.parametrize("changes", [{"ffn": "relu2", "attention_rank": 8}, {"ffn_rank": 12}])
+def test_feature_wise_backward_computes_products_twice(
+    swiglu, changes: dict[str, Any], checkpointing: Any
+) -> None:
+    sparsity = SparsityConfig(("ffn_hidden",), layers=(1,), backward="feature_wise")
+    described = swiglu(**changes, checkpointing=checkpointing, sparsity=sparsity)
+    model, input_ids = Llama(described), torch.randint(97, (2, 16))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(input_ids).sum().backward()
+    account = flops_by_part(described, 16)
+    counted = sum(account[part]["total"] for part in ("forward", "backward", "recomputed"))
+    assert 32 * counted == counter.get_total_flops()
 
 
 @pytest.mark.parametrize(

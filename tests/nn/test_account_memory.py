@@ -23,6 +23,7 @@ from elas_lightning.nn.account import (
 )
 from elas_lightning.nn.loss import linear_next_token_loss
 from elas_lightning.nn.weights_config import WeightsConfig
+from elas_lightning.ops.patterns import METHODS, PATTERNS, width_multiple
 
 TOLERANCE = 0.02
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
@@ -58,7 +59,7 @@ def accounted(config: ModelConfig, step: TrainingStep) -> int:
 
 
 def random_case(seed: int) -> tuple[ModelConfig, int, int, bool]:
-    """Any model that can be built: odd sizes, each FFN, storage, placement and gradient."""
+    """Any model that can be built: odd sizes, each FFN, storage, placement, pattern, method, gradient and backward."""
     draw = random.Random(seed)
     heads, layers = draw.choice([1, 2, 3, 5]), draw.choice([1, 2, 3])
     width = heads * draw.choice([4, 8, 12, 20])
@@ -70,6 +71,16 @@ def random_case(seed: int) -> tuple[ModelConfig, int, int, bool]:
     if ffn == "relu2":
         storages += ["recompute", *(["packed"] if "ffn_hidden" in placement else [])]
     attention_rank = draw.choice([None, *ranks])
+    # every pattern and method is drawn often; what knows 2:4 by magnitude alone decides for itself
+    pattern, method = (
+        (draw.choice(PATTERNS), draw.choice(METHODS)) if draw.random() < 0.7 else ("2:4", "magnitude")
+    )
+    backward = draw.choice(["dense", "feature_wise"] if "ffn_hidden" in placement else ["dense"])
+    widths = {"ffn_bottleneck": ffn_rank or 0, "ffn_hidden": 0}
+    if any(widths.get(site, width) % width_multiple(pattern) for site in placement):
+        pattern = "2:4"
+    if (pattern, method, backward) != ("2:4", "magnitude", "dense") and "ffn_hidden" in placement:
+        storages = ["dense"]
     low_rank = attention_rank is not None or ffn_rank is not None
     config = ModelConfig(
         vocab_size=draw.randint(50, 150),
@@ -86,18 +97,54 @@ def random_case(seed: int) -> tuple[ModelConfig, int, int, bool]:
             tuple(placement),
             layers=draw.choice(["all", "second_half"]),
             gradient=draw.choice(["ste", "masked"]),
+            pattern=pattern,
+            method=method,
+            backward=backward,
+            backward_dense_share=draw.choice([0.0, 0.05]),
+            backward_permutation=draw.random() < 0.5,
         ),
     )
     return config, draw.randint(1, 4), draw.choice([3, 17, 40, 130]), draw.random() < 0.8
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(40))
 def test_activations_are_those_that_autograd_keeps_at_random_shapes(seed: int, precision: Any) -> None:
     config, batch, sequence, sparse = random_case(seed)
     step = TrainingStep(batch, sequence, precision, device="cpu", sparse=sparse)
     kept = measured(config, batch, sequence, precision, sparse)
     assert accounted(config, step) == pytest.approx(kept, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("backward", ["dense", "feature_wise"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_pattern_and_method_with_the_masked_gradient(
+    swiglu, method: Any, backward: Any, precision: Any
+) -> None:
+    """At all sites at once; relu, squared ReLU and a gate differ in what else keeps the step's input."""
+    for pattern, ffn in zip(PATTERNS, ("relu2", "relu", "swiglu", "gelu", "relu2"), strict=True):
+        sparsity = SparsityConfig(SITES, gradient="masked", pattern=pattern, method=method, backward=backward)
+        silu = "silu" if ffn in ("relu", "gelu") else None
+        config = swiglu(attention_rank=8, ffn_rank=16, ffn=ffn, bottleneck_activation=silu, sparsity=sparsity)
+        step = TrainingStep(3, 40, precision, device="cpu")
+        assert accounted(config, step) == pytest.approx(measured(config, 3, 40, precision), rel=0.002)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("gradient", ["ste", "masked"])
+@pytest.mark.parametrize(
+    "changes", [{"ffn": "relu2"}, {"ffn": "relu"}, {"ffn": "gelu"}, {"ffn_storage": "packed"}]
+)
+def test_a_kernel_reads_its_input_again(elas, changes: dict[str, Any], gradient: Any, precision: Any) -> None:
+    """Triton's interpreter, or the real kernels where there is a GPU, as ``tests/conftest.py`` decides."""
+    if torch.cuda.is_available():
+        pytest.skip("the interpreter, on a processor, is what this measures")
+    config = elas(
+        **changes, backend="triton", num_layers=1, sparsity=SparsityConfig(SITES, gradient=gradient)
+    )
+    step = TrainingStep(2, 10, precision, device="cpu")
+    assert accounted(config, step) == pytest.approx(measured(config, 2, 10, precision), rel=0.002)
 
 
 def test_the_masked_gradient_costs_a_byte_an_entry(elas) -> None:
@@ -183,13 +230,23 @@ def test_another_optimizer_brings_its_own_entries(elas) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("checkpointing", ["block", "bottleneck"])
 @pytest.mark.parametrize(
-    "changes", [{"ffn": "swiglu"}, {}, {"bottleneck_activation": "silu"}, {"ffn_storage": "packed"}]
+    "changes",
+    [
+        {"ffn": "swiglu"},
+        {},
+        {"bottleneck_activation": "silu"},
+        {"ffn_storage": "packed"},
+        {
+            "sparsity": SparsityConfig(
+                ("ffn_hidden",), backward="feature_wise", method="mvue", gradient="masked"
+            )
+        },
+    ],
 )
 def test_what_checkpointing_keeps(elas, precision: Any, checkpointing: Any, changes: dict[str, Any]) -> None:
     """Allocated bytes after forward."""
-    config = elas(
-        **changes, num_layers=3, checkpointing=checkpointing, sparsity=SparsityConfig(("ffn_hidden",))
-    )
+    changes = {"sparsity": SparsityConfig(("ffn_hidden",)), **changes}
+    config = elas(**changes, num_layers=3, checkpointing=checkpointing)
     model = build(config, precision)
     input_ids = torch.randint(97, (4, 40))
     with Live([input_ids, *model.parameters()]) as live:

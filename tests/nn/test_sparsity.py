@@ -10,11 +10,12 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
-from elas_lightning.nn import Llama, SparsityConfig
+from elas_lightning.nn import Llama, ModelConfig, SparsityConfig
 from elas_lightning.nn.config import Placement
 from elas_lightning.nn.ffn import ffn_path
 from elas_lightning.nn.sparsity import SparsitySite
 from elas_lightning.ops import sparsify
+from elas_lightning.ops.kernels import sparsify as kernels
 from elas_lightning.ops.patterns import METHODS, PATTERNS, STOCHASTIC
 
 EVERY_SITE = get_args(Placement)
@@ -24,7 +25,7 @@ WIDE = {"ffn_rank": 16, "attention_rank": 8}  # eight divides every site's width
 
 def site(method: str = "random", **changes: Any) -> SparsitySite:
     config = SparsityConfig(("ffn_hidden",), method=method, **changes)  # type: ignore[arg-type]
-    return SparsitySite("ffn_hidden", config, True)
+    return SparsitySite("ffn_hidden", ModelConfig(ffn="relu2", sparsity=config), 0)
 
 
 @pytest.mark.parametrize("ffn", FFNS)
@@ -86,6 +87,51 @@ def test_feature_wise_backward_waits_for_the_dense_warm_up(elas, input_ids) -> N
         model(input_ids).square().sum().backward()
         grads.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("gradient", ["ste", "masked"])
+@pytest.mark.parametrize("placement", EVERY_SITE)
+def test_every_site_runs_the_kernel_that_is_named(
+    swiglu, input_ids, placement: Any, gradient: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("the interpreter, on a processor, is what this runs")
+    calls: list[Any] = []
+    kernel = kernels.sparsify
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        calls.append(arguments)
+        return kernel(*arguments)
+
+    monkeypatch.setattr(kernels, "sparsify", counted)
+    outcomes = []
+    for backend in ("reference", "triton"):
+        torch.manual_seed(0)
+        sparsity = SparsityConfig((placement,), gradient=gradient)
+        model = Llama(swiglu(ffn="relu2", num_layers=1, **WIDE, backend=backend, sparsity=sparsity))
+        assert not calls
+        out = model(input_ids)
+        out.square().sum().backward()
+        outcomes.append([out, *(parameter.grad for parameter in model.parameters())])
+    assert len(calls) == (2 if placement == "ffn_bottleneck" else 1)
+    torch.testing.assert_close(outcomes[1], outcomes[0])
+
+
+@pytest.mark.parametrize(
+    ("backend", "changes", "chosen"),
+    [
+        ("auto", {}, "reference"),
+        ("reference", {}, "reference"),
+        ("triton", {}, "triton"),
+        ("cusparselt", {}, "triton"),
+        ("cusparselt_compress", {}, "triton"),
+        ("cusparselt", {"pattern": "1:4"}, "reference"),
+        ("triton", {"method": "mvue"}, "reference"),
+    ],
+)
+def test_what_a_site_runs_on(elas, backend: Any, changes: dict[str, Any], chosen: str) -> None:
+    config = elas(backend=backend, sparsity=SparsityConfig(("attention_input",), **changes))
+    assert SparsitySite("attention_input", config, 0).backend == chosen
 
 
 # random numbers

@@ -16,6 +16,7 @@ from elas_lightning.nn.telemetry_gradients import gradient_statistics
 from elas_lightning.nn.telemetry_spectrum import effective_rank, weight_ranks, weight_singular_values
 from elas_lightning.nn.weights_config import WeightsConfig
 from elas_lightning.ops import sparsify_24
+from elas_lightning.ops.patterns import METHODS, PATTERNS, STOCHASTIC
 
 
 def by_hand(*features: Tensor) -> dict[str, Any]:
@@ -108,6 +109,45 @@ def test_all_zero_features_are_shares_of_nothing(elas, input_ids) -> None:
         "dropped_energy": 0.0,
         "dropped_nonzeros": 0.0,
     }
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_the_choice_is_that_of_the_configured_step(elas, input_ids, pattern: Any, method: Any) -> None:
+    """Captured from a model in evaluation, at the site itself; the hidden site of layer 0 is not even placed."""
+    sites = ("ffn_hidden", "attention_input")
+    config = elas(sparsity=SparsityConfig(sites, layers=(1,), pattern=pattern, method=method))
+    model = Llama(config).eval()
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def capture(module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        seen[module.site] = inputs[0].detach().double(), output.detach()
+
+    block = model.layers[1]
+    for module in (block.self_attn.input_site, block.mlp.hidden_site):
+        module.register_forward_hook(capture)
+    model(input_ids)
+    rows = sparsity_statistics(model, input_ids)
+    assert [(r["layer"], r["site"]) for r in rows] == [(0, "ffn_hidden"), *((1, s) for s in sorted(sites))]
+    for site, (x, kept) in seen.items():
+        dropped = (x != 0) & (kept == 0)
+        assert row(rows, 1, site) == {
+            "natural_zeros": pytest.approx((x == 0).double().mean().item()),
+            "dropped_energy": pytest.approx((x[dropped].square().sum() / x.square().sum()).item(), rel=1e-5),
+            "dropped_nonzeros": pytest.approx((dropped.sum() / (x != 0).sum()).item()),
+        }
+    assert {"attention_input"} <= set(seen)
+    assert (pattern, method) == ("2:4", "magnitude") or "ffn_hidden" in seen
+
+
+@pytest.mark.parametrize("method", STOCHASTIC)
+def test_chance_is_no_drift(elas, input_ids, method: Any) -> None:
+    model = Llama(elas(sparsity=SparsityConfig(("ffn_hidden",), method=method)))
+    selections: dict[tuple[int, str], Tensor] = {}
+    for step in range(2):
+        model.set_noise(step)
+        rows = sparsity_statistics(model.eval(), input_ids, selections)
+    assert [r["mask_drift"] for r in rows] == [0.0, 0.0]
 
 
 def test_drift_is_the_share_of_the_last_choice_that_is_given_up(elas, input_ids) -> None:

@@ -27,14 +27,12 @@ class Quantity(NamedTuple):
 
 
 QUANTITIES = {
-    "natural_zeros": Quantity("Zeros before the 2:4 step (%)", "share of zeros before the 2:4 step"),
-    "dropped_energy": Quantity("Energy dropped by 2:4 (%)", "energy dropped by the 2:4 step"),
-    "dropped_nonzeros": Quantity(
-        "Non-zeros dropped by 2:4 (%)", "share of non-zeros dropped by the 2:4 step"
+    "natural_zeros": Quantity(
+        "Zeros before the sparsity step (%)", "share of zeros before the sparsity step"
     ),
-    "mask_drift": Quantity(
-        "Choice given up since the last look (%)", "share of the 2:4 choice that is given up"
-    ),
+    "dropped_energy": Quantity("Energy dropped (%)", "energy dropped by the sparsity step"),
+    "dropped_nonzeros": Quantity("Non-zeros dropped (%)", "share of non-zeros dropped by the sparsity step"),
+    "mask_drift": Quantity("Choice given up since the last look (%)", "share of the choice that is given up"),
     "gradient_norm_ste": Quantity(
         "Norm of the straight-through gradient", "straight-through gradient's norm", 1.0, ""
     ),

@@ -9,7 +9,10 @@ The rules are those of eager PyTorch on the code in ``nn/`` and ``ops/``, as ``s
   memory-efficient kernel, whose rows are padded to 32);
 - RMSNorm works in float32; on a GPU it is one kernel and keeps its input alone;
 - an activation keeps what its derivative needs: ReLU its output, SiLU and GELU their input, a product both factors;
-- a 2:4 site with the straight-through gradient keeps nothing, with the masked one a byte for each entry;
+- a sparse site with the straight-through gradient keeps nothing; with the masked one a byte for each entry, beside
+  which ``mvue`` keeps a float64 factor and ``soft_threshold`` a second mask, its input, signs and thresholds; a kernel
+  reads its input again and keeps that alone (``auto`` counts as plain PyTorch);
+- the feature-wise backward keeps its mask, a byte for each hidden feature;
 - the fused head and loss keep the gradients that they have already made (``nn/loss.py``).
 
 ``torch.compile`` may keep less: its partitioner chooses. Index tensors and scalars are left out.
@@ -27,6 +30,7 @@ from elas_lightning.errors import UserError
 from elas_lightning.nn.account.parameters import ffn_matrices
 from elas_lightning.nn.account.step import TrainingStep
 from elas_lightning.nn.config import ModelConfig
+from elas_lightning.ops.patterns import width_multiple
 
 Kind = Literal["embedding", "norms", "attention", "ffn", "head"]
 
@@ -52,9 +56,23 @@ class _Rules:
         self.sites = frozenset(sites)
         self.exact = config.sparsity.gradient == "masked"
 
-    def mask(self, site: str, width: int) -> int:
-        """The masked gradient's byte for each entry of a site that is on."""
-        return width if site in self.sites and self.exact else 0
+    def selection(self, site: str, width: int, *, entry: int | None = None, input_kept: bool = False) -> int:
+        """What a site's own step keeps, of which ``entry`` is the size of its input's entries.
+
+        ``input_kept`` says that something else keeps that input, too.
+        """
+        if site not in self.sites or not self.exact:
+            return 0
+        entry = self.product if entry is None else entry
+        whole, sparsity = 0 if input_kept else entry * width, self.config.sparsity
+        if sparsity.kernel_backend(self.config.backend) == "triton":
+            return whole
+        if sparsity.method == "mvue":
+            return (1 + 8) * width
+        if sparsity.method == "soft_threshold":
+            group = width if sparsity.pattern == "unstructured" else width_multiple(sparsity.pattern)
+            return 2 * width + whole + entry * (width + width // group)
+        return width
 
     def read(self, width: int, matrices: int) -> int:
         """A normalised copy of the residual stream that several matrices read."""
@@ -65,7 +83,11 @@ class _Rules:
         if rank is None:
             return 0
         tensors = 2 if self.config.bottleneck_activation else 1
-        return self.product * tensors * rank + (self.mask(site, rank) if site else 0)
+        return self.product * tensors * rank + (self.selection(site, rank) if site else 0)
+
+    def normalised(self, site: str) -> int:
+        """The step at a norm's output, which has the residual stream's precision."""
+        return self.selection(site, self.config.hidden_size, entry=self.step.parameter_bytes)
 
     def norm(self) -> int:
         width = self.config.hidden_size
@@ -76,21 +98,24 @@ class _Rules:
     def attention(self) -> Iterator[tuple[str, int]]:
         config, product = self.config, self.product
         width, rank = config.hidden_size, config.layer_rank("attention")
-        yield "input", self.read(width, 3) + self.mask("attention_input", width)
+        yield "input", self.read(width, 3) + self.normalised("attention_input")
         yield "bottlenecks", 4 * self.bottleneck(rank)
         yield "q, k, v", 3 * product * width
         yield "log-sum-exp", 4 * config.num_heads
         yield "output", product * width
         if "attention_output" in self.sites:
-            yield "2:4 output", product * width + self.mask("attention_output", width)
+            step = self.selection("attention_output", width, input_kept=True)
+            yield "sparse output", product * width + step
 
     def ffn(self) -> Iterator[tuple[str, int]]:
         config = self.config
         width, inputs = config.hidden_size, ffn_matrices(config) - 1
-        yield "input", self.read(width, inputs) + self.mask("ffn_input", width)
+        yield "input", self.read(width, inputs) + self.normalised("ffn_input")
         between = self.bottleneck(config.layer_rank("ffn"), "ffn_bottleneck")
         yield "bottlenecks", ffn_matrices(config) * between
         yield "hidden", self.hidden()
+        if "ffn_hidden" in self.sites and config.sparsity.backward == "feature_wise":
+            yield "mask along the tokens", config.ffn_width
 
     def first_products(self) -> int:
         """What the first factors of a block leave, which CoLA-M keeps."""
@@ -104,16 +129,22 @@ class _Rules:
         """All that is d_ff wide."""
         config, product, width = self.config, self.product, self.config.ffn_width
         sparse = "ffn_hidden" in self.sites
-        mask = self.mask("ffn_hidden", width)
+        step = self.hidden_step()
         if config.gated:
-            return 4 * product * width + mask  # gate, silu(gate), up, and what down reads
+            return 4 * product * width + step  # gate, silu(gate), up, and what down reads
         if config.ffn_storage == "packed" and sparse:
             return product * width // 2 + width // 8
         if config.ffn_storage != "dense":
             return 0
-        # Down reads ReLU's own output; every other activation, and every 2:4 step, makes a tensor more.
+        # Down reads ReLU's own output; every other activation, and every sparsity step, makes a tensor more.
         tensors = 1 if config.ffn == "relu" and not sparse else 2
-        return tensors * product * width + mask
+        return tensors * product * width + step
+
+    def hidden_step(self) -> int:
+        config = self.config
+        if config.ffn == "relu2" and config.sparsity.kernel_backend(config.backend) == "triton":
+            return 0  # one kernel squares and selects, from the pre-activation that is counted already
+        return self.selection("ffn_hidden", config.ffn_width, input_kept=config.ffn == "relu")
 
 
 def _block(config: ModelConfig, step: TrainingStep, layer: int) -> Iterator[Kept]:

@@ -5,18 +5,28 @@ Attention is counted as the full T × T product, without the causal half that a 
 utilisation (arXiv 2204.02311) and torch's ``FlopCounterMode`` do. Element-wise work, norms, softmax and the
 embedding's look-up are not counted. Backward takes two products for each of forward's (one for the input, one
 for the weight). 2:4 products count as dense ones: what sparsity saves is measured, never assumed. What
-they would come to if hardware did each in half the operations is a figure of its own, ``flops_with_24``.
+they would come to if hardware did each in half the operations is a figure of its own, ``flops_with_24``. A product
+is 2:4 where no four consecutive entries of an operand, along the axis that is summed over, hold more than two: patterns
+2:4, 1:4 and 2:8 do so, whatever the method; 3:4 and unstructured sparsity have no such hardware. The feature-wise
+backward counts the weight gradients next to its hidden features, whatever the pattern, without the features that it
+leaves dense; that this project computes them by masks and dense products does not matter here.
 
-Products that are computed a second time, by ``ffn_storage`` or by checkpointing, are work of the machine and
+Products that are computed a second time, by ``ffn_storage``, by checkpointing or in the forward of the feature-wise
+backward (which needs the hidden features before it can choose among them), are work of the machine and
 not of the model; they stand apart under ``recomputed``. What a fused attention kernel computes again inside
 itself is not counted (torch counts a fifth product of backward there).
 """
 
 from __future__ import annotations
 
+import math
+
 from elas_lightning.nn.account.parameters import PARTS, block_entries, block_layers, ffn_matrices
 from elas_lightning.nn.config import Checkpointing, ModelConfig
 from elas_lightning.nn.weights_config import SPARSE_24
+
+# at most two of any four that a tensor core takes together
+_HALVED = ("2:4", "1:4", "2:8")
 
 
 def _forward(config: ModelConfig, sequence_length: int) -> dict[str, int]:
@@ -35,10 +45,10 @@ def _sparse_products(config: ModelConfig) -> dict[str, int]:
 
     Forward: the matrix that reads a sparse site. Backward: with the masked gradient, the product that carries
     the gradient of a sparse site on to the input of the matrix before it. A weight's gradient sums over
-    tokens, along which nothing here is 2:4. With 2:4 weights every product of forward counts, and where they
-    are transposable also the one with the gradient.
+    tokens, along which only the feature-wise backward makes anything 2:4. With 2:4 weights every product of
+    forward counts, and where they are transposable also the one with the gradient.
     """
-    account = {"forward": 0, "backward": 0}
+    account = {"forward": 0, "backward": 2 * len(config.sparse_layers) * _feature_wise(config)}
     weights = config.weights
     for part in PARTS:
         if weights.method in SPARSE_24 and weights.reaches(part):
@@ -52,8 +62,23 @@ def _sparse_products(config: ModelConfig) -> dict[str, int]:
     return account
 
 
+def _feature_wise(config: ModelConfig) -> int:
+    """Multiply-adds of one block's weight gradients that sum over tokens along which features are 2:4."""
+    if config.sparsity.backward != "feature_wise":
+        return 0
+    sparse = config.ffn_width - math.ceil(config.sparsity.backward_dense_share * config.ffn_width)
+    return ffn_matrices(config) * sparse * (config.layer_rank("ffn") or config.hidden_size)
+
+
 def _sparse_sites(config: ModelConfig, part: str) -> dict[str, int]:
-    """Multiply-adds of one block's products that read a 2:4 site, or its masked gradient."""
+    """Multiply-adds of one block's products that read a site whose pattern 2:4 hardware knows, or its masked gradient.
+
+    The masked gradient is as sparse as the features, but for a soft threshold's: the entry that is the threshold
+    carries gradient, too, and only 1:4 has room for it.
+    """
+    sparsity = config.sparsity
+    if sparsity.pattern not in _HALVED:
+        return {"forward": 0, "backward": 0}
     width, hidden, rank = config.hidden_size, config.ffn_width, config.layer_rank("ffn")
     attention_read = config.layer_rank("attention") or width  # outputs of a matrix's first product
     ffn_read = rank or width
@@ -70,12 +95,25 @@ def _sparse_sites(config: ModelConfig, part: str) -> dict[str, int]:
         "ffn_hidden": inputs * hidden * ffn_read,
         "ffn_bottleneck": (rank or 0) * (inputs * width + hidden),
     }
-    placed = [site for site in config.sparsity.placement if site.startswith(part)]
-    exact = config.sparsity.gradient == "masked"
+    placed = [site for site in sparsity.placement if site.startswith(part)]
+    exact = sparsity.gradient == "masked"
+    exact &= sparsity.method != "soft_threshold" or sparsity.pattern == "1:4"
     return {
         "forward": sum(forward[site] for site in placed),
         "backward": sum(masked.get(site, 0) for site in placed) if exact else 0,
     }
+
+
+def _feature_wise_layers(config: ModelConfig) -> int:
+    return len(config.sparse_layers) if config.sparsity.backward == "feature_wise" else 0
+
+
+def _before_choosing(config: ModelConfig) -> int:
+    """Products that all feature-wise FFNs spend in forward to learn which entries their weight gradients will keep."""
+    products = (
+        (ffn_matrices(config) - 1) * config.ffn_width * (config.layer_rank("ffn") or config.hidden_size)
+    )
+    return 2 * _feature_wise_layers(config) * products
 
 
 def _checkpointed(config: ModelConfig, forward: dict[str, int], checkpointing: Checkpointing) -> int:
@@ -86,9 +124,11 @@ def _checkpointed(config: ModelConfig, forward: dict[str, int], checkpointing: C
     width, hidden, rank = config.hidden_size, config.ffn_width, config.layer_rank("ffn")
     multiply_adds = 2 * config.num_layers
     stored = config.ffn_storage != "dense"
-    # torch stops as soon as it has what backward needs: a block's last product is not among it
-    if rank is not None or not stored:
-        again -= multiply_adds * (rank or hidden) * width
+    # torch stops as soon as it has what backward needs: a block's last product is not among it, unless it is inside
+    # an operator of our own
+    within = config.num_layers if stored else _feature_wise_layers(config)
+    stopped = config.num_layers - (within if rank is None else 0)
+    again += _before_choosing(config) - 2 * stopped * (rank or hidden) * width
     if checkpointing == "bottleneck":
         inputs = ffn_matrices(config) - 1
         firsts = 4 * width * (config.layer_rank("attention") or 0)
@@ -105,7 +145,7 @@ def _recomputed(config: ModelConfig, forward: dict[str, int], checkpointing: Che
     if config.ffn_storage == "packed":
         sparse = len(config.sparse_layers) if exact else 0
         again = up * (config.num_layers - sparse) // config.num_layers
-    return again + _checkpointed(config, forward, checkpointing)
+    return again + _before_choosing(config) + _checkpointed(config, forward, checkpointing)
 
 
 def flops_by_part(
@@ -120,9 +160,9 @@ def flops_by_part(
 
     Returns:
         ``forward`` and ``backward``, each with ``attention``, ``attention_scores``, ``ffn``, ``head``, their
-        sum ``total``, and ``flops_with_24``: the sum with 2:4 products at half; ``recomputed``, its ``total``; and
-        ``composed``, whose ``total`` is of a whole micro-batch and not of a token: what SLTrain and ReLoRA spend
-        on making their matrices, three products each.
+        sum ``total``, and ``flops_with_24``: the sum with 2:4 products at half, see the file's top;
+        ``recomputed``, its ``total``; and ``composed``, whose ``total`` is of a whole micro-batch and not of a
+        token: what SLTrain and ReLoRA spend on making their matrices, three products each.
     """
     parts = _forward(config, sequence_length)
     halved = _sparse_products(config)
