@@ -58,7 +58,9 @@ def _commands(page: Path) -> list[str]:
 
 
 COMMANDS = [
-    pytest.param(command, id=f"{page.stem}: {command[:60]}") for page in PAGES for command in _commands(page)
+    pytest.param(command, id=f"{page.stem}: {command[:60]}")
+    for page in (ROOT / "README.md", *PAGES)
+    for command in _commands(page)
 ]
 
 

@@ -16,7 +16,7 @@ from elas_lightning.cli import main
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SIZES = {
     "ffn": ["--tokens", "24"],
-    "train_step": ["--batch", "2", "--sequence", "16", "--vocabulary", "50"],
+    "train_step": ["--batch", "2", "--sequence", "16", "--vocabulary", "50", "--only", "ReLU²", "ELAS"],
     "prefill": ["--batch", "2", "--sequence", "16", "--vocabulary", "50"],
 }
 TWIN = "low-rank ReLU²"
