@@ -199,7 +199,7 @@ def test_every_question_has_an_answer_or_a_reason(paper):
     said = _said(paper)
     assert "5 methods have finished runs, each with at least 3 of the 3 planned seeds" in said[1]
     assert "no part of this document asks it" in said[4]
-    assert "The energy dropped by the 2:4 step, averaged over layers, goes from" in said[5]
+    assert "The energy dropped by the sparsity step, averaged over layers, goes from" in said[5]
     assert "did not record cosine between straight-through and exact gradient" in said[5]
     assert "No downstream task has been measured" in said[6]
     assert "20 were asked for" in said[6]
