@@ -130,7 +130,7 @@ def run_case(shape: str, tokens: int, options: argparse.Namespace, x: Tensor, pe
                     "contender": name,
                     "mode": mode,
                     "seconds": took,
-                    "speed_against_twin": ratios(seconds[against], own),  # type: ignore[index]
+                    "speed_against": {TWIN: ratios(seconds[against], own)},  # type: ignore[index]
                     "share_of_matmul_peak": flops / took["median"] / peak,
                     "joules": joules(calls[name, mode], x.device),
                 }
@@ -167,7 +167,7 @@ def show(case: dict[str, Any]) -> None:
         said = row.get("absent") or f"{row['kept_bytes'] / 2**20:.1f} MiB kept for backward; {row['path']}"
         print(f"  {name}: {said}")
     for row in case["measured"]:
-        ratio, name = row["speed_against_twin"], f"{row['contender']}, {row['mode']}"
+        ratio, name = row["speed_against"][TWIN], f"{row['contender']}, {row['mode']}"
         print(
             f"  {row['kind']:16}  {name:42}  {row['seconds']['median'] * 1e6:10.0f} us"
             f"  {ratio['median']:.2f}x ({ratio['p20']:.2f}-{ratio['p80']:.2f})"

@@ -21,7 +21,7 @@ from elas_lightning.data.sources import open_source
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-BENCHMARKS = {"ffn", "train-step", "prefill", "decode", "gpu"}
+BENCHMARKS = {"ffn", "train-step", "prefill", "decode", "memory-account", "gpu"}
 
 
 @dataclass(frozen=True)

@@ -127,10 +127,8 @@ def _rows(benchmark: str, case: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                        "ratio": row["speed_against"][_TWIN]}  # fmt: skip
         return
     for row in case["measured"]:
-        if benchmark == "ffn":
-            yield {**row, "kind": f"ffn {row['kind']}", "ratio": row["speed_against_twin"]}
-        else:
-            yield {**row, "kind": benchmark, "ratio": row["speed_against"][_TWIN]}
+        kind = f"ffn {row['kind']}" if benchmark == "ffn" else benchmark
+        yield {**row, "kind": kind, "ratio": row["speed_against"][_TWIN]}
 
 
 def speed_table(rows: Sequence[Measurement]) -> Table:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from synthetic_paper import BATCHES, EFFECTS, METHODS, method_loss, write_paper
 
 from elas_lightning.analysis.paper.load import load_paper
-from elas_lightning.analysis.paper.memory import memory_table
+from elas_lightning.analysis.paper.memory import memory_sentences, memory_table, sizes_table
 from elas_lightning.analysis.paper.protocol import (
     batches_for,
     flattery,
@@ -284,3 +285,33 @@ def test_published_figures_are_verbatim_and_marked_as_published():
     assert "warm-up" in title
     assert table.rows[0] == ("0", "diverges", "29.70")
     assert table.caption.startswith("Published, not measured here: ELAS, arXiv 2605.03667")
+
+
+def _kept(name: str, activations: int, places: tuple[tuple[int, int, str], ...]) -> list[dict]:
+    return [
+        {"shape": "1b", "contender": name, "batch": b, "sequence": t, "checkpointing": how,
+         "bytes": {"activations": activations if how == "none" else 100}}
+        for b, t, how in places
+    ]  # fmt: skip
+
+
+def test_whether_the_saving_survives_checkpointing_is_said_from_the_record(paper):
+    assert memory_sentences(paper) == []
+    assert sizes_table(paper) is None
+    places = tuple((b, t, how) for b, t in ((128, 256), (8, 4096)) for how in ("none", "block"))
+    kept = {
+        "low-rank ReLU²": 1000,
+        "low-rank ReLU², recompute": 400,
+        "ELAS, packed": 750,
+        "ELAS, recompute": 400,
+    }
+    rows = [row for name, size in kept.items() for row in _kept(name, size, places)]
+    told = replace(paper, records={"memory": {"benchmark": "memory_account", "rows": rows}})
+    packed, recompute, twin = memory_sentences(told)
+    assert "128 sequences of 256, ELAS with its FFN packed keeps 25 % fewer bytes" in packed
+    assert "0 % fewer with every block checkpointed; with 8 sequences of 4096 it is 25 % and 0 %" in packed
+    assert "60 % fewer" in recompute
+    assert "60 % less, without any sparsity" in twin
+    table = sizes_table(told)
+    assert table is not None
+    assert table.columns[2:4] == ("128 × 256", "128 × 256, checkpointed")

@@ -76,7 +76,7 @@ def test_what_cannot_run_is_absent_with_its_reason(records: Path, name: str) -> 
 
 def test_the_twin_is_its_own_measure(records: Path) -> None:
     rows = {m["contender"]: m for m in read(records, "ffn")["measured"] if m["kind"] == "forward"}
-    assert rows[TWIN]["speed_against_twin"] == {"median": 1.0, "p20": 1.0, "p80": 1.0}
+    assert rows[TWIN]["speed_against"][TWIN] == {"median": 1.0, "p20": 1.0, "p80": 1.0}
     assert read(records, "train_step")["contenders"][TWIN]["speed_against"][TWIN]["median"] == 1.0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elas_lightning.analysis.load import SweepResults
-from elas_lightning.analysis.paper.load import choices
+from elas_lightning.analysis.paper.load import Paper, choices
 from elas_lightning.analysis.paper.table import methods
 from elas_lightning.analysis.tables import Table
 from elas_lightning.analysis.wording import number
@@ -48,3 +48,67 @@ def memory_table(results: SweepResults) -> Table | None:
 
 def _megabytes(value: Any) -> str:
     return number(float(value) * 1e-6) if isinstance(value, int | float) else ""
+
+
+def paper_sizes(paper: Paper) -> list[Mapping[str, Any]]:
+    """The rows of ``benchmarks/memory_account.py``'s record; empty without one."""
+    for record in paper.records.values():
+        if record.get("benchmark") == "memory_account":
+            return list(record["rows"])
+    return []
+
+
+def sizes_table(paper: Paper) -> Table | None:
+    """What a step keeps and takes at the paper's sizes, with and without checkpointing; None without a record."""
+    rows = paper_sizes(paper)
+    places = list(dict.fromkeys((row["batch"], row["sequence"], row["checkpointing"]) for row in rows))
+    kept = {
+        (r["shape"], r["contender"], r["batch"], r["sequence"], r["checkpointing"]): r["bytes"] for r in rows
+    }
+    cells = tuple(
+        (shape, contender, *(f"{kept[shape, contender, *p]['activations'] / 1e9:.2f}" for p in places))
+        for shape, contender in dict.fromkeys((row["shape"], row["contender"]) for row in rows)
+    )
+    if not cells:
+        return None
+    headings = (f"{batch} × {length}{', checkpointed' * (how == 'block')}" for batch, length, how in places)
+    caption = (
+        "Gigabytes kept between forward and backward by sequences × length, AdamW and bfloat16 autocast on a GPU, with "
+        "and without checkpointing of whole blocks; worked out from the configuration (benchmarks/memory_account.py)."
+    )
+    return Table(caption, ("Size", "Method", *headings), cells, 2)
+
+
+def memory_sentences(paper: Paper, shape: str = "1b") -> list[str]:
+    """Whether the saving survives checkpointing and long sequences, at one of the paper's sizes."""
+    found = {
+        (row["contender"], row["batch"], row["sequence"], row["checkpointing"]): row["bytes"]
+        for row in paper_sizes(paper)
+        if row["shape"] == shape
+    }
+    if not found:
+        return []
+    *_, (_, batch, length, _) = ((n, b, t, c) for n, b, t, c in found if t == 256)
+    long_batch, long_length = max(((b, t) for _, b, t, _ in found), key=lambda place: place[1])
+
+    def kept(name: str, b: int, t: int, how: str) -> float:
+        return float(found[name, b, t, how]["activations"])
+
+    def saving(name: str, b: int, t: int, how: str) -> str:
+        return f"{100 * (1 - kept(name, b, t, how) / kept('low-rank ReLU²', b, t, how)):.0f} %"
+
+    said = []
+    for storage in ("packed", "recompute"):
+        name = f"ELAS, {storage}"
+        said.append(
+            f"At {shape.upper()} with {batch} sequences of {length}, ELAS with its FFN {storage} keeps "
+            f"{saving(name, batch, length, 'none')} fewer bytes than its dense twin without checkpointing and "
+            f"{saving(name, batch, length, 'block')} fewer with every block checkpointed; with {long_batch} sequences "
+            f"of {long_length} it is {saving(name, long_batch, long_length, 'none')} and "
+            f"{saving(name, long_batch, long_length, 'block')}."
+        )
+    said.append(
+        "The dense twin with its FFN recomputed keeps "
+        f"{saving('low-rank ReLU², recompute', batch, length, 'none')} less, without any sparsity."
+    )
+    return said

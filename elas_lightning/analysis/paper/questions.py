@@ -11,7 +11,7 @@ import pandas as pd
 from elas_lightning.analysis.answer import USUAL_TOKENS_PER_PARAMETER, tokens_per_parameter
 from elas_lightning.analysis.load import SweepResults
 from elas_lightning.analysis.paper.load import EVALUATIONS, Paper, choices, seeds_of
-from elas_lightning.analysis.paper.memory import accounts
+from elas_lightning.analysis.paper.memory import accounts, memory_sentences
 from elas_lightning.analysis.paper.scaling import scaling_sentences, scaling_series
 from elas_lightning.analysis.paper.speed import speed_sentences
 from elas_lightning.analysis.paper.table import against_twins, methods
@@ -133,7 +133,14 @@ def _memory(paper: Paper) -> Iterator[tuple[bool, str]]:
                     "against its dense twin."
                 ),
             )
-    yield from _part(paper, "memory_ablation", "Whether the saving survives checkpointing and long sequences")
+    said = memory_sentences(paper)
+    yield from ((True, sentence) for sentence in said)
+    if not said:
+        yield (
+            False,
+            "Whether the saving survives checkpointing and long sequences: there is no record of "
+            "benchmarks/memory_account.py.",
+        )
 
 
 def _matched(paper: Paper) -> Iterator[tuple[bool, str]]:

@@ -14,7 +14,7 @@ from elas_lightning.analysis.load import SweepResults
 from elas_lightning.analysis.page import data_uri, render, table_html
 from elas_lightning.analysis.paper.forest import forest
 from elas_lightning.analysis.paper.load import Paper, load_paper
-from elas_lightning.analysis.paper.memory import memory_table
+from elas_lightning.analysis.paper.memory import memory_table, sizes_table
 from elas_lightning.analysis.paper.protocol import (
     measured,
     protocol_figure,
@@ -95,6 +95,7 @@ def write_paper_report(folder: str | Path, benchmarks: Path | None = None) -> Pa
         speed_table=table_html(speed_table(paper), "Speed side by side"),
         speed_published=_published("speed"),
         memory_published=_published("memory"),
+        sizes_table=table_html(sizes_table(paper), "Memory at the paper's sizes"),
         memory_table=table_html(memory_table(paper.table) if paper.table else None, "Memory by part"),
         tasks_table=table_html(tasks_table(paper), "Downstream tasks"),
         losses=table_html(_loss_table(paper), "Divergences and failures"),
