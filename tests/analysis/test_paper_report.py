@@ -37,7 +37,7 @@ def test_every_section_is_there(text):
     page = Page(text)
     for title in (
         "Answer",
-        "This document is unfinished",
+        "Still missing from this document",
         "The table of methods",
         "What the referees asked",
         "How long a warm-up?",

@@ -122,7 +122,7 @@ def test_the_command_reports_and_exits_with_0(
     assert "report: runs/both/report.html" in out
     assert "missing: grid: 4 of 4 runs; second: 4 of 4 runs. The same command goes on" in out
     page = Path("runs/both/report.html").read_text()
-    assert "This document is unfinished" in page
+    assert "Still missing from this document" in page
     assert main(["report", "both"]) == 0
     assert main(["plots", "both"]) == 0
     assert made == []
