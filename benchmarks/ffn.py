@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from contenders import SHAPES, TWIN, baselines, elas
 from measuring import Record, joules, measure, ratios, spread
+from memory import kept_bytes
 
 from elas_lightning.errors import UserError
 from elas_lightning.nn import ModelConfig
@@ -39,22 +39,6 @@ def contenders(shape: str) -> dict[str, ModelConfig]:
     dense = baselines(shape, layers=1)
     fused = replace(dense[TWIN], backend="triton", ffn_storage="recompute")
     return {**dense, f"{TWIN}, triton, recompute": fused, **elas(dense[TWIN])}
-
-
-def kept_bytes(ffn: FFN, x: Tensor) -> int:
-    """Bytes that autograd keeps between forward and backward, without parameters and the input."""
-    known = {t.untyped_storage().data_ptr() for t in (x, *ffn.parameters())}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        ffn(x)
-    return sum(kept.values())
 
 
 def forward(ffn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -90,7 +74,7 @@ def prepare(config: ModelConfig, x: Tensor, grad: Tensor) -> tuple[FFN | None, d
         for parameter in ffn.parameters():
             torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
         row["error"] = error(ffn, config, x)
-        row["kept_bytes"] = kept_bytes(ffn, x)
+        _, row["kept_bytes"] = kept_bytes(lambda: ffn(x), [x, *ffn.parameters()])
         train(ffn, x, grad)
     except UserError as refusal:
         return None, row | {"absent": str(refusal)}

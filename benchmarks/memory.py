@@ -9,15 +9,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+T = TypeVar("T")
+
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
+
+
+def kept_bytes(call: Callable[[], T], known: Iterable[Tensor]) -> tuple[T, int]:
+    """What a forward pass returns, and the bytes that autograd keeps of it for backward.
+
+    Args:
+        call: The forward pass.
+        known: Tensors that are there anyway, such as parameters and inputs.
+    """
+    before = {tensor.untyped_storage().data_ptr() for tensor in known}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in before:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        returned = call()
+    return returned, sum(kept.values())
 
 
 def memory_split(
@@ -42,14 +66,6 @@ def memory_split(
     """
     device = next(model.parameters()).device
     cuda = device.type == "cuda"
-    known = {t.untyped_storage().data_ptr() for t in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
 
     def allocated() -> int:
         return torch.cuda.memory_allocated(device) if cuda else 0
@@ -60,15 +76,15 @@ def memory_split(
         torch.cuda.reset_peak_memory_stats(device)
     before = allocated()
     with autocast():
-        if cuda:
-            features = hidden()
-        else:
-            with saved_tensors_hooks(keep, lambda tensor: tensor):
-                features = hidden()
-        after_hidden = allocated()
+        # on a GPU the allocator tells more: hooks would miss what no operator has saved
+        features, activations = (hidden(), 0) if cuda else kept_bytes(hidden, model.parameters())
+        after_hidden, peak = allocated(), 0
+        if cuda:  # else the forward pass's own peak would count as that of the logits
+            peak = torch.cuda.max_memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
         total = loss(features)
     logits = torch.cuda.max_memory_allocated(device) - after_hidden if cuda else None
-    activations = after_hidden - before if cuda else sum(kept.values())
+    activations = after_hidden - before if cuda else activations
     total.backward()  # type: ignore[no-untyped-call]
     gradients = _bytes(p.grad for p in model.parameters() if p.grad is not None)
     optimizer.step()
@@ -79,7 +95,7 @@ def memory_split(
         "optimizer": _bytes(state),
         "activations": activations,
         "logits": logits,
-        "peak": torch.cuda.max_memory_allocated(device) if cuda else None,
+        "peak": max(peak, torch.cuda.max_memory_allocated(device)) if cuda else None,
     }
     optimizer.zero_grad(set_to_none=True)
     return split
