@@ -20,7 +20,8 @@ from elas_lightning.data.sources import open_source
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.rglob("*.md"))
+# what is stored of sweeps is made and no page
+PAGES = sorted(p for p in DOCS.rglob("*.md") if DOCS / "results" not in p.parents)
 BENCHMARKS = {"ffn", "train-step", "prefill", "decode", "memory-account", "gpu"}
 
 
