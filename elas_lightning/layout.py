@@ -1,12 +1,21 @@
 """Where things lie: the overlays and sweeps that the project ships, and the folder of runs."""
 
+import fcntl
 import os
 import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.util import register_after_fork
+from operator import methodcaller
 from pathlib import Path
+from typing import TextIO
 
 from elas_lightning.errors import UserError
 
 RUNS = Path("runs")
+_LOCK_NAME = ".lock"
+_LOCK_POLL_SECONDS = 0.2
 
 
 def shipped_folder(name: str) -> Path:
@@ -82,3 +91,36 @@ def new_run_directory(kind: str) -> Path:
             number += 1
         else:
             return directory
+
+
+@contextmanager
+def hold(folder: Path, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Hold a folder for this process alone; made if it is missing.
+
+    The kernel gives the lock back when the process ends, however it ends. Worker processes that are forked meanwhile
+    do not inherit it: they outlive a killed parent by seconds.
+
+    Args:
+        folder: A run's or a sweep's.
+        wait_seconds: How long to wait for another holder to leave.
+
+    Raises:
+        UserError: Another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK_NAME).open("w") as file:
+        register_after_fork(file, methodcaller("close"))
+        deadline = time.monotonic() + wait_seconds
+        while not _lock(file):
+            if time.monotonic() >= deadline:
+                raise UserError(f"another process is at work in {folder}: wait for it or stop it")
+            time.sleep(_LOCK_POLL_SECONDS)
+        yield
+
+
+def _lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
