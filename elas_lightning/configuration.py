@@ -25,6 +25,7 @@ from elas_lightning.errors import UserError
 from elas_lightning.layout import new_run_directory
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.training.interruption import StopBetweenSteps
+from elas_lightning.training.live import LiveProgress
 from elas_lightning.training.module import ElasModule
 from elas_lightning.training.progress import StepProgressBar
 from elas_lightning.training.recorder import RunRecorder
@@ -117,7 +118,8 @@ class ElasCLI(LightningCLI):
         self.recorder = RunRecorder(self.directory)
         checkpoint = self._get(self.config_init, "checkpoint")
         checkpoint.dirpath = str(self.directory / "checkpoints")
-        own: list[Callback] = [self.recorder, StopBetweenSteps(self.checkpoint_path), *self._callbacks]
+        own: list[Callback] = [self.recorder, LiveProgress(self.directory, self.recorder)]
+        own += [StopBetweenSteps(self.checkpoint_path), *self._callbacks]
         if config["enable_progress_bar"] is not False:
             own.append(StepProgressBar())
         # the dump shows what the user configured, not what was derived here

@@ -14,6 +14,12 @@ def add(commands: Any) -> None:
                        help="set a dotted configuration key for every run, e.g. trainer.max_steps=50")  # fmt: skip
     sweep.add_argument("--budget", type=_minutes, metavar="MINUTES",
                        help="begin no more runs after that time; the same command goes on later")  # fmt: skip
+    sweep.add_argument("--workers", type=_at_least_one, default=1, metavar="N",
+                       help="run N runs at a time, with the machine's GPUs or cores shared out")  # fmt: skip
+    sweep.add_argument("--storage", metavar="URL",
+                       help="where the study lives; the same command elsewhere joins in (default: a file)")  # fmt: skip
+    sweep.add_argument("--patience", type=_minutes, default=30.0, metavar="MINUTES",
+                       help="kill a run that does not move for so long, and take it up again (default: 30)")  # fmt: skip
     sweep.add_argument(
         "--dry-run", action="store_true", help="check the sweep and list its runs, run nothing"
     )
@@ -63,13 +69,30 @@ def _minutes(text: str) -> float:
     return minutes
 
 
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of workers: give 1 or more")
+    return number
+
+
 def _sweep(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from elas_lightning.sweep.composite import Composite, is_composite
     from elas_lightning.sweep.run import Request, run_sweep
+    from elas_lightning.sweep.worker import Timing
 
-    request = Request(options.name, options.size, options.data, dict(options.overrides), options.budget)
+    request = Request(
+        options.name,
+        options.size,
+        options.data,
+        dict(options.overrides),
+        options.budget,
+        options.workers,
+        options.storage,
+        Timing(patience=60 * options.patience),
+    )
     if is_composite(options.name):
         return _composite(Composite(request), options)
     if options.dry_run:
