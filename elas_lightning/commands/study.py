@@ -5,11 +5,17 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from elas_lightning.errors import UserError
+from elas_lightning.layout import sweep_folder
+
 
 def add(commands: Any) -> None:
     """Declare the subcommands."""
-    sweep = commands.add_parser("sweep", help="run a file of sweeps/ to its end, then plots and report")
+    sweep = commands.add_parser(
+        "sweep", help="run a file of sweeps/ to its end, then plots and report; `sweep status`: how far it is"
+    )
     _add_study(sweep)
+    sweep.add_argument("of", nargs="?", help="with `status`: the sweep to look at (default: all below runs/)")
     sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", type=override, dest="overrides",
                        help="set a dotted configuration key for every run, e.g. trainer.max_steps=50")  # fmt: skip
     sweep.add_argument("--budget", type=_minutes, metavar="MINUTES",
@@ -19,7 +25,7 @@ def add(commands: Any) -> None:
     sweep.add_argument("--storage", metavar="URL",
                        help="where the study lives; the same command elsewhere joins in (default: a file)")  # fmt: skip
     sweep.add_argument("--patience", type=_minutes, default=30.0, metavar="MINUTES",
-                       help="kill a run that does not move for so long, and take it up again (default: 30)")  # fmt: skip
+                       help="kill a run that does not move so long, and take it up again (default: 30)")  # fmt: skip
     sweep.add_argument(
         "--dry-run", action="store_true", help="check the sweep and list its runs, run nothing"
     )
@@ -83,6 +89,12 @@ def _sweep(options: argparse.Namespace) -> int:
     from elas_lightning.sweep.run import Request, run_sweep
     from elas_lightning.sweep.worker import Timing
 
+    if options.name == "status":
+        return _status(options)
+    if options.of is not None:
+        raise UserError(
+            f"sweep takes one name, not {options.name} and {options.of}; `elas sweep status` takes another"
+        )
     request = Request(
         options.name,
         options.size,
@@ -110,6 +122,19 @@ def _sweep(options: argparse.Namespace) -> int:
     _report(options)
     if missing:
         print(f"{missing} runs are missing; the same command goes on")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from elas_lightning.sweep.status import describe_all, describe_folder
+
+    if options.of is None:
+        lines = describe_all(options.storage)
+    else:
+        folder = sweep_folder(options.of, options.size, options.data)
+        lines = describe_folder(folder, options.storage)
+    for line in lines:
+        print(line)
     return 0
 
 
@@ -155,8 +180,6 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _results(options: argparse.Namespace) -> Any:
-    from elas_lightning.layout import sweep_folder
-
     return sweep_folder(options.name, options.size, options.data)
 
 

@@ -35,7 +35,8 @@ def work(job: dict[str, Any]) -> int:
 
 def main() -> int:
     """Read the job and do it."""
-    job = json.loads(sys.stdin.buffer.readline())
+    with os.fdopen(0, "rb", buffering=0, closefd=False) as stdin:
+        job = json.loads(stdin.readline())
     threading.Thread(target=_end_with_the_crew, daemon=True).start()
     try:
         return work(job)
@@ -47,8 +48,7 @@ def main() -> int:
 
 
 def _end_with_the_crew() -> None:
-    while sys.stdin.buffer.read(1):  # nothing more is ever sent: it ends with the crew's process
-        pass
+    os.read(0, 1)  # nothing more is ever sent: it ends with the crew's process
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(ORPHAN_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)

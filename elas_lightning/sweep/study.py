@@ -30,6 +30,7 @@ from elas_lightning.sweep.plan import Plan, PlannedRun
 from elas_lightning.sweep.pruning import build_pruner
 from elas_lightning.sweep.spec import Dimension, Point
 
+PLANNED = "planned"  # a study's attribute: how many runs and points it is going to have
 _RESULT = "result "  # with the run's name: the key of a result among a trial's attributes
 
 
@@ -84,6 +85,9 @@ class Study:
             load_if_exists=True,
         )
         self.storage = self.study._storage  # with Optuna's cache
+        described = {"runs": plan.planned_runs, "points": plan.planned_runs // len(plan.spec.seeds)}
+        if self.study.user_attrs.get(PLANNED) != described:
+            self.study.set_user_attr(PLANNED, described)
         self._watch = StaleWatch(self.storage, self.study._study_id, grace)
         known = len(self.study.get_trials(deepcopy=False))
         self.retry_below = known if retry_below is None else retry_below
@@ -297,7 +301,10 @@ class Study:
             for seed in self.plan.spec.seeds:
                 planned = self.planned(trial.params, seed)
                 name = planned.request.directory.name
-                result, seconds = _kept(trial, name) or (_found_here(planned), 0.0)
+                # trials of before results were kept in the study
+                here_only = trial.state.is_finished() and claims.ENDED not in trial.user_attrs
+                found = _found_here(planned) if here_only else None
+                result, seconds = _kept(trial, name) or (found, 0.0)
                 if result is None or (trial.number, name, result.state) in self._told:
                     continue
                 self._told.add((trial.number, name, result.state))
@@ -347,10 +354,7 @@ class Study:
             if not same_sweep or study._study_id == self.study._study_id:
                 continue
             for trial in self.storage.get_all_trials(study._study_id, deepcopy=False):
-                for key in trial.user_attrs:
-                    kept = _kept(trial, key.removeprefix(_RESULT)) if key.startswith(_RESULT) else None
-                    if kept is not None and kept[0].state != "failed":
-                        found[kept[0].run] = kept[0]
+                found.update({r.run: r for r in results_of(trial) if r.state != "failed"})
         return found
 
 
@@ -365,6 +369,12 @@ def _owned() -> Iterator[None]:
         if str(error).startswith("Cannot tell a"):
             raise TrialLost from error
         raise
+
+
+def results_of(trial: FrozenTrial) -> list[RunResult]:
+    """The results that a trial keeps."""
+    names = [key.removeprefix(_RESULT) for key in trial.user_attrs if key.startswith(_RESULT)]
+    return [kept[0] for name in names if (kept := _kept(trial, name))]
 
 
 def _kept(trial: FrozenTrial, name: str) -> tuple[RunResult, float] | None:
