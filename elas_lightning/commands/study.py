@@ -132,7 +132,7 @@ def _status(options: argparse.Namespace) -> int:
         lines = describe_all(options.storage)
     else:
         folder = sweep_folder(options.of, options.size, options.data)
-        lines = describe_folder(folder, options.storage)
+        lines = describe_folder(folder, options.storage, Path(options.of).stem)
     for line in lines:
         print(line)
     return 0

@@ -45,12 +45,13 @@ def describe_all(url: str | None) -> Iterator[str]:
         yield from describe_folder(folder, None)
 
 
-def describe_folder(folder: Path, url: str | None) -> Iterator[str]:
+def describe_folder(folder: Path, url: str | None, name: str = "") -> Iterator[str]:
     """The state of one sweep.
 
     Args:
         folder: ``runs/<name>``.
         url: Where its study lives; ``None`` for its folder.
+        name: The sweep's, to find it among others.
 
     Raises:
         UserError: It has not been begun.
@@ -60,7 +61,7 @@ def describe_folder(folder: Path, url: str | None) -> Iterator[str]:
             f"there is no study in {folder}/: `elas sweep` begins one, --storage names another place"
         )
     where = url or f"sqlite:///{folder / STUDY_FILE}"
-    lines = list(_describe(open_storage(url, folder), where, [folder], prefix=f"{folder.name.split('_')[0]}"))
+    lines = list(_describe(open_storage(url, folder), where, [folder], prefix=f"{name}-" if name else ""))
     if not lines:
         raise UserError(
             f"there is no study of {folder.name} in {url}: `elas sweep` with that --storage begins one"
@@ -102,9 +103,10 @@ def _describe_study(
     if complete:
         best = min(complete, key=lambda trial: trial.values[0])
         yield f"  best: {best.values[0]:.4g} (trial {best.number}: {_point(best)})"
-    for trial in last.values():
-        if trial is not None and claims.ended(trial) == claims.FAILED:
-            yield f"  failed: trial {trial.number} ({_point(trial)}): {trial.user_attrs.get(claims.REASON, 'no reason')}"
+    for latest in last.values():
+        if latest is not None and claims.ended(latest) == claims.FAILED:
+            reason = latest.user_attrs.get(claims.REASON, "no reason given")
+            yield f"  failed: trial {latest.number} ({_point(latest)}): {reason}"
 
 
 def _state(trial: FrozenTrial) -> str:
