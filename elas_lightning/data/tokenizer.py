@@ -152,14 +152,22 @@ def load_tokenizer(name: str, source: Source, cache: Path) -> TextTokenizer:
     """Make the tokenizer a user asked for.
 
     Args:
-        name: ``auto`` (``pydocs``: byte-level BPE of 4,096 trained on the corpus; else ``t5-base``), the
-            path of a ``tokenizer.json``, or a model on the hub, pinned by ``name@commit`` where wanted.
+        name: ``auto`` (token shards: theirs; ``pydocs``: byte-level BPE of 4,096 trained on the corpus; else
+            ``t5-base``), the path of a ``tokenizer.json``, or a model on the hub, pinned by ``name@commit`` where
+            wanted. Token shards take no other than ``auto``.
         source: the corpus, for ``auto``.
         cache: the cache folder.
 
     Raises:
         UserError: file missing or no tokenizer, hub out of reach, or a tokenizer this project cannot use.
     """
+    if source.tokenizer is not None:
+        if name != "auto":
+            raise UserError(
+                f"data.tokenizer={name!r}: token shards bring the tokenizer they were made with "
+                f"({source.tokenizer[1]}); leave data.tokenizer=auto, or read the text itself"
+            )
+        return read_tokenizer(*source.tokenizer)
     if name == "auto" and source.name == "pydocs":
         target = cache / "tokenizers" / f"pydocs-{source.fingerprint}-{PYDOCS_VOCABULARY}-v{_TRAINER_VERSION}"
         folder = build_once(target, lambda folder: _train(source, folder / "tokenizer.json"))

@@ -162,6 +162,6 @@ def test_every_argument_is_documented():
     names = [
         action.dest.removeprefix("data.") for action in parser._actions if action.dest.startswith("data.")
     ]
-    assert len(names) == 14
+    assert len(names) == 15
     for name in names:
         assert f"        {name}: " in documented
