@@ -29,6 +29,7 @@ ALLOWED = {
     "training": ({"training", "nn", "ops"}, {"torch", "lightning", "torchmetrics"}),
     "configuration": ({"data", "training", "nn", "layout"}, {"torch", "lightning"}),
     "account_command": ({"configuration", "training", "nn", "layout"}, set()),
+    "data_command": ({"configuration", "data"}, set()),
     "runner": ({"configuration", "training", "nn", "ops", "data"}, {"torch", "lightning"}),
     "inference": (
         # analysis: a model card's interval over seeds is the report's

@@ -29,6 +29,8 @@ Document = TypeVar("Document")
 HUB_ADVICE = "use data.source=local with downloaded shards, or data.source=pydocs, which needs no network"
 _CHUNK = 1 << 20  # bytes of text read at once; always the same, so that damage is met at the same document
 _HUB_BATCH = 256
+# the type stub of isal 1.9 takes its exception for a value
+_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, cast(type[Exception], IsalError))
 _log = logging.getLogger(__name__)
 
 
@@ -175,6 +177,18 @@ def encoded(documents: list[Any], tokenizer: TextTokenizer) -> list[np.ndarray]:
     return documents
 
 
+def count_documents(shard: str) -> int:
+    """How many records a text shard on disk has, by its line ends.
+
+    Raises:
+        UserError: it cannot be read to its end.
+    """
+    try:
+        return sum(1 for _ in _local_lines(shard, 0))
+    except DamagedShard as damage:
+        raise UserError(str(damage)) from damage
+
+
 def _local_lines(shard: str, skip: int) -> Iterator[str]:
     try:
         with _open_file(shard) as file:
@@ -194,7 +208,7 @@ def _local_lines(shard: str, skip: int) -> Iterator[str]:
                     yield line.decode("utf-8")
             if begun:
                 yield begun.decode("utf-8")
-    except (EOFError, gzip.BadGzipFile, zlib.error, IsalError, UnicodeDecodeError) as error:
+    except _DAMAGE as error:
         raise DamagedShard(f"the shard {shard} is damaged ({_reason(error)})") from error
     except OSError as error:
         raise DamagedShard(f"the shard {shard} cannot be read ({_reason(error)})") from error
