@@ -213,7 +213,8 @@ def _amounts_table(
         rows = steps * trainer["accumulate_grad_batches"] * data.batch_size * ranks
         targets = rows * data.sequence_length * shares.targets
         seen = rows / shares.rows
-        run = f"{steps:,} steps on {ranks} rank(s): {rows:,} rows, about {targets:,.0f} targets of {seen:,.0f} documents"
+        run = f"{steps:,} steps on {ranks} rank(s): {rows:,} rows, about {targets:,.0f} targets"
+        run += f" of {seen:,.0f} documents"
         if size is not None:
             run += f", {seen / size[0].number:.2f} epochs"
         table.add_row("configured run", run)
