@@ -219,7 +219,7 @@ class C4DataModule(L.LightningDataModule):
     @property
     def waited_seconds(self) -> float:
         """How long training has waited for its batches on this rank, since the loader was made."""
-        return self._train_loader.waited_seconds if self._train_loader else 0.0
+        return 0.0 if self._train_loader is None else self._train_loader.waited_seconds
 
     def val_dataloader(self) -> ValidationBatches:
         """This rank's share of the validation set."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from elas_lightning.nn.account import flops_per_token
 from elas_lightning.nn.telemetry import Selections, layer_statistics
+from elas_lightning.training.data_wait import DataWait
 from elas_lightning.training.energy import EnergyMeter
 from elas_lightning.training.hardware import PeakMemory, peak_flops
 from elas_lightning.training.module import ElasModule
@@ -19,7 +20,7 @@ from elas_lightning.training.spikes import WINDOW, is_spike
 
 CURVE_FIELDS = (
     "step", "tokens", "seconds", "train_loss", "val_loss", "val_perplexity", "val_bits_per_byte", "lr",
-    "tokens_per_second", "loss_spike",
+    "tokens_per_second", "loss_spike", "data_wait_share",
 )  # fmt: skip
 TELEMETRY_FIELDS = (
     "step", "layer", "site", "natural_zeros", "dropped_energy", "dropped_nonzeros", "mask_drift",
@@ -48,6 +49,8 @@ class RunRecorder(L.Callback):
         self.tokens = 0
         self.seconds = 0.0
         self.joules: float | None = None
+        self.data_wait = DataWait()
+        self._waited_before = 0.0
         self.telemetry_seconds = 0.0
         self.flops_per_token = 0
         self.peak_memory: PeakMemory | None = None
@@ -65,11 +68,17 @@ class RunRecorder(L.Callback):
 
     # sums travel with the checkpoint; the rows are in the files
     def state_dict(self) -> dict[str, Any]:
-        return {"tokens": self.tokens, "seconds": self.seconds, "joules": self.joules}
+        return {
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "joules": self.joules,
+            "waited": self.data_wait.seconds,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
         self.joules = state_dict.get("joules")
+        self.data_wait.seconds = state_dict.get("waited", 0.0)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ElasModule)
@@ -84,6 +93,7 @@ class RunRecorder(L.Callback):
                 if name == "curve.csv":
                     self.look_back(rows)
         self._energy = EnergyMeter(pl_module.device)
+        self._waited_before = data.waited_seconds
         self._window_start = time.perf_counter()
 
     def on_train_batch_end(
@@ -136,10 +146,18 @@ class RunRecorder(L.Callback):
 
     def _close_window(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         joules = self._energy.read() if self._energy else None
+        waited_before, self._waited_before = self._waited_before, trainer.datamodule.waited_seconds  # type: ignore[attr-defined]
         counts = torch.as_tensor(
-            [float(self._window_nll), float(self._window_tokens), joules or 0.0], dtype=torch.float64
+            [
+                float(self._window_nll),
+                float(self._window_tokens),
+                joules or 0.0,
+                self._waited_before - waited_before,
+            ],
+            dtype=torch.float64,
         )
-        nll, tokens, drawn = trainer.strategy.reduce(counts.to(pl_module.device), reduce_op="sum").tolist()
+        sums = trainer.strategy.reduce(counts.to(pl_module.device), reduce_op="sum")
+        nll, tokens, drawn, waited = sums.tolist()
         if not tokens:
             return
         if joules is not None:
@@ -149,6 +167,7 @@ class RunRecorder(L.Callback):
         self.seconds += elapsed
         self.last_train_loss = nll / tokens
         rate = tokens / elapsed
+        share = self.data_wait.add(waited / trainer.world_size, elapsed)
         if trainer.is_global_zero:
             lr = trainer.optimizers[0].param_groups[0]["lr"]
             spike = int(self._look_for_spike(self.last_train_loss))
@@ -157,9 +176,10 @@ class RunRecorder(L.Callback):
                 "lr": lr,
                 "tokens_per_second": rate,
                 "loss_spike": spike,
+                "data_wait_share": round(share, 4),
             }
             self._write("curve.csv", CURVE_FIELDS, [{**self._position(trainer), **row}])
-        figures = {"tokens_per_second": rate, "tokens": float(self.tokens)}
+        figures = {"tokens_per_second": rate, "tokens": float(self.tokens), "data_wait_share": share}
         peak = peak_flops(pl_module.device, str(trainer.precision))
         if peak is not None:
             figures["model_flops_utilisation"] = rate * self.flops_per_token / (peak * trainer.world_size)
