@@ -122,7 +122,7 @@ class Lane:
         if not self._encoded_from <= self._position < self._encoded_from + len(self._encoded):
             self._encoded_from = self._position
             following = self._stored[self._position : self._position + _ENCODED_TOGETHER]
-            self._encoded = encoded(following, self._tokenizer)
+            self._encoded = encoded(following, self._tokenizer, self._cutter.wanted)
         return self._encoded[self._position - self._encoded_from]
 
     def _open_epoch(self, skipped: dict[str, int]) -> ShardReader[Any]:

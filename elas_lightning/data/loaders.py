@@ -99,7 +99,7 @@ class ValidationSet:
         inputs, labels, self.targets = [], [], 0
         while self.targets < tokens and (documents := reader.read(1024)):
             batch = make_batch(
-                list(cutter.rows(encoded(documents, tokenizer))),
+                list(cutter.rows(encoded(documents, tokenizer, cutter.wanted))),
                 sequence_length,
                 self._end_id,
                 self._byte_lengths,

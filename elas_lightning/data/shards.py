@@ -171,11 +171,17 @@ def open_documents(
     return kind(shards, on_damage, skipped)
 
 
-def encoded(documents: list[Any], tokenizer: TextTokenizer) -> list[np.ndarray]:
-    """Ids of documents, each closed by the end token; those of token shards are ids already."""
-    if documents and isinstance(documents[0], str):
-        return tokenizer.encode(documents)
-    return documents
+def encoded(documents: list[Any], tokenizer: TextTokenizer, wanted: int | None = None) -> list[np.ndarray]:
+    """Ids of documents, each closed by the end token; those of token shards are ids already.
+
+    Args:
+        documents: as a reader gave them.
+        tokenizer: of the run.
+        wanted: how many tokens of each are enough; None for all.
+    """
+    if not documents or not isinstance(documents[0], str):
+        return documents
+    return tokenizer.encode(documents) if wanted is None else tokenizer.encode_heads(documents, wanted)
 
 
 def count_documents(shard: str) -> int:

@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from elas_lightning.data.cache import build_once
+from elas_lightning.data.heads import cuts_at_spaces, head
 from elas_lightning.data.hub import fetch
 from elas_lightning.data.sources import Source
 from elas_lightning.errors import UserError
@@ -64,6 +65,7 @@ class TextTokenizer:
         assert end_id is not None
         self.end_id: int = end_id
         self._definition: dict[str, Any] = json.loads(tokenizer.to_str())
+        self._cuts_at_spaces = cuts_at_spaces(self._definition)
         decoder = json.dumps(self._definition["decoder"])
         self._byte_level = '"ByteLevel"' in decoder
         if not self._byte_level and '"Metaspace"' not in decoder and "\\u2581" not in decoder:
@@ -104,6 +106,31 @@ class TextTokenizer:
             self._ids(encoding.ids)
             for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         ]
+
+    def encode_heads(self, texts: list[str], tokens: int) -> list[np.ndarray]:
+        """As ``encode``, where no more than the first tokens of each document are wanted.
+
+        Long documents are cut before they are encoded if that is known to change none of their first tokens.
+
+        Args:
+            texts: documents.
+            tokens: how many are wanted of each.
+
+        Returns:
+            One array a document: its first ids, at least that many, or all of it where it has fewer.
+        """
+        if not self._cuts_at_spaces:
+            return self.encode(texts)
+        heads = [head(text, tokens) for text in texts]
+        documents = self.encode(
+            [text if cut is None else cut for text, cut in zip(texts, heads, strict=True)]
+        )
+        for index, cut in enumerate(heads):
+            if cut is not None:
+                documents[index] = documents[index][:-1]  # the end token of the head is not the document's
+                if len(documents[index]) < tokens:
+                    (documents[index],) = self.encode([texts[index]])
+        return documents
 
     def decode(self, ids: list[int]) -> str:
         """The text that ids stand for; end tokens and other special ones stand for none."""
