@@ -61,6 +61,7 @@ class TextTokenizer:
             raise UserError(
                 f"data.tokenizer={name!r} has no end-of-text token; it needs one of {', '.join(_END_TOKENS)}"
             )
+        self.end_token = ends[0]
         end_id = tokenizer.token_to_id(ends[0])
         assert end_id is not None
         self.end_id: int = end_id
