@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from elas_lightning import __version__
-from elas_lightning.commands import cost, model, study
+from elas_lightning.commands import cost, data, model, study
 from elas_lightning.errors import UserError
 from elas_lightning.layout import handed_over
 
@@ -53,7 +53,7 @@ def _parse(arguments: list[str]) -> int:
     commands = parser.add_subparsers(title="commands", metavar="command", required=True)
     for name, text in _LIGHTNING_COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
-    for group in (study, model, cost):
+    for group in (study, model, data, cost):
         group.add(commands)
     if arguments[:1] == ["bench"]:
         return cost.bench(arguments[1:])

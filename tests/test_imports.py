@@ -30,6 +30,7 @@ ALLOWED = {
     "configuration": ({"data", "training", "nn", "layout"}, {"torch", "lightning"}),
     "continuation": ({"training", "layout"}, {"lightning"}),
     "account_command": ({"configuration", "training", "nn", "layout"}, set()),
+    "data_command": ({"configuration", "data"}, set()),
     "runner": (
         {"configuration", "continuation", "training", "nn", "ops", "data", "layout"},
         {"torch", "lightning"},

@@ -8,7 +8,7 @@ from typing import Any
 
 from elas_lightning.commands.study import override
 
-_BENCHMARKS = ("train-step", "ffn", "prefill", "decode", "memory-account", "gpu")
+_BENCHMARKS = ("train-step", "ffn", "prefill", "decode", "memory-account", "loader", "gpu")
 
 
 def add(commands: Any) -> None:
@@ -22,7 +22,8 @@ def add(commands: Any) -> None:
 
     commands.add_parser(
         "bench",
-        help="measure side by side on this machine: train-step (default), ffn, prefill, decode, memory-account, gpu; "
+        help="measure side by side on this machine: train-step (default), ffn, prefill, decode, memory-account, "
+        "loader, gpu; "
         "--tune: what backend auto chooses from; --report: tables and plots of the records",
         add_help=False,
     )

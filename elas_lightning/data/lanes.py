@@ -7,8 +7,10 @@ whoever consumed the batch keeps it, and any number of ranks and workers can tak
 places.
 """
 
+import os
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from elas_lightning.data.rows import Batching, RowCutter, make_batch
-from elas_lightning.data.shards import ShardReader
+from elas_lightning.data.shards import OnDamage, ShardReader, encoded, open_documents
 from elas_lightning.data.tokenizer import TextTokenizer
 from elas_lightning.errors import UserError
 
@@ -25,16 +27,21 @@ _BEGINNING: Place = {
     "epoch": 0,
     "block": 0,
     "shard": 0,
-    "dataset": None,
+    "document": 0,
     "position": 0,
     "offset": 0,
     "partial": [],
+    "skipped": {},
 }
+_ENCODED_TOGETHER = 64  # enough for the tokenizer's threads; a whole block would make the first batch wait
 
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """All that the global order of batches depends on, besides the tokenizer (see ``C4DataModule``)."""
+    """All that the global order of batches depends on, besides the tokenizer (see ``C4DataModule``).
+
+    ``on_damaged_shard`` decides whether a damaged shard ends the run; where it is skipped, places remember it.
+    """
 
     shards: tuple[str, ...]
     sequence_length: int
@@ -43,6 +50,7 @@ class StreamConfig:
     seed: int
     lanes: int
     shuffle_block: int
+    on_damaged_shard: OnDamage = "stop"
 
 
 class Lane:
@@ -50,12 +58,12 @@ class Lane:
 
     Blocks are shuffled, rather than the ``datasets`` library's shuffle buffer used, because that buffer holds
     documents which its ``state_dict`` leaves out: resuming loses some and repeats others. The order of a
-    block follows from (seed, lane, epoch, block), so a place in it is a number, and resuming reads at most
-    one block again.
+    block follows from (seed, lane, epoch, block), so a place in it is a number. Documents are encoded in the
+    order in which they are needed, and resuming encodes none a second time but those of the batch at hand.
 
     Args:
         config: of the stream.
-        tokenizer: encodes a block at a time.
+        tokenizer: encodes text; token shards are encoded already.
         lane: index l of N.
         place: where to go on, as ``place()`` gave it; None for the beginning.
     """
@@ -70,8 +78,11 @@ class Lane:
         self._epoch: int = start["epoch"]
         self._block: int = start["block"]
         self._cutter = RowCutter(config.sequence_length, config.batching, start["partial"])
-        self._reader = self._open_epoch()
-        self._reader.seek({"shard": start["shard"], "dataset": start["dataset"]})
+        self._reader = self._open_epoch(start["skipped"])
+        self._reader.seek({"shard": start["shard"], "document": start["document"]})
+        self._stored: list[Any] = []
+        self._encoded: list[np.ndarray] = []
+        self._encoded_from = 0
         self._load_block()
         self._position: int = start["position"]
         self._offset: int = start["offset"]
@@ -80,11 +91,11 @@ class Lane:
         """The next ``count`` rows, of up to T + 1 ids each."""
         rows: list[np.ndarray] = []
         while len(rows) < count:
-            if self._position == len(self._documents):
+            if self._position == len(self._stored):
                 self._block += 1
                 self._load_block()
                 self._position = 0
-            document = self._documents[self._position]
+            document = self._document()
             row, taken = self._cutter.add(document, self._offset)
             self._offset += taken
             if self._offset == len(document):
@@ -103,30 +114,40 @@ class Lane:
             "position": self._position,
             "offset": self._offset,
             "partial": self._cutter.partial.tolist(),
+            "skipped": dict(self._reader.skipped),
         }
 
-    def _open_epoch(self) -> ShardReader:
+    def _document(self) -> np.ndarray:
+        """The document at the position, encoded along with those that follow it."""
+        if not self._encoded_from <= self._position < self._encoded_from + len(self._encoded):
+            self._encoded_from = self._position
+            following = self._stored[self._position : self._position + _ENCODED_TOGETHER]
+            self._encoded = encoded(following, self._tokenizer, self._cutter.wanted)
+        return self._encoded[self._position - self._encoded_from]
+
+    def _open_epoch(self, skipped: dict[str, int]) -> ShardReader[Any]:
         shards = list(self._config.shards[self._lane :: self._config.lanes])
         self._random("shards").shuffle(shards)
-        return ShardReader(tuple(shards))
+        return open_documents(tuple(shards), self._config.on_damaged_shard, skipped)
 
     def _load_block(self) -> None:
         self._block_start = self._reader.place
-        texts = self._reader.read(self._config.shuffle_block)
-        if not texts and self._block > 0:
+        stored = self._reader.read(self._config.shuffle_block)
+        if not stored and self._block > 0:
             self._epoch += 1
             self._block = 0
-            self._reader = self._open_epoch()
+            self._reader = self._open_epoch(self._reader.skipped)
             self._block_start = self._reader.place
-            texts = self._reader.read(self._config.shuffle_block)
-        if not texts:
+            stored = self._reader.read(self._config.shuffle_block)
+        if not stored:
             shards = self._config.shards[self._lane :: self._config.lanes]
             raise UserError(
                 f"no documents in {len(shards)} shard(s) from {shards[0]} on, of which lane {self._lane} is "
                 f"made; remove empty shards, or lower data.lanes={self._config.lanes}"
             )
-        self._random("block", self._block).shuffle(texts)
-        self._documents = self._tokenizer.encode(texts)
+        self._random("block", self._block).shuffle(stored)
+        self._stored = stored
+        self._encoded = []
 
     def _random(self, *purpose: str | int) -> random.Random:
         # Seeded by a string, which Python hashes in full: neighbouring seeds and lanes share nothing.
@@ -168,16 +189,27 @@ class TrainStream(IterableDataset[dict[str, Any]]):
         workers, index = (worker.num_workers, worker.id) if worker else (1, 0)
         # The smallest m >= first with m ≡ rank (mod W), then every K-th of the rank's own.
         begin = self._first + (self._rank - self._first) % self._world_size + index * self._world_size
-        lanes: dict[int, Lane] = {}
+        stride = workers * self._world_size
+        own = dict.fromkeys((begin + turn * stride) % config.lanes for turn in range(config.lanes))
+        lanes = self._resumed([number for number in own if self._places[number]], workers)
         micro_batch = begin
         while True:
             number = micro_batch % config.lanes
             if number not in lanes:
-                lanes[number] = Lane(config, tokenizer, number, self._places[number])
+                lanes[number] = Lane(config, tokenizer, number, None)
             rows = lanes[number].rows(config.batch_size)
             batch: dict[str, Any] = dict(
                 make_batch(rows, config.sequence_length, tokenizer.end_id, tokenizer.byte_lengths)
             )
             batch["cursor"] = {"lane": number, "micro_batch": micro_batch, "state": lanes[number].place()}
             yield batch
-            micro_batch += workers * self._world_size
+            micro_batch += stride
+
+    def _resumed(self, numbers: list[int], workers: int) -> dict[int, Lane]:
+        """Lanes at their places; text shards are decompressed up to there, which threads do side by side."""
+
+        def resume(number: int) -> Lane:
+            return Lane(self._config, self._tokenizer, number, self._places[number])
+
+        with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // workers)) as threads:
+            return dict(zip(numbers, threads.map(resume, numbers), strict=True))

@@ -1,6 +1,7 @@
 """What the trainer iterates: an endless loader of training batches, and the validation set in memory."""
 
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,24 +10,41 @@ from torch.utils.data import DataLoader
 
 from elas_lightning.data.lanes import TrainStream
 from elas_lightning.data.rows import IGNORED, Batching, RowCutter, count_target_bytes, make_batch
-from elas_lightning.data.shards import ShardReader
+from elas_lightning.data.shards import encoded, open_documents
 from elas_lightning.data.sources import Source
 from elas_lightning.data.tokenizer import TextTokenizer
 from elas_lightning.errors import UserError
 
 
 class TrainLoader(DataLoader[Any]):
-    """A ``DataLoader`` that hands on a worker's ``UserError`` as the one line it was."""
+    """A ``DataLoader`` that hands on a worker's ``UserError`` as the one line it was, and times the waiting.
+
+    Attributes:
+        waited_seconds: how long training has waited for batches so far. While a GPU is still busy with earlier
+            steps, waiting costs nothing and is not counted.
+    """
+
+    waited_seconds = 0.0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         try:
-            yield from super().__iter__()
+            yield from self._timed(super().__iter__())
         except UserError as error:
             # A worker's traceback is in the message; it ends with the name of the class and our line.
             message = str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()
         # Out here, where the error and with it the workers are gone: they end at once, not when the garbage
         # of a traceback is collected. (The stream has no end, so an error is the only way to this line.)
         raise UserError(message)
+
+    def _timed(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        has_gpu = torch.cuda.is_available()
+        while True:
+            busy = _mark() if has_gpu else None
+            began = time.perf_counter()
+            batch = next(batches)
+            if busy is None or busy.query():
+                self.waited_seconds += time.perf_counter() - began
+            yield batch
 
 
 def train_loader(stream: TrainStream, num_workers: int) -> TrainLoader:
@@ -39,6 +57,12 @@ def train_loader(stream: TrainStream, num_workers: int) -> TrainLoader:
         worker_init_fn=_set_up_worker,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _mark() -> torch.cuda.Event:
+    event = torch.cuda.Event()
+    event.record()
+    return event
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -69,13 +93,16 @@ class ValidationSet:
     def __init__(
         self, source: Source, tokenizer: TextTokenizer, sequence_length: int, batching: Batching, tokens: int
     ) -> None:
-        reader, cutter = ShardReader(source.validation), RowCutter(sequence_length, batching)
+        reader, cutter = open_documents(source.validation), RowCutter(sequence_length, batching)
         self._byte_lengths = tokenizer.byte_lengths
         self._end_id = tokenizer.end_id
         inputs, labels, self.targets = [], [], 0
-        while self.targets < tokens and (texts := reader.read(1024)):
+        while self.targets < tokens and (documents := reader.read(1024)):
             batch = make_batch(
-                list(cutter.rows(tokenizer.encode(texts))), sequence_length, self._end_id, self._byte_lengths
+                list(cutter.rows(encoded(documents, tokenizer, cutter.wanted))),
+                sequence_length,
+                self._end_id,
+                self._byte_lengths,
             )
             # Whatever goes beyond the wanted number of targets stays as context and is not predicted.
             real = batch["labels"] != IGNORED

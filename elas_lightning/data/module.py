@@ -6,7 +6,7 @@ import json
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import lightning as L
 import torch
@@ -15,27 +15,31 @@ from elas_lightning.data import unigram
 from elas_lightning.data.cache import cache_root
 from elas_lightning.data.lanes import Place, StreamConfig, TrainStream
 from elas_lightning.data.loaders import TrainLoader, ValidationBatches, ValidationSet, train_loader
-from elas_lightning.data.sources import Source, open_source
+from elas_lightning.data.rows import Batching
+from elas_lightning.data.shards import OnDamage
+from elas_lightning.data.sources import Source, SourceName, as_it_was, open_source
 from elas_lightning.data.tokenizer import TextTokenizer, load_tokenizer
 from elas_lightning.errors import UserError
 
-# Not num_workers, cache_dir and the validation options: they leave the training order as it is.
+# Not num_workers, cache_dir, on_damaged_shard and the validation options: they leave the training order as it is.
 _SIGNATURE = ("sequence_length", "batch_size", "batching", "seed", "lanes", "shuffle_block")
 
 
 class C4DataModule(L.LightningDataModule):
-    """Batches of C4, of local shards in C4's format, or of the documentation of the installed packages.
+    """Batches of C4, of local shards of text or tokens, or of the documentation of the installed packages.
 
     Train batches come without end in an order that depends on the arguments marked (order) and not on the
     number of ranks or workers. A checkpoint holds the place of the last batch that was trained on, whatever
     was prefetched, and any number of ranks that divides ``lanes`` can go on from it.
 
     Args:
-        source: ``pydocs`` (made here, no network), ``c4`` (streamed from the hub) or ``local``. (order)
-        path: folder of ``c4-train.*.json.gz`` and ``c4-validation.*.json.gz``; only for ``local``. (order)
+        source: ``pydocs`` (made here, no network), ``c4`` (streamed from the hub), ``local`` (shards in C4's format)
+            or ``tokens`` (what ``elas data prepare`` made of one of the others: the same batches). (order)
+        path: folder of ``c4-train.*.json.gz`` and ``c4-validation.*.json.gz`` for ``local``, of token shards for
+            ``tokens``. (order)
         revision: commit of ``allenai/c4``; None for the pinned one; only for ``c4``. (order)
-        tokenizer: ``auto`` (``pydocs``: its own byte-level BPE of 4,096; else ``t5-base``), the path of a
-            ``tokenizer.json``, or a model on the hub, ``name`` or ``name@commit``. (order)
+        tokenizer: ``auto`` (``tokens``: theirs; ``pydocs``: its own byte-level BPE of 4,096; else ``t5-base``), the
+            path of a ``tokenizer.json``, or a model on the hub, ``name`` or ``name@commit``. (order)
         sequence_length: positions of a row, T. (order)
         batch_size: rows of a micro-batch, on each rank. (order)
         batching: ``truncate`` (the paper's: one row a document, cut or padded) or ``pack`` (rows without
@@ -44,6 +48,8 @@ class C4DataModule(L.LightningDataModule):
         num_workers: loader processes on each rank; world size times workers must divide ``lanes``.
         lanes: logical streams, at most as many as training shards (``pydocs`` 16, C4 1,024). (order)
         shuffle_block: documents of a lane that are shuffled together. (order)
+        on_damaged_shard: ``stop`` the run at a training shard that cannot be read to its end, or ``skip`` the rest of
+            it: named in a warning and in the result file, and remembered in checkpoints.
         validation_tokens: targets of the validation set; the whole split where it has fewer.
         validation_batch_size: rows of a validation batch on each rank; does not change the set.
         cache_dir: folder for what is made once; None for ``$ELAS_CACHE_DIR`` or the user's cache folder.
@@ -55,25 +61,27 @@ class C4DataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        source: Literal["pydocs", "c4", "local"] = "pydocs",
+        source: SourceName = "pydocs",
         path: str | None = None,
         revision: str | None = None,
         tokenizer: str = "auto",
         sequence_length: int = 256,
         batch_size: int = 16,
-        batching: Literal["truncate", "pack"] = "truncate",
+        batching: Batching = "truncate",
         seed: int = 0,
         num_workers: int = 0,
         lanes: int = 16,
         shuffle_block: int = 1024,
+        on_damaged_shard: OnDamage = "stop",
         validation_tokens: int = 10_000_000,
         validation_batch_size: int = 32,
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
         for name, value, allowed in (
-            ("source", source, ("pydocs", "c4", "local")),
-            ("batching", batching, ("truncate", "pack")),
+            ("source", source, get_args(SourceName)),
+            ("batching", batching, get_args(Batching)),
+            ("on_damaged_shard", on_damaged_shard, get_args(OnDamage)),
         ):
             if value not in allowed:
                 raise UserError(f"data.{name}={value!r} is not known; choose one of {', '.join(allowed)}")
@@ -94,11 +102,12 @@ class C4DataModule(L.LightningDataModule):
         self.tokenizer = tokenizer
         self.sequence_length = sequence_length
         self.batch_size = batch_size
-        self.batching: Literal["truncate", "pack"] = batching
+        self.batching: Batching = batching
         self.seed = seed
         self.num_workers = num_workers
         self.lanes = lanes
         self.shuffle_block = shuffle_block
+        self.on_damaged_shard: OnDamage = on_damaged_shard
         self.validation_tokens = validation_tokens
         self.validation_batch_size = validation_batch_size
         self.cache_dir = cache_dir
@@ -107,6 +116,7 @@ class C4DataModule(L.LightningDataModule):
         self.save_hyperparameters({name: getattr(self, name) for name in names}, logger=False)
         self._next_micro_batch = 0
         self._places: list[Place | None] = [None] * lanes
+        self._train_loader: TrainLoader | None = None
 
     # What there is to read, made on first use
 
@@ -115,26 +125,21 @@ class C4DataModule(L.LightningDataModule):
         return cache_root(self.cache_dir)
 
     @cached_property
-    def _corpus(self) -> Source:
-        corpus = open_source(self.source, self.path, self.revision, self._cache)
-        if self.lanes > len(corpus.train):
-            raise UserError(
-                f"data.lanes={self.lanes} is more than the {len(corpus.train)} training shards of "
-                f"data.source={self.source}; set it to {len(corpus.train)} or less"
-            )
-        return corpus
+    def corpus(self) -> Source:
+        """The shards that are read, found (or made) on first use."""
+        return open_source(self.source, self.path, self.revision, self._cache)
 
     @cached_property
     def text_tokenizer(self) -> TextTokenizer:
         """The tokenizer of the run, made or fetched on first use."""
         # Said outright, or the library warns at every fork; loader workers switch it off for themselves.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        return load_tokenizer(self.tokenizer, self._corpus, self._cache)
+        return load_tokenizer(self.tokenizer, self.corpus, self._cache)
 
     @cached_property
     def _validation(self) -> ValidationSet:
         return ValidationSet(
-            self._corpus, self.text_tokenizer, self.sequence_length, self.batching, self.validation_tokens
+            self.corpus, self.text_tokenizer, self.sequence_length, self.batching, self.validation_tokens
         )
 
     @property
@@ -145,12 +150,14 @@ class C4DataModule(L.LightningDataModule):
     @property
     def fingerprint(self) -> str:
         """Of the corpus: equal fingerprints mean equal text."""
-        return self._corpus.fingerprint
+        return self.corpus.fingerprint
 
     def description(self) -> dict[str, Any]:
         """What the data of a run was, for its result file: plain types."""
         return {
             **self._signature(),
+            "form": "text" if self.corpus.tokenizer is None else "tokens",
+            "skipped_shards": self._skipped_shards(),
             "tokenizer": f"{self.text_tokenizer.name} ({self.text_tokenizer.fingerprint})",
             "vocab_size": self.vocab_size,
             "validation_tokens": self._validation.targets,
@@ -169,7 +176,9 @@ class C4DataModule(L.LightningDataModule):
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         value = unigram.remembered(self._cache, key)
         if value is None:
-            value = unigram.unigram_perplexity(self._corpus, self.text_tokenizer, self._validation)
+            value = unigram.unigram_perplexity(
+                self.corpus, self.text_tokenizer, self._validation, self.on_damaged_shard
+            )
             unigram.remember(self._cache, key, value)
         return value
 
@@ -177,11 +186,14 @@ class C4DataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Make or fetch corpus and tokenizer; Lightning calls this in one process of each machine."""
+        if self.on_damaged_shard == "stop":  # else a checkpoint may know of shards that are lost by now
+            self._check_lanes()
         _ = self.text_tokenizer  # the first use is what makes it
 
     def setup(self, stage: str) -> None:
         """Check the layout of ranks and workers, so that a wrong one is refused before anything is read."""
-        self._check_layout()
+        if self.on_damaged_shard == "stop":
+            self._check_layout()
         _ = self.text_tokenizer
 
     def train_dataloader(self) -> TrainLoader:
@@ -189,18 +201,25 @@ class C4DataModule(L.LightningDataModule):
         self._check_layout()
         rank, world_size = self._rank_and_world_size()
         config = StreamConfig(
-            shards=self._corpus.train,
+            shards=self.corpus.train,
             sequence_length=self.sequence_length,
             batch_size=self.batch_size,
             batching=self.batching,
             seed=self.seed,
             lanes=self.lanes,
             shuffle_block=self.shuffle_block,
+            on_damaged_shard=self.on_damaged_shard,
         )
         stream = TrainStream(
             config, self.text_tokenizer, rank, world_size, self._next_micro_batch, list(self._places)
         )
-        return train_loader(stream, self.num_workers)
+        self._train_loader = train_loader(stream, self.num_workers)
+        return self._train_loader
+
+    @property
+    def waited_seconds(self) -> float:
+        """How long training has waited for its batches on this rank, since the loader was made."""
+        return 0.0 if self._train_loader is None else self._train_loader.waited_seconds
 
     def val_dataloader(self) -> ValidationBatches:
         """This rank's share of the validation set."""
@@ -220,15 +239,16 @@ class C4DataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The place of every lane on every rank, of plain types; a collective call, as Lightning makes it."""
-        mine = (self._next_micro_batch, self._places)
-        every = [mine]
-        if _distributed():
-            every = [mine] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(every, mine)
+        every = _gather((self._next_micro_batch, self._places))
         # All ranks have taken equally many batches: the rank that is least far is at the first one not taken.
         following = min(number for number, _ in every)
         places = [max((places[lane] for _, places in every), key=_progress) for lane in range(self.lanes)]
-        return {"signature": self._signature(), "next_micro_batch": following, "places": places}
+        return {
+            "signature": self._signature(),
+            "files": dict(self.corpus.files),
+            "next_micro_batch": following,
+            "places": places,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a place.
@@ -236,6 +256,9 @@ class C4DataModule(L.LightningDataModule):
         Raises:
             UserError: the place belongs to another order of batches.
         """
+        if self.on_damaged_shard == "skip":
+            skipped = [name for place in state_dict["places"] if place for name in place["skipped"]]
+            self.corpus = as_it_was(self.corpus, state_dict["files"], skipped)
         for field, value in self._signature().items():
             saved = state_dict["signature"].get(field)
             if saved != value:
@@ -248,7 +271,7 @@ class C4DataModule(L.LightningDataModule):
 
     def _signature(self) -> dict[str, Any]:
         return {
-            "source": self.source,
+            "source": self.corpus.name,
             "fingerprint": self.fingerprint,
             "tokenizer": self.text_tokenizer.fingerprint,  # not its name: a file may have moved
             **{field: getattr(self, field) for field in _SIGNATURE},
@@ -259,7 +282,16 @@ class C4DataModule(L.LightningDataModule):
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         return 0, 1
 
+    def _check_lanes(self) -> None:
+        shards = len(self.corpus.train)
+        if self.lanes > shards:
+            raise UserError(
+                f"data.lanes={self.lanes} is more than the {shards} training shards of data.source={self.source}; "
+                f"set it to {shards} or less"
+            )
+
     def _check_layout(self) -> None:
+        self._check_lanes()
         _, world_size = self._rank_and_world_size()
         if self.lanes % world_size:
             raise UserError(
@@ -273,6 +305,11 @@ class C4DataModule(L.LightningDataModule):
                 f"{self.lanes} on {world_size} rank(s)); choose one of 0, {_divisors(share)}"
             )
 
+    def _skipped_shards(self) -> dict[str, int]:
+        """Damaged shards that were met, with the documents each still has; a collective call."""
+        places = [place for rank in _gather(self._places) for place in rank if place is not None]
+        return {name: kept for place in places for name, kept in sorted(place["skipped"].items())}
+
 
 def _distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -282,6 +319,15 @@ def _progress(place: Place | None) -> tuple[int, ...]:
     if place is None:
         return ()
     return (place["epoch"], place["block"], place["position"], place["offset"])
+
+
+def _gather(mine: Any) -> list[Any]:
+    """What every rank gives, in the order of ranks."""
+    if not _distributed():
+        return [mine]
+    every = [mine] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, mine)
+    return every
 
 
 def _divisors(number: int) -> str:

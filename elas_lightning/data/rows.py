@@ -32,6 +32,11 @@ class RowCutter:
         self._batching = batching
         self.partial = np.array(list(partial), dtype=np.int32)
 
+    @property
+    def wanted(self) -> int | None:
+        """How many tokens of a document are ever looked at; None for all of them."""
+        return self._width if self._batching == "truncate" else None
+
     def add(self, document: np.ndarray, start: int) -> tuple[np.ndarray | None, int]:
         """Take what the current row still needs of a document.
 

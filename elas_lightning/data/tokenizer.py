@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from elas_lightning.data.cache import build_once
+from elas_lightning.data.heads import cuts_at_spaces, head
 from elas_lightning.data.hub import fetch
 from elas_lightning.data.sources import Source
 from elas_lightning.errors import UserError
@@ -60,10 +61,12 @@ class TextTokenizer:
             raise UserError(
                 f"data.tokenizer={name!r} has no end-of-text token; it needs one of {', '.join(_END_TOKENS)}"
             )
+        self.end_token = ends[0]
         end_id = tokenizer.token_to_id(ends[0])
         assert end_id is not None
         self.end_id: int = end_id
         self._definition: dict[str, Any] = json.loads(tokenizer.to_str())
+        self._cuts_at_spaces = cuts_at_spaces(self._definition)
         decoder = json.dumps(self._definition["decoder"])
         self._byte_level = '"ByteLevel"' in decoder
         if not self._byte_level and '"Metaspace"' not in decoder and "\\u2581" not in decoder:
@@ -104,6 +107,31 @@ class TextTokenizer:
             self._ids(encoding.ids)
             for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         ]
+
+    def encode_heads(self, texts: list[str], tokens: int) -> list[np.ndarray]:
+        """As ``encode``, where no more than the first tokens of each document are wanted.
+
+        Long documents are cut before they are encoded if that is known to change none of their first tokens.
+
+        Args:
+            texts: documents.
+            tokens: how many are wanted of each.
+
+        Returns:
+            One array a document: its first ids, at least that many, or all of it where it has fewer.
+        """
+        if not self._cuts_at_spaces:
+            return self.encode(texts)
+        heads = [head(text, tokens) for text in texts]
+        documents = self.encode(
+            [text if cut is None else cut for text, cut in zip(texts, heads, strict=True)]
+        )
+        for index, cut in enumerate(heads):
+            if cut is not None:
+                documents[index] = documents[index][:-1]  # the end token of the head is not the document's
+                if len(documents[index]) < tokens:
+                    (documents[index],) = self.encode([texts[index]])
+        return documents
 
     def decode(self, ids: list[int]) -> str:
         """The text that ids stand for; end tokens and other special ones stand for none."""
@@ -152,14 +180,22 @@ def load_tokenizer(name: str, source: Source, cache: Path) -> TextTokenizer:
     """Make the tokenizer a user asked for.
 
     Args:
-        name: ``auto`` (``pydocs``: byte-level BPE of 4,096 trained on the corpus; else ``t5-base``), the
-            path of a ``tokenizer.json``, or a model on the hub, pinned by ``name@commit`` where wanted.
+        name: ``auto`` (token shards: theirs; ``pydocs``: byte-level BPE of 4,096 trained on the corpus; else
+            ``t5-base``), the path of a ``tokenizer.json``, or a model on the hub, pinned by ``name@commit`` where
+            wanted. Token shards take no other than ``auto``.
         source: the corpus, for ``auto``.
         cache: the cache folder.
 
     Raises:
         UserError: file missing or no tokenizer, hub out of reach, or a tokenizer this project cannot use.
     """
+    if source.tokenizer is not None:
+        if name != "auto":
+            raise UserError(
+                f"data.tokenizer={name!r}: token shards bring the tokenizer they were made with "
+                f"({source.tokenizer[1]}); leave data.tokenizer=auto, or read the text itself"
+            )
+        return read_tokenizer(*source.tokenizer)
     if name == "auto" and source.name == "pydocs":
         target = cache / "tokenizers" / f"pydocs-{source.fingerprint}-{PYDOCS_VOCABULARY}-v{_TRAINER_VERSION}"
         folder = build_once(target, lambda folder: _train(source, folder / "tokenizer.json"))

@@ -11,14 +11,16 @@ import torch
 
 from elas_lightning.data.loaders import ValidationSet
 from elas_lightning.data.rows import IGNORED
-from elas_lightning.data.shards import ShardReader
+from elas_lightning.data.shards import OnDamage, encoded, open_documents
 from elas_lightning.data.sources import Source
 from elas_lightning.data.tokenizer import TextTokenizer
 
 SAMPLE_TOKENS = 2_000_000  # enough to know the frequencies; ten seconds of C4 at most
 
 
-def unigram_perplexity(source: Source, tokenizer: TextTokenizer, validation: ValidationSet) -> float:
+def unigram_perplexity(
+    source: Source, tokenizer: TextTokenizer, validation: ValidationSet, on_damage: OnDamage
+) -> float:
     """Perplexity on the validation targets of add-one-smoothed frequencies in a sample of training tokens.
 
     A trained model must stay well below it to have learnt anything about order.
@@ -27,11 +29,13 @@ def unigram_perplexity(source: Source, tokenizer: TextTokenizer, validation: Val
         source: the corpus; the sample is the beginning of its training split, end tokens included.
         tokenizer: of the run.
         validation: gives the targets.
+        on_damage: as in training.
     """
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-    reader = ShardReader(source.train)
-    while counts.sum() < SAMPLE_TOKENS and (texts := reader.read(1024)):
-        counts += np.bincount(np.concatenate(tokenizer.encode(texts)), minlength=tokenizer.vocab_size)
+    reader = open_documents(source.train, on_damage)
+    while counts.sum() < SAMPLE_TOKENS and (documents := reader.read(1024)):
+        ids = np.concatenate(encoded(documents, tokenizer))
+        counts += np.bincount(ids, minlength=tokenizer.vocab_size)
     log_probability = torch.from_numpy(np.log((counts + 1) / (counts.sum() + tokenizer.vocab_size)))
     targets = validation.labels[validation.labels != IGNORED].long()
     return math.exp(-float(log_probability[targets].mean()))

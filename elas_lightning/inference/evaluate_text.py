@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from elas_lightning.data.rows import IGNORED, make_batch
-from elas_lightning.data.shards import ShardReader
+from elas_lightning.data.shards import TextReader
 from elas_lightning.data.tokenizer import TextTokenizer
 from elas_lightning.errors import UserError
 from elas_lightning.nn.llama import Llama
@@ -115,7 +115,7 @@ def read_documents(path: Path) -> Iterator[str]:
             raise UserError(f"--text {path}: no file in it ends in {', '.join((*_SHARDS, '.txt'))}")
     for file in files:
         if file.name.endswith(_SHARDS):
-            reader = ShardReader((str(file),))
+            reader = TextReader((str(file),))
             while texts := reader.read(_READ_AHEAD):
                 yield from texts
         else:

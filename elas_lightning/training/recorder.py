@@ -16,6 +16,7 @@ from torch import Tensor
 from elas_lightning.nn.account import flops_per_token
 from elas_lightning.nn.telemetry import Selections, layer_statistics
 from elas_lightning.training.checkpoints import write_atomically
+from elas_lightning.training.data_wait import DataWait
 from elas_lightning.training.energy import EnergyMeter
 from elas_lightning.training.hardware import PeakMemory, peak_flops
 from elas_lightning.training.module import ElasModule
@@ -24,7 +25,7 @@ from elas_lightning.training.spikes import WINDOW, is_spike
 
 CURVE_FIELDS = (
     "step", "tokens", "seconds", "train_loss", "val_loss", "val_perplexity", "val_bits_per_byte", "lr",
-    "tokens_per_second", "loss_spike",
+    "tokens_per_second", "loss_spike", "data_wait_share",
 )  # fmt: skip
 TELEMETRY_FIELDS = (
     "step", "layer", "site", "natural_zeros", "dropped_energy", "dropped_nonzeros", "mask_drift",
@@ -55,6 +56,9 @@ class RunRecorder(L.Callback):
         self.tokens = 0
         self.seconds = 0.0
         self.joules: float | None = None
+        self.data_wait = DataWait()
+        self._data: Any = None
+        self._waited_before = 0.0
         self.telemetry_seconds = 0.0
         self.flops_per_token = 0
         self.peak_memory: PeakMemory | None = None
@@ -68,6 +72,7 @@ class RunRecorder(L.Callback):
         self._window_nll: Tensor | float = 0.0
         self._window_tokens: Tensor | int = 0
         self._window_joules = 0.0
+        self._window_waited = 0.0
         self._probe: dict[str, Tensor] | None = None
         self._selections: Selections = {}
         self._energy: EnergyMeter | None = None
@@ -78,7 +83,7 @@ class RunRecorder(L.Callback):
     # sums travel with the checkpoint; the rows are in the files
     def state_dict(self) -> dict[str, Any]:
         self._measure()
-        window = [float(self._window_nll), int(self._window_tokens), self._window_joules]
+        window = [float(self._window_nll), int(self._window_tokens), self._window_joules, self._window_waited]
         for name in self._rows or ():
             _sync(self.directory / name)
         return {
@@ -88,6 +93,7 @@ class RunRecorder(L.Callback):
             "last_train_loss": self.last_train_loss,
             "recorded_step": self._recorded_step,
             "window_seconds": self._window_seconds,
+            "waited": self.data_wait.seconds,
             "windows": of_every_rank(window),
             "rows": self._rows,
         }
@@ -95,20 +101,21 @@ class RunRecorder(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
         self.joules = state_dict["joules"]
+        self.data_wait.seconds = state_dict["waited"]
         self.last_train_loss = state_dict["last_train_loss"]
         self._recorded_step = state_dict["recorded_step"]
         self._window_seconds = state_dict["window_seconds"]
         self._rows = state_dict["rows"]
         windows, (mine, world_size) = state_dict["windows"], rank_and_world_size()
         if len(windows) != world_size:  # only their sum is ever looked at
-            windows = [[sum(parts) for parts in zip(*windows, strict=True)]] + [[0.0, 0, 0.0]] * (
+            windows = [[sum(parts) for parts in zip(*windows, strict=True)]] + [[0.0, 0, 0.0, 0.0]] * (
                 world_size - 1
             )
-        self._window_nll, self._window_tokens, self._window_joules = windows[mine]
+        self._window_nll, self._window_tokens, self._window_joules, self._window_waited = windows[mine]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ElasModule)
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = self._data = trainer.datamodule  # type: ignore[attr-defined]
         self.flops_per_token = flops_per_token(pl_module.config, data.sequence_length)["total"]
         self.peak_memory = PeakMemory(pl_module.device)
         self.peak_memory.start()
@@ -183,6 +190,7 @@ class RunRecorder(L.Callback):
         """Begin to measure; what has gone by (a validation) is not training's."""
         if self._energy is not None:
             self._energy.read()
+        self._waited_before = self._data.waited_seconds
         self._window_start = time.perf_counter()
 
     def _measure(self) -> None:
@@ -193,15 +201,19 @@ class RunRecorder(L.Callback):
         self._window_seconds += now - self._window_start
         self._window_start = now
         self._window_joules += (self._energy.read() if self._energy else None) or 0.0
+        before, self._waited_before = self._waited_before, self._data.waited_seconds
+        self._window_waited += self._waited_before - before
 
     def _close_window(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._measure()
         elapsed, self._window_seconds = self._window_seconds, 0.0
         counts = torch.as_tensor(
-            [float(self._window_nll), float(self._window_tokens), self._window_joules], dtype=torch.float64
+            [float(self._window_nll), float(self._window_tokens), self._window_joules, self._window_waited],
+            dtype=torch.float64,
         )
-        self._window_nll, self._window_tokens, self._window_joules = 0.0, 0, 0.0
-        nll, tokens, drawn = trainer.strategy.reduce(counts.to(pl_module.device), reduce_op="sum").tolist()
+        self._window_nll, self._window_tokens, self._window_joules, self._window_waited = 0.0, 0, 0.0, 0.0
+        sums = trainer.strategy.reduce(counts.to(pl_module.device), reduce_op="sum")
+        nll, tokens, drawn, waited = sums.tolist()
         if not tokens:
             return
         if drawn:
@@ -210,6 +222,7 @@ class RunRecorder(L.Callback):
         self.seconds += elapsed
         self.last_train_loss = nll / tokens
         rate = tokens / elapsed
+        share = self.data_wait.add(waited / trainer.world_size, elapsed)
         if trainer.is_global_zero:
             lr = trainer.optimizers[0].param_groups[0]["lr"]
             spike = int(self._look_for_spike(self.last_train_loss))
@@ -218,9 +231,10 @@ class RunRecorder(L.Callback):
                 "lr": lr,
                 "tokens_per_second": rate,
                 "loss_spike": spike,
+                "data_wait_share": round(share, 4),
             }
             self._write("curve.csv", CURVE_FIELDS, [{**self._position(trainer), **row}])
-        figures = {"tokens_per_second": rate, "tokens": float(self.tokens)}
+        figures = {"tokens_per_second": rate, "tokens": float(self.tokens), "data_wait_share": share}
         peak = peak_flops(pl_module.device, str(trainer.precision))
         if peak is not None:
             figures["model_flops_utilisation"] = rate * self.flops_per_token / (peak * trainer.world_size)

@@ -71,7 +71,7 @@ def test_blocks_are_shuffled_within_themselves(make_data):
 @pytest.mark.parametrize("cut", [0, 1, 3, 8, 20, 130])
 def test_a_lane_goes_on_from_any_place(make_data, batching, cut):
     data = make_data(lanes=2, batching=batching)
-    config = StreamConfig(data._corpus.train, 16, 3, batching, seed=0, lanes=2, shuffle_block=5)
+    config = StreamConfig(data.corpus.train, 16, 3, batching, seed=0, lanes=2, shuffle_block=5)
     lane = Lane(config, data.text_tokenizer, 1, None)
     for _ in range(cut):
         lane.rows(3)

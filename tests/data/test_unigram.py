@@ -4,13 +4,14 @@ from collections import Counter
 import pytest
 
 from elas_lightning.data import unigram
+from elas_lightning.data.shards import TextReader
 
 
 def test_is_the_add_one_estimate_on_the_validation_targets(make_data, corpus):
     data = make_data()
     tokenizer = data.text_tokenizer
     counts: Counter[int] = Counter()
-    reader = unigram.ShardReader(data._corpus.train)
+    reader = TextReader(data.corpus.train)
     while texts := reader.read(10):
         for ids in tokenizer.encode(texts):
             counts.update(ids.tolist())
