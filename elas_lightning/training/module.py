@@ -15,17 +15,17 @@ from elas_lightning.errors import UserError
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.folder import starting_weights
 from elas_lightning.nn.llama import Llama
-from elas_lightning.nn.loss import linear_next_token_loss
 from elas_lightning.nn.weights.rule import Place
 from elas_lightning.training.interruption import RunEnded
 from elas_lightning.training.metrics import TokenLoss
 from elas_lightning.training.optimizers import OptimizerConfig, build_optimizer
+from elas_lightning.training.optimizers.whole import whole
+from elas_lightning.training.sharding import shard_model
 from elas_lightning.training.weights import WeightSchedule
 
 
 def _sum_nll(model: Llama, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The batch's summed loss and its number of targets; its logits never exist as a whole."""
-    return linear_next_token_loss(model.hidden(input_ids), model.lm_head.weight, labels)
+    return model.loss(input_ids, labels)
 
 
 def _differences(
@@ -113,6 +113,11 @@ class ElasModule(L.LightningModule):
             )
         # before a strategy asks what has gradients
         self._weights.enter(self._place())
+
+    def configure_model(self) -> None:
+        """Shard the model where the strategy has made a mesh for it."""
+        if self.device_mesh is not None:
+            shard_model(self.model, self.device_mesh["data_parallel"], str(self.trainer.precision))
 
     def _begin_with(self, folder: Path, tokenizer: Any) -> None:
         """Take over the weights of a folder, which must be of the same model and of the same ids."""
@@ -202,7 +207,9 @@ class ElasModule(L.LightningModule):
         elif gradient_clip_val and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
         elif gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            parameters = [p for p in self.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, whole(norm))
         self._weights.add_decay()
 
     def optimizer_step(
