@@ -20,7 +20,7 @@ from elas_lightning.training.interruption import RunEnded
 from elas_lightning.training.metrics import TokenLoss
 from elas_lightning.training.optimizers import OptimizerConfig, build_optimizer
 from elas_lightning.training.optimizers.whole import whole
-from elas_lightning.training.sharding import shard_model
+from elas_lightning.training.sharding import check_strategy, shard_model
 from elas_lightning.training.weights import WeightSchedule
 
 
@@ -102,6 +102,7 @@ class ElasModule(L.LightningModule):
                 f"{data.source} has {data.vocab_size} ids: set model.config.vocab_size to {data.vocab_size} "
                 "(the overlays in experiments/data/ do)"
             )
+        check_strategy(self.trainer.strategy, self.config)
         if self.init_from is not None and stage == "fit":
             self._begin_with(Path(self.init_from), getattr(data, "text_tokenizer", None))
         weights = self.config.weights
@@ -117,7 +118,9 @@ class ElasModule(L.LightningModule):
     def configure_model(self) -> None:
         """Shard the model where the strategy has made a mesh for it."""
         if self.device_mesh is not None:
-            shard_model(self.model, self.device_mesh["data_parallel"], str(self.trainer.precision))
+            compile, self._loss = bool(self.hparams["compile"]), _sum_nll
+            mesh, precision = self.device_mesh["data_parallel"], str(self.trainer.precision)
+            shard_model(self.model, mesh, precision, compile=compile)
 
     def _begin_with(self, folder: Path, tokenizer: Any) -> None:
         """Take over the weights of a folder, which must be of the same model and of the same ids."""

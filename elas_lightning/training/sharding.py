@@ -5,13 +5,22 @@ are one group, gathered before the block runs and let go after it; embedding, he
 gathered from the beginning of forward to the end of backward.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
-from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    ModelParallelStrategy,
+    ParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+)
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
@@ -20,10 +29,22 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
+from elas_lightning.errors import UserError
+from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.llama import Llama
+from elas_lightning.training.checkpoints import (
+    TEMPORARY,
+    read,
+    remove,
+    retire,
+    sync_folder,
+    verify,
+    write_atomically,
+)
+from elas_lightning.training.folder_checkpoints import WHOLE_NAME, each_tensor, shard_name, take_apart
 from elas_lightning.training.optimizers.whole import shard_like, whole
 
 
@@ -31,17 +52,22 @@ class FullyShardedStrategy(ModelParallelStrategy):
     """Lightning's strategy for FSDP2, on one mesh of all processes, on GPUs or CPUs.
 
     Of Lightning's own version this changes three things. All processes share one mesh, whatever their number of
-    nodes. A checkpoint is one file in the form that a single process writes: it goes through the project's
-    checkpoint IO, and any strategy on any number of processes can go on from it. Optimizer states are gathered as
+    nodes. A checkpoint holds what a single process would write, in one file or shared out over the files of a folder,
+    by the project's own means; any strategy on any number of processes can go on from it. Optimizer states are taken as
     they are: torch's ``get_optimizer_state_dict`` first takes a step with zero gradients, which LORO would count.
 
     Args:
+        sharded_checkpoints: Every process writes what it holds into a folder, which all must see, instead of the first
+            process gathering all of it in its memory.
         process_group_backend: ``nccl`` or ``gloo``; None: what suits the device.
         timeout: How long one process waits for the others.
     """
 
     def __init__(
-        self, process_group_backend: str | None = None, timeout: timedelta | None = default_pg_timeout
+        self,
+        sharded_checkpoints: bool = False,
+        process_group_backend: str | None = None,
+        timeout: timedelta | None = default_pg_timeout,
     ) -> None:
         super().__init__(
             tensor_parallel_size=1,
@@ -49,6 +75,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
             process_group_backend=process_group_backend,
             timeout=timeout,
         )
+        self._sharded_checkpoints = sharded_checkpoints
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
@@ -59,24 +86,101 @@ class FullyShardedStrategy(ModelParallelStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The whole state dict, on the CPU of the first process; empty tensors' places elsewhere."""
+        """The model's weights; unless checkpoints are sharded, whole ones, which the first process alone keeps."""
         assert self.lightning_module is not None
-        return self._gather(self.lightning_module.state_dict())
+        return self._to_save(self.lightning_module.state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The optimizer's whole state, on the CPU of the first process."""
-        return self._gather(ParallelStrategy.optimizer_state(self, optimizer))
+        """The optimizer's state, as :meth:`lightning_module_state_dict`."""
+        return self._to_save(ParallelStrategy.optimizer_state(self, optimizer))
+
+    def _to_save(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        def gather(path: str, tensor: Tensor) -> Tensor:
+            gathered = whole(tensor.detach())
+            return gathered.cpu() if self.is_global_zero else gathered.new_empty(0, device="cpu")
+
+        return dict(state) if self._sharded_checkpoints else each_tensor(state, gather)
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
+    ) -> None:
+        """Write one file, or every process its own.
+
+        Raises:
+            UserError: It cannot be written; what was there is untouched.
+        """
+        if self._sharded_checkpoints:
+            self._save_folder(checkpoint, Path(self.broadcast(filepath)))
+        else:
+            ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+
+    def _save_folder(self, checkpoint: dict[str, Any], path: Path) -> None:
+        common, rows = take_apart(checkpoint)
+        staged, first = path.with_name(path.name + TEMPORARY), self.is_global_zero
+        if first:
+            remove(staged)
+            staged.mkdir(parents=True)
+        self.barrier()
+        error: UserError | None = None
+        try:
+            own = {shard_name(self.global_rank, self.world_size): rows}
+            for name, content in (own | {WHOLE_NAME: common} if first else own).items():
+                write_atomically(staged / name, partial(torch.save, content), verify)
+        except UserError as failure:
+            error = failure
+        if self.reduce_boolean_decision(error is not None, all=False):
+            if first:
+                remove(staged)
+            raise error or UserError(f"another process could not write its part of {path}")
+        if first:
+            retire(path)
+            os.replace(staged, path)
+            sync_folder(path.parent)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)
+        """Read what any number of processes have written.
+
+        Raises:
+            UserError: It is torn, or holds more than tensors and plain types.
+        """
+        path = Path(checkpoint_path)
+        if self.is_global_zero:
+            verify(path)
+        self.barrier()
+        # the processes of a machine read the same pages, and of a folder only their own rows
+        return read(path, mmap=True, combine=self._my_rows)
+
+    def _my_rows(self, pieces: Sequence[Tensor]) -> Tensor:
+        """This process's share of a tensor that others may have shared out otherwise."""
+        rows = sum(len(piece) for piece in pieces)
+        share = -(-rows // self.world_size)
+        start = self.global_rank * share
+        mine, at = [], 0
+        for piece in pieces:
+            mine.append(piece[max(0, start - at) : max(0, start + share - at)])
+            at += len(piece)
+        shape = torch.Size((rows, *pieces[0].shape[1:]))
+        return DTensor.from_local(
+            torch.cat(mine).to(self.root_device),
+            self.device_mesh["data_parallel"],
+            (Shard(0),),
+            run_check=False,
+            shape=shape,
+            stride=torch.empty(shape, device="meta").stride(),
+        )
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Take this process's shards out of a whole state dict."""
+        """Take this process's shards."""
         assert self.lightning_module is not None
-        load_whole(self.lightning_module, checkpoint["state_dict"], strict=strict)
+        own = self.lightning_module.state_dict()
+        shards = {
+            name: shard_like(value, own[name], source=None) if name in own else value
+            for name, value in checkpoint["state_dict"].items()
+        }
+        self.lightning_module.load_state_dict(shards, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take this process's shards out of whole optimizer states."""
+        """Take this process's shards of optimizer states."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             state = {
@@ -85,17 +189,6 @@ class FullyShardedStrategy(ModelParallelStrategy):
             }
             optimizer.load_state_dict({**saved, "state": state})
 
-    def _gather(self, value: Any) -> Any:
-        """Nested containers with whole tensors on the CPU; other processes than the first keep none of them."""
-        if isinstance(value, Mapping):
-            return {key: self._gather(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(self._gather(item) for item in value)
-        if not isinstance(value, Tensor):
-            return value
-        gathered = whole(value.detach())
-        return gathered.cpu() if self.is_global_zero else gathered.new_empty(0, device="cpu")
-
 
 def _like_parameter(value: Any, parameter: Tensor) -> Any:
     if isinstance(value, Tensor) and value.shape == parameter.shape:
@@ -103,25 +196,25 @@ def _like_parameter(value: Any, parameter: Tensor) -> Any:
     return value
 
 
-def load_whole(module: nn.Module, weights: Mapping[str, Tensor], *, strict: bool = True) -> None:
-    """``module.load_state_dict`` for whole weights, whether or not the module is sharded.
+def check_strategy(strategy: Strategy, config: ModelConfig) -> None:
+    """Refuse what would train something else than asked for.
 
-    Args:
-        module: What to fill.
-        weights: The same on every process.
-        strict: As of ``load_state_dict``.
+    Raises:
+        UserError: The strategy is none that the model and its optimizers are made for, or its weights cannot be sharded.
     """
-    own = module.state_dict()
-    module.load_state_dict(
-        {
-            name: shard_like(value, own[name], source=None) if name in own else value
-            for name, value in weights.items()
-        },
-        strict=strict,
-    )
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FullyShardedStrategy):
+        raise UserError(
+            f"trainer.strategy {type(strategy).__name__} is not supported: choose ddp, or FullyShardedStrategy "
+            "(--config experiments/scale/fsdp_node.yaml)"
+        )
+    if isinstance(strategy, FullyShardedStrategy) and config.weights.method != "plain":
+        raise UserError(
+            f"model.config.weights.method is {config.weights.method}, whose rules need whole weights, but "
+            "trainer.strategy is FullyShardedStrategy: train it with --trainer.strategy ddp"
+        )
 
 
-def shard_model(model: Llama, mesh: DeviceMesh, precision: str) -> None:
+def shard_model(model: Llama, mesh: DeviceMesh, precision: str, *, compile: bool) -> None:
     """Shard a model in place over a mesh of one dimension; nothing where that has been done.
 
     Under ``bf16-mixed`` the matrices of blocks are gathered in bfloat16, which is what autocast would make of them, and
@@ -132,13 +225,19 @@ def shard_model(model: Llama, mesh: DeviceMesh, precision: str) -> None:
         model: Its weights, the same on every process.
         mesh: The processes that share it.
         precision: Lightning's name of the trainer's precision.
+        compile: Run attention and feed-forward network of each block through ``torch.compile``. What lies around them
+            gathers and lets go, which a graph of the whole model cannot hold.
     """
     if isinstance(model, FSDPModule):
         return
     mixed = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     policy = mixed if precision == "bf16-mixed" else MixedPrecisionPolicy()
     for block in model.layers:
-        fully_shard([block.get_submodule("self_attn"), block.get_submodule("mlp")], mesh=mesh, mp_policy=policy)
+        parts = [block.get_submodule("self_attn"), block.get_submodule("mlp")]
+        if compile:
+            for part in parts:
+                part.forward = torch.compile(part.forward)  # forward alone: FSDP's hooks stay outside of the graph
+        fully_shard(parts, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh)
     # the head's weight is read where the loss is made: both lie between the gathering and the letting go
     register_fsdp_forward_method(model, "loss")
@@ -164,6 +263,5 @@ def whole_model(model: Llama, here: bool) -> Llama | None:
     with torch.device("meta"):
         copy = Llama(model.config)
     copy.load_state_dict(weights, assign=True)
-    copy.train(model.training)
     copy.set_sparsity(model.sparsity_active)
-    return copy
+    return copy.to(next(iter(weights.values())).device).train(model.training)

@@ -24,11 +24,11 @@ def shard_like(values: Tensor, like: Tensor, *, source: int | None = 0) -> Tenso
     """This process's shard of a whole tensor.
 
     Args:
-        values: In one piece; also what is returned where ``like`` is not sharded.
+        values: In one piece; also what is returned where ``like`` is not sharded, or they are already.
         like: Says how to shard.
         source: The process whose values count; None: each its own, without communication, where they are the same.
     """
-    if not isinstance(like, DTensor):
+    if not isinstance(like, DTensor) or isinstance(values, DTensor):
         return values
     return distribute_tensor(
         values.to(like.device), like.device_mesh, like.placements, src_data_rank=source
