@@ -4,31 +4,55 @@ The jobs are made one after another in one process group, since most of what a p
 """
 
 import json
+import os
 import sys
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
+from torch import distributed
 
 from elas_lightning.configuration import ElasCLI, command_line, quiet_lightning
-from elas_lightning.errors import UserError
 from elas_lightning.runner import execute
+from elas_lightning.training.interruption import Interrupted
 
 
-def make(job: dict) -> None:
+class _Signal(Callback):
+    """Sends this process a signal in the middle of a step, if its job says so."""
+
+    def __init__(self, signals: dict[str, list[int]]) -> None:
+        self.signals = signals
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        number, at_batch = self.signals.get(str(trainer.global_rank), (0, -1))
+        if batch_idx == at_batch:
+            os.kill(os.getpid(), number)
+
+
+def make(job: dict[str, Any]) -> None:
     directory = Path(job["directory"])
     own = {**job["overrides"], "trainer.default_root_dir": str(directory)}
-    cli = ElasCLI(command_line([Path(job["overlay"])], own), run=False)
+    cli = ElasCLI(
+        command_line([Path(job["overlay"])], own), run=False, callbacks=[_Signal(job["signals"])]
+    )
     try:
         execute(cli, ckpt_path=job["ckpt_path"])
-    except UserError as error:
-        (directory / f"refused.{cli.trainer.global_rank}").write_text(str(error))
-        return
-    if job["save"]:
+    except Interrupted as stop:
+        (directory / f"stopped.{cli.trainer.global_rank}").write_text(str(stop.signal_number))
+    else:
         cli.trainer.save_checkpoint(directory / "end.ckpt")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     quiet_lightning()
+    # a process that waits for one that has died gives up soon
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
     for each in json.loads(Path(sys.argv[1]).read_text()):
         make(each)
+    distributed.destroy_process_group()
