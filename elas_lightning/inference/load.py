@@ -13,7 +13,9 @@ from elas_lightning.errors import UserError
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.folder import is_model_folder, read_facts, read_weights
 from elas_lightning.nn.llama import Llama
-from elas_lightning.runner import RESULT_NAME, RunResult, check_checkpoint
+from elas_lightning.runner import RESULT_NAME, RunResult
+from elas_lightning.training.checkpoints import read, verify
+from elas_lightning.training.folder_checkpoints import files_of
 
 TOKENIZER_NAME = "tokenizer.json"
 
@@ -73,8 +75,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> TrainedM
 
 def _load_checkpoint(path: Path, device: str | torch.device) -> TrainedModel:
     checkpoint_path = _checkpoint_of(path)
-    check_checkpoint(checkpoint_path)
-    checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
+    verify(checkpoint_path)
+    checkpoint = read(checkpoint_path, mmap=True)
     try:
         config = ModelConfig.from_mapping(checkpoint["hyper_parameters"]["config"])
         data = dict(checkpoint["datamodule_hyper_parameters"])
@@ -143,10 +145,10 @@ def _in_use(
 
 
 def _checkpoint_of(path: Path) -> Path:
-    if not path.is_dir():
+    if not path.is_dir() or files_of(path):
         return path
     inside = path / "checkpoints" / f"{CHECKPOINT_NAME}.ckpt"
-    if not inside.is_file():
+    if not files_of(inside):
         raise UserError(
             f"there is no checkpoint in {path}: give the directory of a run of `elas fit`, a *.ckpt file (a sweep "
             "removes the checkpoints of finished runs) or a folder of `elas export --form factors`"

@@ -25,12 +25,14 @@ def shard_name(rank: int, count: int) -> str:
 def files_of(checkpoint: Path) -> list[Path]:
     """The files that a checkpoint is made of: itself, or those of a folder, the whole part first.
 
-    Whether they are there is for the reader to find out.
+    Whether all of them are there is for the reader to find out; none where it is another folder, or nothing.
     """
     if not checkpoint.is_dir():
-        return [checkpoint]
+        return [checkpoint] if checkpoint.exists() else []
     shards = sorted(checkpoint.glob("shard-*-of-*.pt"))
-    count = int(shards[0].stem.rpartition("-")[2]) if shards else 1
+    if not shards:
+        return []
+    count = int(shards[0].stem.rpartition("-")[2])
     return [checkpoint / WHOLE_NAME, *(checkpoint / shard_name(rank, count) for rank in range(count))]
 
 
@@ -65,19 +67,23 @@ def take_apart(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 
 def put_together(
-    folder: Path, combine: Callable[[Sequence[Tensor]], Tensor] = lambda pieces: torch.cat(tuple(pieces))
+    folder: Path, combine: Callable[[Sequence[Tensor]], Tensor] | None = None
 ) -> dict[str, Any]:
     """An ordinary checkpoint, onto the CPU; any number of processes may have written the folder.
 
     Args:
         folder: Of a checkpoint.
-        combine: Makes of a tensor's rows, in order and still on the disk, what goes in its place.
+        combine: Makes of a tensor's rows, in order and still on the disk, what goes in its place; None: the tensor.
     """
     whole, *shards = (
         torch.load(file, map_location="cpu", weights_only=True, mmap=True) for file in files_of(folder)
     )
-    content: dict[str, Any] = each_tensor(
-        whole,
-        lambda path, tensor: combine([shard[path] for shard in shards]) if path in shards[0] else tensor,
-    )
+
+    def fill(path: str, tensor: Tensor) -> Tensor:
+        if path not in shards[0]:
+            return tensor
+        pieces = [shard[path] for shard in shards]
+        return torch.cat(pieces) if combine is None else combine(pieces)
+
+    content: dict[str, Any] = each_tensor(whole, fill)
     return content
