@@ -1,8 +1,8 @@
 """A checkpoint as a folder, in which every process of a sharded run has written what it holds.
 
-``whole.pt`` is an ordinary checkpoint with empty places where tensors are sharded; ``shard-00001-of-00004.pt`` is a dict
-from the paths of those places to the rows that the second of four processes holds. Rows of all shards one below the
-other are the tensor. All files are what ``torch.save`` makes of plain types, so that reading runs no code;
+``whole.pt`` is an ordinary checkpoint with empty places where tensors are sharded; ``shard-00001-of-00004.pt`` is a
+dict from the paths of those places to the rows that the second of four processes holds. Rows of all shards one below
+the other are the tensor. All files are what ``torch.save`` makes of plain types, so that reading runs no code;
 ``torch.distributed.checkpoint`` has a pickle in its folders.
 """
 
@@ -66,9 +66,7 @@ def take_apart(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     return each_tensor(checkpoint, keep), rows
 
 
-def put_together(
-    folder: Path, combine: Callable[[Sequence[Tensor]], Tensor] | None = None
-) -> dict[str, Any]:
+def put_together(folder: Path, combine: Callable[[Sequence[Tensor]], Tensor] | None = None) -> dict[str, Any]:
     """An ordinary checkpoint, onto the CPU; any number of processes may have written the folder.
 
     Args:

@@ -39,6 +39,16 @@ def _differences(
             yield key, f"{prefix}.{key} is {mine[key]!r} but the checkpoint has {saved.get(key)!r}"
 
 
+def _count_micro_batches(checkpoint: dict[str, Any], accumulate_grad_batches: int) -> None:
+    """Count the micro-batches behind a checkpoint as this run would have.
+
+    On another number of devices a step has another number of them, and Lightning tells by the count where a step ends.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        counts.update(dict.fromkeys(counts, checkpoint["global_step"] * accumulate_grad_batches))
+
+
 class ElasModule(L.LightningModule):
     """Next-token pre-training of a :class:`~elas_lightning.nn.llama.Llama`.
 
@@ -258,6 +268,7 @@ class ElasModule(L.LightningModule):
             if key not in ("backend", "ffn_storage", "checkpointing")
         ]
         if self._trainer is not None and self.trainer.training:
+            _count_micro_batches(checkpoint, self.trainer.accumulate_grad_batches)
             # the optimizer's state holds its settings too, and would override the command line's in silence
             mine = asdict(self.optimizer)
             different += [text for _, text in _differences("model.optimizer", mine, saved.get("optimizer"))]

@@ -1,8 +1,8 @@
 """FSDP2 through Lightning: which parameters travel together, and checkpoints that any number of processes can read.
 
-Each process keeps a slice of every parameter, of its gradient and of its optimizer state. The matrices of a decoder block
-are one group, gathered before the block runs and let go after it; embedding, head and all norms are another, which stays
-gathered from the beginning of forward to the end of backward.
+Each process keeps a slice of every parameter, of its gradient and of its optimizer state. The matrices of a decoder
+block are one group, gathered before the block runs and let go after it; embedding, head and all norms are another,
+which stays gathered from the beginning of forward to the end of backward.
 """
 
 import os
@@ -200,7 +200,7 @@ def check_strategy(strategy: Strategy, config: ModelConfig) -> None:
     """Refuse what would train something else than asked for.
 
     Raises:
-        UserError: The strategy is none that the model and its optimizers are made for, or its weights cannot be sharded.
+        UserError: The model and its optimizers are not made for the strategy, or its weights cannot be sharded.
     """
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FullyShardedStrategy):
         raise UserError(
@@ -218,8 +218,8 @@ def shard_model(model: Llama, mesh: DeviceMesh, precision: str, *, compile: bool
     """Shard a model in place over a mesh of one dimension; nothing where that has been done.
 
     Under ``bf16-mixed`` the matrices of blocks are gathered in bfloat16, which is what autocast would make of them, and
-    gradients are summed over processes in float32: the arithmetic is that of one process. Norms, embedding and head stay
-    in float32, as autocast leaves them.
+    gradients are summed over processes in float32: the arithmetic is that of one process. Norms, embedding and head
+    stay in float32, as autocast leaves them.
 
     Args:
         model: Its weights, the same on every process.
@@ -236,7 +236,8 @@ def shard_model(model: Llama, mesh: DeviceMesh, precision: str, *, compile: bool
         parts = [block.get_submodule("self_attn"), block.get_submodule("mlp")]
         if compile:
             for part in parts:
-                part.forward = torch.compile(part.forward)  # forward alone: FSDP's hooks stay outside of the graph
+                # not the module, whose hooks are FSDP's and have no place in a graph
+                part.forward = torch.compile(part.forward)
         fully_shard(parts, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh)
     # the head's weight is read where the loss is made: both lie between the gathering and the letting go

@@ -1,4 +1,4 @@
-"""One of several processes that make runs together: ``python rank_process.py JOBS.json``, with torchrun's variables set.
+"""One of several processes that make runs together: ``rank_process.py JOBS.json``, with torchrun's variables set.
 
 The jobs are made one after another in one process group, since most of what a process costs is its start.
 """
@@ -37,15 +37,11 @@ class _Signal(Callback):
 def make(job: dict[str, Any]) -> None:
     directory = Path(job["directory"])
     own = {**job["overrides"], "trainer.default_root_dir": str(directory)}
-    cli = ElasCLI(
-        command_line([Path(job["overlay"])], own), run=False, callbacks=[_Signal(job["signals"])]
-    )
+    cli = ElasCLI(command_line([Path(job["overlay"])], own), run=False, callbacks=[_Signal(job["signals"])])
     try:
         execute(cli, ckpt_path=job["ckpt_path"])
     except Interrupted as stop:
         (directory / f"stopped.{cli.trainer.global_rank}").write_text(str(stop.signal_number))
-    else:
-        cli.trainer.save_checkpoint(directory / "end.ckpt")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class Job:
     """A run, and what to do about it.
 
     Args:
-        directory: Of the run; ``end.ckpt`` in it is saved behind its last step.
+        directory: Of the run.
         overlay: The run's configuration.
         overrides: Dotted keys over it.
         ckpt_path: What to go on from.

@@ -1,8 +1,8 @@
 """Whole matrices for rules that need them, where training has sharded the parameters (FSDP2).
 
-AdamW works entry by entry and so on any shard. LORO, Muon and GaLore decompose matrices: here a matrix is gathered, moved
-as on one device, and every process keeps its shard of the result. All processes do the same work; what is kept is that
-of the first one, since the signs of singular vectors are free and shards of two computations would not fit together.
+AdamW works entry by entry and so on any shard. LORO, Muon and GaLore decompose matrices: here a matrix is gathered,
+moved as on one device, and every process keeps its shard of the result. All processes do the same work; what is kept is
+that of the first one: the signs of singular vectors are free, and shards of two computations would not fit together.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ def shard_like(values: Tensor, like: Tensor, *, source: int | None = 0) -> Tenso
     """
     if not isinstance(like, DTensor) or isinstance(values, DTensor):
         return values
-    return distribute_tensor(
-        values.to(like.device), like.device_mesh, like.placements, src_data_rank=source
-    )
+    return distribute_tensor(values.to(like.device), like.device_mesh, like.placements, src_data_rank=source)
 
 
 @contextmanager
