@@ -92,36 +92,46 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-@pytest.fixture
-def overlay(corpus: Path, tokenizer_file: Path, tmp_path: Path) -> Path:
-    """A whole run on the small corpus, small enough to train in a second."""
-    content = {
-        "seed_everything": 0,
-        "model": {
-            "config": {
-                "vocab_size": 300,
-                "hidden_size": 16,
-                "intermediate_size": 32,
-                "num_layers": 2,
-                "num_heads": 2,
-                "attention_rank": 4,
-                "ffn_rank": 4,
-                "ffn": "relu2",
-                "sparsity": {"placement": ["ffn_hidden"], "dense_warmup_steps": 4},
+@pytest.fixture(scope="session")
+def write_overlay(corpus: Path, tokenizer_file: Path) -> Callable[[Path], Path]:
+    """Writes a whole run on the small corpus, small enough to train in a second, into a folder."""
+
+    def write(folder: Path) -> Path:
+        content = {
+            "seed_everything": 0,
+            "model": {
+                "config": {
+                    "vocab_size": 300,
+                    "hidden_size": 16,
+                    "intermediate_size": 32,
+                    "num_layers": 2,
+                    "num_heads": 2,
+                    "attention_rank": 4,
+                    "ffn_rank": 4,
+                    "ffn": "relu2",
+                    "sparsity": {"placement": ["ffn_hidden"], "dense_warmup_steps": 4},
+                },
+                "optimizer": {"lr": 0.01, "warmup_steps": 2, "galore_rank": 4},
             },
-            "optimizer": {"lr": 0.01, "warmup_steps": 2, "galore_rank": 4},
-        },
-        "data": {**_small_data(corpus, tokenizer_file, tmp_path), "validation_tokens": 200},
-        "trainer": {
-            "max_steps": 12,
-            "val_check_interval": 5,
-            "log_every_n_steps": 1,
-            "accelerator": "cpu",
-            "logger": False,
-            "enable_progress_bar": False,
-        },
-        "checkpoint": {"every_n_train_steps": 100},
-    }
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+            "data": {**_small_data(corpus, tokenizer_file, folder), "validation_tokens": 200},
+            "trainer": {
+                "max_steps": 12,
+                "val_check_interval": 5,
+                "log_every_n_steps": 1,
+                "accelerator": "cpu",
+                "logger": False,
+                "enable_progress_bar": False,
+            },
+            "checkpoint": {"every_n_train_steps": 100},
+        }
+        path = folder / "run.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def overlay(write_overlay: Callable[[Path], Path], tmp_path: Path) -> Path:
+    """A whole run on the small corpus, small enough to train in a second."""
+    return write_overlay(tmp_path)

@@ -15,6 +15,7 @@ from elas_lightning.nn.folder import is_model_folder, read_facts, read_weights
 from elas_lightning.nn.llama import Llama
 from elas_lightning.runner import RESULT_NAME, RunResult
 from elas_lightning.training.checkpoints import read, verify
+from elas_lightning.training.folder_checkpoints import files_of
 
 TOKENIZER_NAME = "tokenizer.json"
 
@@ -144,10 +145,10 @@ def _in_use(
 
 
 def _checkpoint_of(path: Path) -> Path:
-    if not path.is_dir():
+    if not path.is_dir() or files_of(path):
         return path
     inside = path / "checkpoints" / f"{CHECKPOINT_NAME}.ckpt"
-    if not inside.is_file():
+    if not files_of(inside):
         raise UserError(
             f"there is no checkpoint in {path}: give the directory of a run of `elas fit`, a *.ckpt file (a sweep "
             "removes the checkpoints of finished runs) or a folder of `elas export --form factors`"

@@ -29,6 +29,7 @@ from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.ffn import make_ffn
 from elas_lightning.nn.initialization import initialize
 from elas_lightning.nn.linear import make_linear
+from elas_lightning.nn.loss import linear_next_token_loss
 from elas_lightning.nn.sparsity import SparsitySite
 from elas_lightning.nn.weights.attach import attach_rules
 from elas_lightning.ops import resolve_backend
@@ -227,3 +228,15 @@ class Llama(nn.Module):
             ``(B, T, V)``: at each position the logits of the token after it.
         """
         return self.lm_head(self.hidden(input_ids, cache))
+
+    def loss(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict and compare, without ever holding the logits of a batch.
+
+        Args:
+            input_ids: ``(B, T)`` int64.
+            labels: ``(B, T)`` int64, aligned with the positions that predict them; -100 is none.
+
+        Returns:
+            The summed negative log-likelihood in nats and the number of targets, both scalar.
+        """
+        return linear_next_token_loss(self.hidden(input_ids), self.lm_head.weight, labels)

@@ -2,15 +2,17 @@
 
 A checkpoint is what ``torch.save`` writes, a ZIP archive, which holds a checksum of each of its records; so file and
 checksums cannot be torn apart, and any tool that reads PyTorch's files reads ours. (PyTorch itself does not look at
-the checksums.) The newest is ``last.ckpt``; what it replaces becomes ``previous.ckpt``.
+the checksums.) Where every process of a sharded run writes its part, it is a folder of such files
+(``folder_checkpoints.py``). The newest is ``last.ckpt``; what it replaces becomes ``previous.ckpt``.
 """
 
 import logging
 import os
 import pickle
+import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +25,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from elas_lightning.errors import UserError
+from elas_lightning.training.folder_checkpoints import files_of, put_together
 from elas_lightning.training.interruption import is_between_steps, validation_follows
 
 logger = logging.getLogger(__name__)
@@ -38,7 +41,8 @@ _UNREADABLE = (
     RuntimeError,
     ValueError,
 )
-_SUFFIX, _TEMPORARY, _TORN = ".ckpt", ".tmp", ".torn"
+TEMPORARY = ".tmp"
+_SUFFIX, _TORN = ".ckpt", ".torn"
 
 
 class TornCheckpoint(UserError):
@@ -60,7 +64,7 @@ def write_atomically(
     Raises:
         UserError: The disk is full, or the folder cannot be written to.
     """
-    temporary = path.with_name(path.name + _TEMPORARY)
+    temporary = path.with_name(path.name + TEMPORARY)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -94,21 +98,22 @@ def sync_folder(folder: Path) -> None:
 
 
 def verify(path: Path) -> None:
-    """Read a checkpoint through, a piece at a time, and compare with its checksums.
+    """Read a checkpoint's file or files through, a piece at a time, and compare with their checksums.
 
     Raises:
         TornCheckpoint: It is torn, or no file that ``torch.save`` wrote.
         UserError: There is no such file.
     """
-    if not path.is_file():
+    if not (files := files_of(path)):
         raise UserError(f"there is no checkpoint {path}; give the path of a *.ckpt file")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except _UNREADABLE as error:
-        raise TornCheckpoint(_torn(path, str(error) or type(error).__name__)) from error
-    if broken is not None:
-        raise TornCheckpoint(_torn(path, f"the checksum of {broken} is wrong"))
+    for file in files:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                broken = archive.testzip()
+        except _UNREADABLE as error:
+            raise TornCheckpoint(_torn(path, str(error) or type(error).__name__)) from error
+        if broken is not None:
+            raise TornCheckpoint(_torn(path, f"the checksum of {broken} in {file.name} is wrong"))
 
 
 def _torn(path: Path, why: str) -> str:
@@ -168,8 +173,8 @@ def take_up(folder: Path, verify: Callable[[Path], None] = verify) -> Path | Non
     Raises:
         TornCheckpoint: As :func:`newest_usable`.
     """
-    for leftover in folder.glob(f"*{_SUFFIX}{_TEMPORARY}"):
-        leftover.unlink()
+    for leftover in folder.glob(f"*{_SUFFIX}{TEMPORARY}"):
+        remove(leftover)
     chosen = newest_usable(folder, verify)
     if chosen is not None:
         found = candidates(folder)
@@ -178,19 +183,42 @@ def take_up(folder: Path, verify: Callable[[Path], None] = verify) -> Path | Non
     return chosen
 
 
-def read(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+def remove(path: Path) -> None:
+    """Remove a checkpoint, file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def retire(path: Path) -> None:
+    """Make a checkpoint the previous one, which goes: two are always kept."""
+    if path.exists() and path.name != PREVIOUS_NAME:
+        previous = path.with_name(PREVIOUS_NAME)
+        if path.is_dir() or previous.is_dir():  # which a rename does not replace
+            remove(previous)
+        os.replace(path, previous)
+
+
+def read(
+    path: Path, *, mmap: bool = False, combine: Callable[[Sequence[Tensor]], Tensor] | None = None
+) -> dict[str, Any]:
     """A checkpoint's content, onto the CPU; never runs code that a file brings along.
 
     Args:
-        path: The file.
+        path: The file or folder.
         mmap: Leave tensors on the disk until they are looked at.
+        combine: Of a folder, what to make of the rows of a sharded tensor; None: the tensor.
 
     Raises:
         UserError: It cannot be read, or is not a checkpoint of a run.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        if path.is_dir():
+            content: Any = put_together(path, combine)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise TornCheckpoint(_torn(path, type(error).__name__)) from error
     if not isinstance(content, dict) or not {"state_dict", "global_step"} <= content.keys():
         raise UserError(f"{path} is not the checkpoint of a run: it has no state_dict and global_step")
@@ -221,7 +249,7 @@ class SafeCheckpointIO(CheckpointIO):
 
         def keep_previous(complete: Path) -> None:
             verify(complete)
-            self.remove_checkpoint(path)
+            retire(path)
 
         write_atomically(path, lambda file: torch.save(checkpoint, file), keep_previous)
 
@@ -238,9 +266,7 @@ class SafeCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Make it the previous checkpoint, which goes: two are always kept."""
-        path = Path(path)
-        if path.exists() and path.name != PREVIOUS_NAME:
-            os.replace(path, path.with_name(PREVIOUS_NAME))
+        retire(Path(path))
 
 
 class CheckpointBetweenSteps(ModelCheckpoint):

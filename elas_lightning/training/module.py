@@ -15,18 +15,18 @@ from elas_lightning.errors import UserError
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.folder import starting_weights
 from elas_lightning.nn.llama import Llama
-from elas_lightning.nn.loss import linear_next_token_loss
 from elas_lightning.nn.weights.rule import Place
 from elas_lightning.training.checkpoints import not_finite
 from elas_lightning.training.interruption import RunEnded
 from elas_lightning.training.metrics import TokenLoss
 from elas_lightning.training.optimizers import OptimizerConfig, build_optimizer
+from elas_lightning.training.optimizers.whole import whole
+from elas_lightning.training.sharding import check_strategy, shard_model
 from elas_lightning.training.weights import WeightSchedule
 
 
 def _sum_nll(model: Llama, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The batch's summed loss and its number of targets; its logits never exist as a whole."""
-    return linear_next_token_loss(model.hidden(input_ids), model.lm_head.weight, labels)
+    return model.loss(input_ids, labels)
 
 
 def _differences(
@@ -37,6 +37,16 @@ def _differences(
     for key in mine:
         if mine[key] != saved.get(key):
             yield key, f"{prefix}.{key} is {mine[key]!r} but the checkpoint has {saved.get(key)!r}"
+
+
+def _count_micro_batches(checkpoint: dict[str, Any], accumulate_grad_batches: int) -> None:
+    """Count the micro-batches behind a checkpoint as this run would have.
+
+    On another number of devices a step has another number of them, and Lightning tells by the count where a step ends.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        counts.update(dict.fromkeys(counts, checkpoint["global_step"] * accumulate_grad_batches))
 
 
 class ElasModule(L.LightningModule):
@@ -103,6 +113,7 @@ class ElasModule(L.LightningModule):
                 f"{data.source} has {data.vocab_size} ids: set model.config.vocab_size to {data.vocab_size} "
                 "(the overlays in experiments/data/ do)"
             )
+        check_strategy(self.trainer.strategy, self.config)
         if self.init_from is not None and stage == "fit":
             self._begin_with(Path(self.init_from), getattr(data, "text_tokenizer", None))
         weights = self.config.weights
@@ -114,6 +125,13 @@ class ElasModule(L.LightningModule):
             )
         # before a strategy asks what has gradients
         self._weights.enter(self._place())
+
+    def configure_model(self) -> None:
+        """Shard the model where the strategy has made a mesh for it."""
+        if self.device_mesh is not None:
+            compile, self._loss = bool(self.hparams["compile"]), _sum_nll
+            mesh, precision = self.device_mesh["data_parallel"], str(self.trainer.precision)
+            shard_model(self.model, mesh, precision, compile=compile)
 
     def _begin_with(self, folder: Path, tokenizer: Any) -> None:
         """Take over the weights of a folder, which must be of the same model and of the same ids."""
@@ -203,7 +221,9 @@ class ElasModule(L.LightningModule):
         elif gradient_clip_val and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
         elif gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            parameters = [p for p in self.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, whole(norm))
         self._weights.add_decay()
 
     def optimizer_step(
@@ -248,6 +268,7 @@ class ElasModule(L.LightningModule):
             if key not in ("backend", "ffn_storage", "checkpointing")
         ]
         if self._trainer is not None and self.trainer.training:
+            _count_micro_batches(checkpoint, self.trainer.accumulate_grad_batches)
             # the optimizer's state holds its settings too, and would override the command line's in silence
             mine = asdict(self.optimizer)
             different += [text for _, text in _differences("model.optimizer", mine, saved.get("optimizer"))]

@@ -21,6 +21,7 @@ from elas_lightning.training.energy import EnergyMeter
 from elas_lightning.training.hardware import PeakMemory, peak_flops
 from elas_lightning.training.module import ElasModule
 from elas_lightning.training.ranks import of_every_rank, rank_and_world_size
+from elas_lightning.training.sharding import whole_model
 from elas_lightning.training.spikes import WINDOW, is_spike
 
 CURVE_FIELDS = (
@@ -177,13 +178,15 @@ class RunRecorder(L.Callback):
                 k: v.item() for k, v in trainer.callback_metrics.items() if k in CURVE_FIELDS and "val_" in k
             }
             self._write("curve.csv", CURVE_FIELDS, [{**self._position(trainer), **measured}])
-            if self._probe is not None:
-                began = time.perf_counter()
-                rows = layer_statistics(pl_module.model, **self._probe, selections=self._selections)
+        if self._probe is not None and not recorded:
+            began = time.perf_counter()
+            model = whole_model(pl_module.model, trainer.is_global_zero)
+            if model is not None:
+                rows = layer_statistics(model, **self._probe, selections=self._selections)
                 self._write(
                     "telemetry.csv", TELEMETRY_FIELDS, [{"step": trainer.global_step, **row} for row in rows]
                 )
-                self.telemetry_seconds += time.perf_counter() - began
+            self.telemetry_seconds += time.perf_counter() - began
         self._start_window()
 
     def _start_window(self) -> None:

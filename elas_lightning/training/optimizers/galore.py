@@ -12,6 +12,7 @@ from torch import Tensor
 
 from elas_lightning.training.optimizers.blocks import BlockOptimizer
 from elas_lightning.training.optimizers.moments import adam_direction
+from elas_lightning.training.optimizers.whole import whole_matrix
 
 
 def subspace(gradient_MN: Tensor, rank: int) -> Tensor:
@@ -40,6 +41,9 @@ class GaLore(BlockOptimizer):
     the result. Adam's ε stands where torch puts it, beside the corrected second moment.
     The authors' library (galore-torch 1.0) is not used: it requires bitsandbytes, and keeps an object in its
     state that a weights-only checkpoint cannot hold.
+
+    Where parameters are sharded a matrix is gathered for its step, and its subspace and moments, which are small, lie
+    on every process (``whole.py``).
     """
 
     def __init__(
@@ -71,10 +75,11 @@ class GaLore(BlockOptimizer):
         for group in self.groups("galore"):
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self._update(weight, group)
+                    with whole_matrix(weight, self.state[weight]) as (matrix, state):
+                        self._update(matrix, state, group)
 
-    def _update(self, weight_MN: Tensor, group: dict[str, Any]) -> None:
-        state, gradient_MN = self.state[weight_MN], weight_MN.grad
+    def _update(self, weight_MN: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        gradient_MN = weight_MN.grad
         assert gradient_MN is not None
         if "projector" not in state or int(state["step"]) % group["update_every"] == 0:
             state["projector"] = subspace(gradient_MN, group["rank"])

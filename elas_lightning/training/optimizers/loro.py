@@ -12,6 +12,7 @@ from elas_lightning.training.optimizers.blocks import BlockOptimizer
 from elas_lightning.training.optimizers.config import LoroDirection, LoroReset
 from elas_lightning.training.optimizers.moments import adam_direction, reset_moments
 from elas_lightning.training.optimizers.riemannian import riemannian_step
+from elas_lightning.training.optimizers.whole import shard_like, whole
 
 
 class LORO(BlockOptimizer):
@@ -31,7 +32,8 @@ class LORO(BlockOptimizer):
     at an ordinary step.
 
     The count of steps is the optimizer's own, saved with it; a step that a float16 scaler skips is not counted,
-    while the schedule's restarts count it. Factors must be whole on each device, which sharding would break.
+    while the schedule's restarts count it. Where parameters are sharded the factors of a layer are gathered for their
+    exact step (``whole.py``); moments stay sharded.
     """
 
     def __init__(
@@ -74,11 +76,11 @@ class LORO(BlockOptimizer):
         (group,) = self.groups("factors")
         gradients = (self._gradient(B_OR, group), self._gradient(A_RI, group))
         wide = torch.promote_types(B_OR.dtype, torch.float32)
-        B, A, gradient_B, gradient_A = (tensor.to(wide) for tensor in (B_OR, A_RI, *gradients))
+        B, A, gradient_B, gradient_A = (whole(tensor).to(wide) for tensor in (B_OR, A_RI, *gradients))
         new_B, new_A = riemannian_step(B, A, gradient_B, gradient_A, group["lr"] * group["exact_lr_ratio"])
         decay = 1 - group["lr"] * group["weight_decay"]
-        B_OR.copy_(decay * new_B)
-        A_RI.copy_(decay * new_A)
+        B_OR.copy_(shard_like(decay * new_B, B_OR))
+        A_RI.copy_(shard_like(decay * new_A, A_RI))
 
     def _gradient(self, factor: Tensor, group: dict[str, Any]) -> Tensor:
         """What the exact step takes for a factor's gradient."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from elas_lightning.training.optimizers.blocks import BlockOptimizer
+from elas_lightning.training.optimizers.whole import whole_matrix
 
 
 class Muon(BlockOptimizer):
@@ -21,6 +22,8 @@ class Muon(BlockOptimizer):
     have, whatever the shape. The rate and its ratio for blocks then mean what they mean for AdamW, and both
     factors of a layer, wide or tall, move alike at every size. The Newton-Schulz iteration is torch's and runs
     in bfloat16 on every device.
+
+    Where parameters are sharded a matrix and its momentum are gathered for its step (``whole.py``).
     """
 
     def __init__(
@@ -40,4 +43,10 @@ class Muon(BlockOptimizer):
         super().__init__(adamw, self._muon.param_groups)
 
     def _step_blocks(self) -> None:
-        self._lend(self._muon, self.groups("muon"))
+        for group in self.groups("muon"):
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    with whole_matrix(weight, self.state[weight]) as (matrix, state):
+                        self._muon.param_groups = [{**group, "params": [matrix]}]
+                        self._muon.state = {matrix: state}  # type: ignore[assignment]
+                        self._muon.step()

@@ -1,0 +1,54 @@
+"""One of several processes that make runs together: ``rank_process.py JOBS.json``, with torchrun's variables set.
+
+The jobs are made one after another in one process group, since most of what a process costs is its start.
+"""
+
+import json
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import distributed
+
+from elas_lightning.configuration import ElasCLI, command_line, quiet_lightning
+from elas_lightning.runner import execute
+from elas_lightning.training.interruption import Interrupted
+
+
+class _Signal(Callback):
+    """Sends this process a signal in the middle of a step, if its job says so."""
+
+    def __init__(self, signals: dict[str, list[int]]) -> None:
+        self.signals = signals
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        number, at_batch = self.signals.get(str(trainer.global_rank), (0, -1))
+        if batch_idx == at_batch:
+            os.kill(os.getpid(), number)
+
+
+def make(job: dict[str, Any]) -> None:
+    directory = Path(job["directory"])
+    own = {**job["overrides"], "trainer.default_root_dir": str(directory)}
+    cli = ElasCLI(command_line([Path(job["overlay"])], own), run=False, callbacks=[_Signal(job["signals"])])
+    try:
+        execute(cli, ckpt_path=job["ckpt_path"])
+    except Interrupted as stop:
+        (directory / f"stopped.{cli.trainer.global_rank}").write_text(str(stop.signal_number))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    quiet_lightning()
+    # a process that waits for one that has died gives up soon
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    for each in json.loads(Path(sys.argv[1]).read_text()):
+        make(each)
+    distributed.destroy_process_group()
