@@ -193,7 +193,8 @@ class RunRecorder(L.Callback):
         """Begin to measure; what has gone by (a validation) is not training's."""
         if self._energy is not None:
             self._energy.read()
-        self._waited_before = self._data.waited_seconds
+        if self._data is not None:  # not when a checkpoint is validated
+            self._waited_before = self._data.waited_seconds
         self._window_start = time.perf_counter()
 
     def _measure(self) -> None:
