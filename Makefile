@@ -11,6 +11,8 @@ EXP ?=
 SIZE ?=
 DATA ?=
 ARGS ?=
+# test processes side by side; each has one thread, so that they do not crowd each other
+JOBS ?= 2
 
 need_exp = $(if $(EXP),,$(error EXP is missing: name a file of sweeps/, e.g. `make $@ EXP=rank_ablation` (there are: $(notdir $(basename $(wildcard sweeps/*.yaml))))))
 which_study = $(EXP) $(if $(SIZE),--size $(SIZE)) $(if $(DATA),--data $(DATA)) $(ARGS)
@@ -40,7 +42,7 @@ report: $(READY)  ## Rewrite plots, tables and report.html of EXP from the store
 	$(need_exp)@$(BIN)/elas report $(which_study)
 
 test: $(READY)  ## Run the tests (under 10 minutes on two cores)
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(READY)  ## Run the proofs that take minutes
 	@$(BIN)/python -m pytest -m slow $(ARGS)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from elas_lightning import __version__
 from elas_lightning.commands import cost, data, model, study
+from elas_lightning.commands.arguments import Parser
 from elas_lightning.errors import UserError
 from elas_lightning.layout import handed_over
 
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser("elas", description=_DESCRIPTION)
+    parser = Parser("elas", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"elas-lightning {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="command", required=True)
     for name, text in _LIGHTNING_COMMANDS.items():

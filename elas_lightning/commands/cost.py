@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from elas_lightning.commands.study import override
+from elas_lightning.commands.arguments import Parser, override
 
 _BENCHMARKS = ("train-step", "ffn", "prefill", "decode", "memory-account", "loader", "gpu")
 
@@ -90,7 +90,7 @@ def bench(arguments: list[str]) -> int:
 def _bench_report(arguments: list[str]) -> int:
     from elas_lightning.analysis.benchmarks import write_benchmark_report
 
-    parser = argparse.ArgumentParser("elas bench --report")
+    parser = Parser("elas bench --report")
     parser.add_argument("folder", nargs="?", type=Path, default=Path("benchmarks/results"), help="of records")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="where the page goes")
     options = parser.parse_args(arguments)

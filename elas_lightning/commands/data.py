@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from elas_lightning.commands.study import override
+from elas_lightning.commands.arguments import override
 
 
 def add(commands: Any) -> None:

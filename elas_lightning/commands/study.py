@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from elas_lightning.commands.arguments import at_least_one, minutes, override
 from elas_lightning.errors import UserError
 from elas_lightning.layout import sweep_folder
 
@@ -18,13 +19,13 @@ def add(commands: Any) -> None:
     sweep.add_argument("of", nargs="?", help="with `status`: the sweep to look at (default: all below runs/)")
     sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", type=override, dest="overrides",
                        help="set a dotted configuration key for every run, e.g. trainer.max_steps=50")  # fmt: skip
-    sweep.add_argument("--budget", type=_minutes, metavar="MINUTES",
+    sweep.add_argument("--budget", type=minutes, metavar="MINUTES",
                        help="begin no more runs after that time; the same command goes on later")  # fmt: skip
-    sweep.add_argument("--workers", type=_at_least_one, default=1, metavar="N",
+    sweep.add_argument("--workers", type=at_least_one, default=1, metavar="N",
                        help="run N runs at a time, with the machine's GPUs or cores shared out")  # fmt: skip
     sweep.add_argument("--storage", metavar="URL",
                        help="where the study lives; the same command elsewhere joins in (default: a file)")  # fmt: skip
-    sweep.add_argument("--patience", type=_minutes, default=30.0, metavar="MINUTES",
+    sweep.add_argument("--patience", type=minutes, default=30.0, metavar="MINUTES",
                        help="kill a run that does not move so long, and take it up again (default: 30)")  # fmt: skip
     sweep.add_argument(
         "--dry-run", action="store_true", help="check the sweep and list its runs, run nothing"
@@ -56,30 +57,6 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
         "--size", help="a file of experiments/sizes (default: what the sweep names for this machine)"
     )
     parser.add_argument("--data", help="a file of experiments/data (default: likewise)")
-
-
-def override(text: str) -> tuple[str, Any]:
-    """``KEY=VALUE`` of a command line, the value read as YAML."""
-    import yaml
-
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, e.g. trainer.max_steps=50")
-    return key, yaml.safe_load(value)
-
-
-def _minutes(text: str) -> float:
-    minutes = float(text)
-    if minutes < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative: give minutes")
-    return minutes
-
-
-def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number of workers: give 1 or more")
-    return number
 
 
 def _sweep(options: argparse.Namespace) -> int:

@@ -1,0 +1,48 @@
+"""The commands' argument parser, and the values that more than one of them takes."""
+
+import argparse
+import math
+from typing import Any, NoReturn
+
+from elas_lightning.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser that complains as everything else does: in one line, which names the help to read.
+
+    Its subparsers are of the same kind. Parsing raises :class:`UserError` rather than leave the process.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (`{self.prog} --help` shows what there is)")
+
+
+def override(text: str) -> tuple[str, Any]:
+    """``KEY=VALUE`` of a command line, the value read as YAML."""
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, e.g. trainer.max_steps=50")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} has a value that is not YAML, in which brackets are closed and a text with : or # has quotes"
+        ) from error
+
+
+def minutes(text: str) -> float:
+    """A span of time, in minutes."""
+    given = float(text)
+    if not 0 <= given < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no span of time: give minutes, 0 or more")
+    return given
+
+
+def at_least_one(text: str) -> int:
+    """A count of something that there has to be."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is too small: give 1 or more")
+    return number
