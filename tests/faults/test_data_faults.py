@@ -231,7 +231,9 @@ def test_a_hub_that_stays_away_is_one_line(outcome: dict[str, Any], fault: str) 
 
 
 def test_waits_grow(outcome: dict[str, Any]) -> None:
-    ours = [seconds for seconds in outcome["slept"] if isinstance(seconds, float)]  # the client's own are integers
+    ours = [
+        seconds for seconds in outcome["slept"] if isinstance(seconds, float)
+    ]  # the client's own are integers
     assert ours == [1.0, 2.0, 4.0, 8.0, 16.0] * 2
 
 
