@@ -15,6 +15,8 @@ def train_on(data, count):
 
 def run_rank(rank, folder, arguments, state_of_one):
     torch.set_num_threads(1)
+    # as in a rank that a launcher started; a spawned one would spawn its workers, which import everything anew
+    multiprocessing.set_start_method("fork", force=True)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
         results = {}

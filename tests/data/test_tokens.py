@@ -15,20 +15,12 @@ import pytest
 import torch
 from small_corpus import sentences, write_shard
 
-from elas_lightning.data import C4DataModule, prepare
+from elas_lightning.data import prepare
 from elas_lightning.data.tokens import check_sums, id_dtype, open_manifest, open_token_shard
 from elas_lightning.errors import UserError
 
 # Two workers are two too many on a machine of one core, and say so.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
-
-@pytest.fixture(scope="module")
-def tokens(corpus, tokenizer_file, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("prepared") / "tokens"
-    data = C4DataModule(source="local", path=str(corpus), tokenizer=str(tokenizer_file))
-    prepare.prepare(data.corpus, data.text_tokenizer, folder, workers=2)
-    return folder
 
 
 @pytest.fixture
@@ -206,7 +198,7 @@ def test_a_killed_preparation_goes_on_and_leaves_no_processes(corpus, tokenizer_
     script.write_text(
         textwrap.dedent(f"""
         from pathlib import Path
-        from elas_lightning.data import C4DataModule, prepare
+        from elas_lightning.data import prepare
         if __name__ == "__main__":
             data = C4DataModule(source="local", path={str(text)!r}, tokenizer={str(tokenizer_file)!r})
             prepare.prepare(data.corpus, data.text_tokenizer, Path({str(tmp_path / "tokens")!r}), 2)
