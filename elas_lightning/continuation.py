@@ -28,7 +28,8 @@ from elas_lightning.training.checkpoints import newest_usable, read, take_up, ve
 LAST, NEW = "last", "new"
 
 # A run that goes on may have other values here: they change where and how fast it runs, not what it computes. (Steps
-# are made of the same rows on another number of devices if trainer.accumulate_grad_batches follows.)
+# are made of the same rows on another number of devices if trainer.accumulate_grad_batches follows, and
+# trainer.val_check_interval with it, which counts the micro-batches of one device.)
 _FREE = (
     "checkpoint", "ckpt_path", "data.cache_dir", "data.num_workers", "data.validation_batch_size",
     "model.compile", "model.config.backend", "model.config.checkpointing", "model.config.ffn_storage",
@@ -36,7 +37,7 @@ _FREE = (
     "trainer.default_root_dir", "trainer.detect_anomaly", "trainer.devices", "trainer.enable_checkpointing",
     "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.logger", "trainer.max_time",
     "trainer.num_nodes", "trainer.plugins", "trainer.profiler", "trainer.strategy", "trainer.sync_batchnorm",
-    "trainer.use_distributed_sampler", "weights_only",
+    "trainer.use_distributed_sampler", "trainer.val_check_interval", "weights_only",
 )  # fmt: skip
 
 

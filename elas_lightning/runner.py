@@ -18,7 +18,14 @@ from lightning.pytorch.callbacks import Callback
 from elas_lightning.configuration import ElasCLI, command_line, quiet_lightning
 from elas_lightning.continuation import Beginning, begin
 from elas_lightning.errors import UserError
-from elas_lightning.layout import RESULT_NAME, checkpoint_folder, hold, is_first_rank
+from elas_lightning.layout import (
+    RESULT_NAME,
+    checkpoint_folder,
+    hand_over,
+    handed_over,
+    hold,
+    is_first_rank,
+)
 from elas_lightning.nn.account import (
     Device,
     Precision,
@@ -154,7 +161,10 @@ class RunCommand(ElasCLI):
     def choose_directory(self, given: str | None) -> Path:
         """The directory of the run that ``elas fit`` goes on with, or a new one."""
         if self.subcommand != "fit":
-            return super().choose_directory(given)
+            handed = handed_over()
+            directory = Path(handed["directory"]) if handed else super().choose_directory(given)
+            hand_over({"directory": str(directory), "checkpoint": None})
+            return directory
         self._beginning = begin(self.resolved, self._held)
         return self._beginning.directory
 

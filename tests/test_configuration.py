@@ -19,6 +19,7 @@ EXPERIMENTS = shipped_folder("experiments")
 SIZES = sorted(p.stem for p in (EXPERIMENTS / "sizes").glob("*.yaml"))
 METHODS = sorted(p.stem for p in (EXPERIMENTS / "methods").glob("*.yaml"))
 DATA = sorted(p.stem for p in (EXPERIMENTS / "data").glob("*.yaml"))
+SCALES = sorted(p.stem for p in (EXPERIMENTS / "scale").glob("*.yaml"))
 SWEEPS = sorted(p.stem for p in shipped_folder("sweeps").glob("*.yaml") if not is_composite(str(p)))
 
 
@@ -79,6 +80,19 @@ def test_every_data_overlay_resolves(data: str) -> None:
     config = resolve(_stack("60m", "elas", data), {})
     assert config["data"]["sequence_length"] == 256
     assert config["data"]["batching"] == "truncate"
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_way_to_more_machines_resolves(scale: str) -> None:
+    trainer = resolve([*_stack("7b", "elas", "c4"), EXPERIMENTS / f"scale/{scale}.yaml"], {})["trainer"]
+    kind, _, place = scale.partition("_")
+    assert trainer["num_nodes"] == {"node": 1, "nodes": 2}[place]
+    if kind == "ddp":
+        assert trainer["strategy"] == "ddp"
+    else:
+        assert trainer["strategy"]["class_path"] == "elas_lightning.training.sharding.FullyShardedStrategy"
+        assert trainer["strategy"]["init_args"]["sharded_checkpoints"] is (place == "nodes")
+    assert trainer["precision"] == "bf16-mixed"
 
 
 # experiments/sizes with 32,000 tokens, against the figures of the paper (arXiv 2605.03667, tables of results)

@@ -66,6 +66,27 @@ def take_apart(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     return each_tensor(checkpoint, keep), rows
 
 
+def rows_of(pieces: Sequence[Tensor], rank: int, count: int) -> tuple[Tensor, torch.Size]:
+    """One process's share of a tensor that others may have shared out otherwise.
+
+    Args:
+        pieces: The tensor's rows, in order.
+        rank: Of the process.
+        count: How many processes share it now.
+
+    Returns:
+        Its rows, as FSDP2 shares them out: equally many each, but for the last ones, which may have none. And the shape
+        of the whole tensor.
+    """
+    rows = sum(len(piece) for piece in pieces)
+    share = -(-rows // count)
+    start, at, mine = rank * share, 0, []
+    for piece in pieces:
+        mine.append(piece[max(0, start - at) : max(0, start + share - at)])
+        at += len(piece)
+    return torch.cat(mine), torch.Size((rows, *pieces[0].shape[1:]))
+
+
 def put_together(folder: Path, combine: Callable[[Sequence[Tensor]], Tensor] | None = None) -> dict[str, Any]:
     """An ordinary checkpoint, onto the CPU; any number of processes may have written the folder.
 

@@ -44,7 +44,13 @@ from elas_lightning.training.checkpoints import (
     verify,
     write_atomically,
 )
-from elas_lightning.training.folder_checkpoints import WHOLE_NAME, each_tensor, shard_name, take_apart
+from elas_lightning.training.folder_checkpoints import (
+    WHOLE_NAME,
+    each_tensor,
+    rows_of,
+    shard_name,
+    take_apart,
+)
 from elas_lightning.training.optimizers.whole import shard_like, whole
 
 
@@ -151,17 +157,9 @@ class FullyShardedStrategy(ModelParallelStrategy):
         return read(path, mmap=True, combine=self._my_rows)
 
     def _my_rows(self, pieces: Sequence[Tensor]) -> Tensor:
-        """This process's share of a tensor that others may have shared out otherwise."""
-        rows = sum(len(piece) for piece in pieces)
-        share = -(-rows // self.world_size)
-        start = self.global_rank * share
-        mine, at = [], 0
-        for piece in pieces:
-            mine.append(piece[max(0, start - at) : max(0, start + share - at)])
-            at += len(piece)
-        shape = torch.Size((rows, *pieces[0].shape[1:]))
+        rows, shape = rows_of(pieces, self.global_rank, self.world_size)
         return DTensor.from_local(
-            torch.cat(mine).to(self.root_device),
+            rows.to(self.root_device),
             self.device_mesh["data_parallel"],
             (Shard(0),),
             run_check=False,

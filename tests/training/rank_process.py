@@ -3,12 +3,14 @@
 The jobs are made one after another in one process group, since most of what a process costs is its start.
 """
 
+import errno
 import json
 import os
 import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lightning as L
 import torch
@@ -16,15 +18,17 @@ from lightning.pytorch.callbacks import Callback
 from torch import distributed
 
 from elas_lightning.configuration import ElasCLI, command_line, quiet_lightning
+from elas_lightning.errors import UserError
 from elas_lightning.runner import execute
 from elas_lightning.training.interruption import Interrupted
 
 
-class _Signal(Callback):
-    """Sends this process a signal in the middle of a step, if its job says so."""
+class _Faults(Callback):
+    """Does to its process what the job says, in the middle of a step."""
 
-    def __init__(self, signals: dict[str, list[int]]) -> None:
-        self.signals = signals
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.signals: dict[str, list[int]] = job["signals"]
+        self.full_disk: int | None = job["full_disk"]
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -32,16 +36,23 @@ class _Signal(Callback):
         number, at_batch = self.signals.get(str(trainer.global_rank), (0, -1))
         if batch_idx == at_batch:
             os.kill(os.getpid(), number)
+        if self.full_disk == trainer.global_rank and batch_idx == trainer.max_steps // 2:
+            no_space = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            mock.patch.object(os, "fsync", side_effect=no_space).start()
 
 
 def make(job: dict[str, Any]) -> None:
     directory = Path(job["directory"])
     own = {**job["overrides"], "trainer.default_root_dir": str(directory)}
-    cli = ElasCLI(command_line([Path(job["overlay"])], own), run=False, callbacks=[_Signal(job["signals"])])
+    cli = ElasCLI(command_line([Path(job["overlay"])], own), run=False, callbacks=[_Faults(job)])
     try:
         execute(cli, ckpt_path=job["ckpt_path"])
     except Interrupted as stop:
         (directory / f"stopped.{cli.trainer.global_rank}").write_text(str(stop.signal_number))
+    except UserError as error:
+        (directory / f"refused.{cli.trainer.global_rank}").write_text(str(error))
+    finally:
+        mock.patch.stopall()
 
 
 if __name__ == "__main__":

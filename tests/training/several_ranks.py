@@ -38,6 +38,7 @@ class Job:
         overrides: Dotted keys over it.
         ckpt_path: What to go on from.
         signals: Rank to ``[number, micro-batch]``: the signal that it sends itself there.
+        full_disk: Rank whose disk is full from half of the run on.
     """
 
     directory: str
@@ -45,6 +46,7 @@ class Job:
     overrides: dict[str, Any] = field(default_factory=dict)
     ckpt_path: str | None = None
     signals: dict[str, list[int]] = field(default_factory=dict)
+    full_disk: int | None = None
 
 
 def environment(ranks: int) -> list[dict[str, str]]:

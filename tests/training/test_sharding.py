@@ -7,6 +7,7 @@ up otherwise; all else is compared bit for bit.
 
 import csv
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +16,18 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from several_ranks import DDP, FOLDER, FSDP, Job, curve, differing, run_together, tensors
 
 from elas_lightning.configuration import ElasCLI, command_line
 from elas_lightning.data import C4DataModule
+from elas_lightning.errors import UserError
+from elas_lightning.inference.load import load_model
+from elas_lightning.nn.config import ModelConfig
+from elas_lightning.nn.weights_config import WeightsConfig
 from elas_lightning.runner import execute
-from elas_lightning.training.checkpoints import read
+from elas_lightning.training.checkpoints import TornCheckpoint, newest_usable, read, take_up, verify
+from elas_lightning.training.sharding import FullyShardedStrategy, check_strategy
 
 OPTIMIZERS = ("adamw", "loro", "muon", "galore")
 # Ranks, widths and vocabulary that two processes cannot share evenly; an exact step of LORO and a new subspace of
@@ -106,7 +113,9 @@ def made(write_overlay: Callable[[Path], Path], tmp_path_factory: pytest.TempPat
         stopped = made.job(f"stopped_{kind}", strategy, **LORO)
         stopped.signals = {"1": [signal.SIGTERM, 5]} | ({"0": [signal.SIGTERM, 5]} if kind == "ddp" else {})
         jobs += [stopped, made.job(f"stopped_{kind}", strategy, made.end(f"stopped_{kind}"), **LORO)]
-    run_together(folder / "jobs", jobs)
+    full = made.job("full_folder", FOLDER, **LORO)
+    full.full_disk = 1
+    run_together(folder / "jobs", [*jobs, full])
     return made
 
 
@@ -203,3 +212,95 @@ def test_a_folder_holds_what_each_process_has_and_no_more(made: Made) -> None:
     assert list(differing(made.end("loro_fsdp"), folder)) == []
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     assert sizes["shard-00001-of-00002.pt"] < made.end("loro_fsdp").stat().st_size * 0.75
+
+
+def test_a_full_disk_of_one_process_leaves_the_folder_that_was_there(made: Made) -> None:
+    directory = made.folder / "full_folder"
+    first, second = ((directory / f"refused.{rank}").read_text() for rank in range(2))
+    assert "another process could not write its part of" in first
+    assert "No space left on device): what was saved before is untouched" in second
+    assert list((directory / "checkpoints").iterdir()) == [made.end("full_folder")]
+    assert list(differing(made.middle("loro_folder"), made.end("full_folder"))) == []
+
+
+def _copy(made: Made, folder: Path) -> Path:
+    return Path(shutil.copytree(made.folder / "loro_folder/checkpoints", folder / "checkpoints"))
+
+
+def test_a_torn_folder_is_told_and_the_one_before_is_taken(made: Made, tmp_path: Path) -> None:
+    checkpoints = _copy(made, tmp_path)
+    shard = checkpoints / "last.ckpt/shard-00001-of-00002.pt"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(TornCheckpoint, match=r"the checksum of .* in shard-00001-of-00002\.pt is wrong"):
+        verify(checkpoints / "last.ckpt")
+    assert newest_usable(checkpoints) == checkpoints / "previous.ckpt"
+
+
+@pytest.mark.parametrize("missing", ["whole.pt", "shard-00000-of-00002.pt"])
+def test_a_folder_with_a_missing_file_is_torn(made: Made, tmp_path: Path, missing: str) -> None:
+    checkpoints = _copy(made, tmp_path)
+    (checkpoints / "last.ckpt" / missing).unlink()
+    with pytest.raises(TornCheckpoint, match="No such file"):
+        verify(checkpoints / "last.ckpt")
+    with pytest.raises(TornCheckpoint):
+        read(checkpoints / "last.ckpt")
+
+
+def test_what_a_killed_writer_left_goes_when_the_run_is_taken_up(made: Made, tmp_path: Path) -> None:
+    checkpoints = _copy(made, tmp_path)
+    shutil.copytree(checkpoints / "last.ckpt", checkpoints / "last.ckpt.tmp")
+    assert take_up(checkpoints) == checkpoints / "last.ckpt"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["last.ckpt", "previous.ckpt"]
+
+
+def test_a_trained_model_is_loaded_from_a_folder(made: Made) -> None:
+    one, folder = load_model(made.folder / "loro_one"), load_model(made.folder / "loro_folder")
+    ids = torch.arange(16).view(1, 16)
+    assert torch.equal(one.model(ids), folder.model(ids))
+    assert folder.path == made.end("loro_folder")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler about torch
+def test_two_processes_train_what_one_trains_compiled_and_in_bfloat16(
+    write_overlay: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    made = Made(tmp_path, write_overlay(tmp_path))
+    variants = {
+        "bf16-mixed": {"trainer.precision": "bf16-mixed"},
+        "bf16-true": {"trainer.precision": "bf16-true"},
+        "compiled": {"model.compile": True},
+        "compiled-blocks": {"model.compile": True, "model.config.checkpointing": "block"},
+    }
+    jobs = []
+    for name, changes in variants.items():
+        made.alone(f"{name}_one", **changes)
+        jobs += [made.job(f"{name}_{kind}", strategy, **changes) for kind, strategy in KINDS.items()]
+    run_together(tmp_path / "jobs", jobs, seconds=500)
+    for name in variants:
+        assert list(differing(made.end(f"{name}_one"), made.end(f"{name}_ddp"))) == []
+        expected, found = tensors(made.end(f"{name}_one")), tensors(made.end(f"{name}_fsdp"))
+        for key, value in expected.items():
+            # a graph of a part of the model adds up otherwise than one of the whole
+            tolerance = 1e-4 if name.startswith("compiled") else 0.0
+            torch.testing.assert_close(found[key], value, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "weights", "message"),
+    [
+        (
+            FullyShardedStrategy(),
+            {"method": "sltrain"},
+            r"weights\.method is sltrain, whose rules need whole weights",
+        ),
+        (FSDPStrategy(), {}, r"trainer\.strategy FSDPStrategy is not supported: choose ddp"),
+        (ModelParallelStrategy(), {}, r"trainer\.strategy ModelParallelStrategy is not supported"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(strategy: Strategy, weights: dict[str, Any], message: str) -> None:
+    config = ModelConfig(attention_rank=4, ffn_rank=4, weights=WeightsConfig(**weights))
+    with pytest.raises(UserError, match=message):
+        check_strategy(strategy, config)
