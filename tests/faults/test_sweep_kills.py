@@ -23,12 +23,12 @@ from elas_lightning.sweep.run import Request, open_study
 
 @pytest.fixture
 def project(overlay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with ``sweeps/kills.yaml``: 12 points with 2 seeds."""
+    """A working directory with ``sweeps/kills.yaml``: 8 points with 2 seeds."""
     root = tmp_path / "project"
     for folder in ("experiments/sizes", "sweeps"):
         (root / folder).mkdir(parents=True)
     (root / "experiments/sizes/small.yaml").write_text(overlay.read_text())
-    _write_sweep(root, "kills", [0.01 * i for i in range(1, 13)], {})
+    _write_sweep(root, "kills", [0.01 * i for i in range(1, 9)], {})
     monkeypatch.chdir(root)
     return root
 
@@ -53,7 +53,7 @@ def _url(kind: str, project: Path) -> str | None:
 def test_workers_and_runs_are_killed_and_nothing_is_lost_or_double(
     kind: str, project: Path, request: pytest.FixtureRequest
 ) -> None:
-    kills, url = request.config.getoption("--kills") or 12, _url(kind, project)
+    kills, url = request.config.getoption("--kills") or 6, _url(kind, project)
     crew = Crew(project, "kills", url, workers=4)
     try:
         hit = kill_at_random(crew, kills, seed=0, between=(0.05, 0.2))
@@ -63,7 +63,7 @@ def test_workers_and_runs_are_killed_and_nothing_is_lost_or_double(
     assert sum(hit.values()) == kills
     study = open_cheap("kills", url)
     found = check_complete(study)
-    check_made_once(study.plan.folder, 24)
+    check_made_once(study.plan.folder, 16)
     assert found == _unbroken(project)
 
 
@@ -113,7 +113,11 @@ def test_four_commands_on_one_study_survive_kills_bit_for_bit(
     project: Path, request: pytest.FixtureRequest
 ) -> None:
     kills = request.config.getoption("--kills") or 20
-    steps = {"trainer.max_steps": 400, "trainer.val_check_interval": 100, "checkpoint.every_n_train_steps": 20}
+    steps = {
+        "trainer.max_steps": 400,
+        "trainer.val_check_interval": 100,
+        "checkpoint.every_n_train_steps": 20,
+    }
     _write_sweep(project, "real", [0.001 * i for i in range(1, 7)], steps)
     _run_unbroken(project)
     began, draw, hit = time.monotonic(), random.Random(1), Counter[str]()
