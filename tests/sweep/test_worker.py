@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import forkserver
 from typing import Any
 
 import making
@@ -172,6 +173,13 @@ def test_a_run_says_in_a_file_and_is_its_own_command(study: Study) -> None:
     assert module == "elas_lightning.__main__"
     assert arguments[:2] == ["elas", "fit"]
     assert f"--trainer.default_root_dir {directory}" in " ".join(arguments)
+
+
+def test_a_server_that_was_killed_is_replaced(study: Study) -> None:
+    first, second, *_ = study.plan.runs()
+    assert IsolatedRun(first.request, making.finish).close() == DONE
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    assert IsolatedRun(second.request, making.finish).close() == DONE
 
 
 def test_a_directory_that_another_process_holds_is_waited_for(
