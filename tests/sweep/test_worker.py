@@ -175,6 +175,7 @@ def test_a_run_says_in_a_file_and_is_its_own_command(study: Study) -> None:
     assert f"--trainer.default_root_dir {directory}" in " ".join(arguments)
 
 
+@pytest.mark.slow
 def test_a_server_that_was_killed_is_replaced(study: Study) -> None:
     first, second, *_ = study.plan.runs()
     assert IsolatedRun(first.request, making.finish).close() == DONE
