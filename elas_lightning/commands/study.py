@@ -13,7 +13,8 @@ from elas_lightning.layout import sweep_folder
 def add(commands: Any) -> None:
     """Declare the subcommands."""
     sweep = commands.add_parser(
-        "sweep", help="run a file of sweeps/ to its end, then plots and report; `sweep status`: how far it is"
+        "sweep",
+        help="run a file of sweeps/ to its end, then plots and report; `sweep status` says how far it is",
     )
     _add_study(sweep)
     sweep.add_argument("of", nargs="?", help="with `status`: the sweep to look at (default: all below runs/)")
@@ -27,6 +28,8 @@ def add(commands: Any) -> None:
                        help="where the study lives; the same command elsewhere joins in (default: a file)")  # fmt: skip
     sweep.add_argument("--patience", type=minutes, default=30.0, metavar="MINUTES",
                        help="kill a run that does not move so long, and take it up again (default: 30)")  # fmt: skip
+    sweep.add_argument("--port", type=int, default=13000,
+                       help="with `sweep serve --storage URL`, a proxy of a database: where it listens")  # fmt: skip
     sweep.add_argument(
         "--dry-run", action="store_true", help="check the sweep and list its runs, run nothing"
     )
@@ -68,6 +71,8 @@ def _sweep(options: argparse.Namespace) -> int:
 
     if options.name == "status":
         return _status(options)
+    if options.name == "serve":
+        return _serve(options)
     if options.of is not None:
         raise UserError(
             f"sweep takes one name, not {options.name} and {options.of}; `elas sweep status` takes another"
@@ -112,6 +117,17 @@ def _status(options: argparse.Namespace) -> int:
         lines = describe_folder(folder, options.storage, Path(options.of).stem)
     for line in lines:
         print(line)
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from elas_lightning.layout import RUNS
+    from elas_lightning.sweep.storage import redact, serve
+
+    if options.storage is None:
+        raise UserError("sweep serve needs --storage: the database whose proxy it is to be")
+    print(f"serving {redact(options.storage)} as grpc://HOST:{options.port} until stopped")
+    serve(options.storage, RUNS, options.port)
     return 0
 
 
