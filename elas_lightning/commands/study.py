@@ -5,15 +5,27 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from elas_lightning.errors import UserError
+from elas_lightning.layout import sweep_folder
+
 
 def add(commands: Any) -> None:
     """Declare the subcommands."""
-    sweep = commands.add_parser("sweep", help="run a file of sweeps/ to its end, then plots and report")
+    sweep = commands.add_parser(
+        "sweep", help="run a file of sweeps/ to its end, then plots and report; `sweep status`: how far it is"
+    )
     _add_study(sweep)
+    sweep.add_argument("of", nargs="?", help="with `status`: the sweep to look at (default: all below runs/)")
     sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", type=override, dest="overrides",
                        help="set a dotted configuration key for every run, e.g. trainer.max_steps=50")  # fmt: skip
     sweep.add_argument("--budget", type=_minutes, metavar="MINUTES",
                        help="begin no more runs after that time; the same command goes on later")  # fmt: skip
+    sweep.add_argument("--workers", type=_at_least_one, default=1, metavar="N",
+                       help="run N runs at a time, with the machine's GPUs or cores shared out")  # fmt: skip
+    sweep.add_argument("--storage", metavar="URL",
+                       help="where the study lives; the same command elsewhere joins in (default: a file)")  # fmt: skip
+    sweep.add_argument("--patience", type=_minutes, default=30.0, metavar="MINUTES",
+                       help="kill a run that does not move so long, and take it up again (default: 30)")  # fmt: skip
     sweep.add_argument(
         "--dry-run", action="store_true", help="check the sweep and list its runs, run nothing"
     )
@@ -63,13 +75,36 @@ def _minutes(text: str) -> float:
     return minutes
 
 
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of workers: give 1 or more")
+    return number
+
+
 def _sweep(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from elas_lightning.sweep.composite import Composite, is_composite
     from elas_lightning.sweep.run import Request, run_sweep
+    from elas_lightning.sweep.worker import Timing
 
-    request = Request(options.name, options.size, options.data, dict(options.overrides), options.budget)
+    if options.name == "status":
+        return _status(options)
+    if options.of is not None:
+        raise UserError(
+            f"sweep takes one name, not {options.name} and {options.of}; `elas sweep status` takes another"
+        )
+    request = Request(
+        options.name,
+        options.size,
+        options.data,
+        dict(options.overrides),
+        options.budget,
+        options.workers,
+        options.storage,
+        Timing(patience=60 * options.patience),
+    )
     if is_composite(options.name):
         return _composite(Composite(request), options)
     if options.dry_run:
@@ -87,6 +122,19 @@ def _sweep(options: argparse.Namespace) -> int:
     _report(options)
     if missing:
         print(f"{missing} runs are missing; the same command goes on")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from elas_lightning.sweep.status import describe_all, describe_folder
+
+    if options.of is None:
+        lines = describe_all(options.storage)
+    else:
+        folder = sweep_folder(options.of, options.size, options.data)
+        lines = describe_folder(folder, options.storage, Path(options.of).stem)
+    for line in lines:
+        print(line)
     return 0
 
 
@@ -132,8 +180,6 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _results(options: argparse.Namespace) -> Any:
-    from elas_lightning.layout import sweep_folder
-
     return sweep_folder(options.name, options.size, options.data)
 
 

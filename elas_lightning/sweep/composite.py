@@ -5,9 +5,7 @@ run twice. The composite's own folder holds ``summary.json``, which names its pa
 """
 
 import json
-import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,10 @@ from rich.console import Console
 from elas_lightning.errors import UserError
 from elas_lightning.layout import sweep_folder, sweep_path
 from elas_lightning.runner import RESULT_NAME, RunResult, device_kind
+from elas_lightning.sweep.outcome import write_whole
 from elas_lightning.sweep.progress import duration
-from elas_lightning.sweep.run import Request, SweepRun
-from elas_lightning.sweep.study import Budget, BudgetSpent
+from elas_lightning.sweep.run import Request, SweepRun, fill
+from elas_lightning.sweep.worker import Budget
 
 
 @dataclass(frozen=True)
@@ -161,26 +160,15 @@ class Composite:
             f"{self.spec.question}\n{len(self.plans)} parts, {_in_words(self.minutes)}, into {self.folder}/",
             highlight=False,
         )
-        budget = Budget(self.minutes)
-        with ExitStack() as stack:
-            # All parts get their tables before the first run is made: the report names what is missing.
-            runs = [stack.enter_context(SweepRun(plan, request, console, budget))
-                    for plan, request in zip(self.plans, self._requests(), strict=True)]  # fmt: skip
-            self.write_summary()
-            try:
-                for run in runs:
-                    console.print(f"\n{run.title}", highlight=False)
-                    run.finish()
-            except BudgetSpent:
-                console.print(f"the {self.minutes:g} minutes are over", highlight=False)
-            return [
-                f"{run.plan.spec.name}: {run.missing} of {run.plan.planned_runs} runs"
-                for run in runs
-                if run.missing
-            ]
-
-    def _requests(self) -> list[Request]:
-        return [self.request.part(name) for name in self.spec.parts]
+        # All parts get their tables before the first run is made: the report names what is missing.
+        runs = [SweepRun(plan, self.request.part(plan.spec.name), console) for plan in self.plans]
+        self.write_summary()
+        fill(runs, self.request, console, Budget(self.minutes))
+        return [
+            f"{run.plan.spec.name}: {run.missing} of {run.plan.planned_runs} runs"
+            for run in runs
+            if run.missing
+        ]
 
     def write_summary(self) -> None:
         """Write ``summary.json``, whole or not at all: the analysis finds the parts by it."""
@@ -191,9 +179,7 @@ class Composite:
             "command": self.request.command,
             "parts": [{"name": plan.spec.name, "folder": plan.folder.name} for plan in self.plans],
         }
-        staged = self.folder / "summary.tmp"
-        staged.write_text(json.dumps(content, indent=1, ensure_ascii=False))
-        os.replace(staged, self.folder / "summary.json")
+        write_whole(self.folder / "summary.json", json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def _finished(directory: Path) -> RunResult | None:

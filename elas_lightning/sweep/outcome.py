@@ -1,6 +1,7 @@
 """What a sweep leaves for the analysis: ``trials.csv`` and ``summary.json``, rewritten after every run."""
 
 import csv
+import io
 import json
 import os
 from collections import Counter
@@ -36,7 +37,13 @@ class Outcome:
         """Take in a run; one that is run again replaces its earlier row."""
         measured = {field: result.metrics.get(field) for field in METRIC_FIELDS}
         place = {"trial": trial, "seed": planned.seed, "state": result.state}
-        self._rows[result.run] = {**place, **planned.values, **measured, "run": result.run}
+        self._rows[result.run] = {
+            **place,
+            **planned.values,
+            **measured,
+            "run": result.run,
+            "reason": result.reason,
+        }
         if result.state == "complete" or self._last is None:
             self._last = result
 
@@ -51,7 +58,9 @@ class Outcome:
         folder, spec = self.plan.folder, self.plan.spec
         names = [dimension.name for dimension in spec.search]
         rows = sorted(self._rows.values(), key=lambda row: (row["trial"], row["seed"]))
-        _write_csv(folder / "trials.csv", ["trial", "seed", "state", *names, *METRIC_FIELDS, "run"], rows)
+        _write_csv(
+            folder / "trials.csv", ["trial", "seed", "state", *names, *METRIC_FIELDS, "run", "reason"], rows
+        )
         summary = {
             "name": spec.name,
             "question": spec.question,
@@ -64,7 +73,8 @@ class Outcome:
             "backend": self._last.backend if self._last else {},
             "sampler": spec.sampler,
             "pruner": spec.pruner,
-            "objective": spec.objective,
+            "objective": spec.objectives[0].name,
+            "objectives": [objective.name for objective in spec.objectives],
             "search": {dimension.name: self._search(dimension.name) for dimension in spec.search},
             "seeds": list(spec.seeds),
             "plots": [dict(plot) for plot in spec.plots],
@@ -73,9 +83,7 @@ class Outcome:
             "seconds": sum(row["seconds"] or 0.0 for row in rows),
             "importances": importances,
         }
-        staged = folder / "summary.tmp"
-        staged.write_text(json.dumps(summary, indent=1, ensure_ascii=False))
-        os.replace(staged, folder / "summary.json")
+        write_whole(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False))
 
     def _search(self, name: str) -> dict[str, Any]:
         dimension = next(d for d in self.plan.spec.search if d.name == name)
@@ -93,9 +101,15 @@ class Outcome:
 
 
 def _write_csv(path: Path, fields: list[str], rows: Iterable[dict[str, Any]]) -> None:
-    staged = path.with_suffix(".tmp")
-    with staged.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fields)
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fields)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all, also when several processes do so at once."""
+    staged = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    staged.write_text(text, newline="")
     os.replace(staged, path)

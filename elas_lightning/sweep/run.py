@@ -1,22 +1,27 @@
 """``elas sweep``: plan, check, run what is missing, leave the tables."""
 
 import shlex
-import time
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from types import TracebackType
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rich.console import Console
 
 from elas_lightning.data.module import C4DataModule
-from elas_lightning.layout import sweep_folder, sweep_path
+from elas_lightning.layout import hold, sweep_folder, sweep_path
 from elas_lightning.runner import device_kind
+from elas_lightning.sweep.crew import Crew, devices_of
 from elas_lightning.sweep.outcome import Outcome
-from elas_lightning.sweep.plan import Plan
-from elas_lightning.sweep.progress import SweepProgress
+from elas_lightning.sweep.plan import Plan, PlannedRun
+from elas_lightning.sweep.progress import RunBars, SweepProgress
 from elas_lightning.sweep.spec import SweepSpec
-from elas_lightning.sweep.study import Budget, BudgetSpent, RunEvent, Study, locked
+from elas_lightning.sweep.storage import open_storage, redact
+from elas_lightning.sweep.study import Study
+from elas_lightning.sweep.worker import Budget, BudgetSpent, Timing, Worker
+from elas_lightning.training.live import read_progress
+
+_OPENING_SECONDS = 60.0
+_PREPARING_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,9 @@ class Request:
         data: A name in ``experiments/data``; likewise.
         overrides: Dotted keys for every run.
         budget: Minutes after which no more runs are begun; ``None`` for the file's own, if it has one.
+        workers: Processes that work on it here.
+        storage: Where the study lives, as a URL; ``None`` for a file in the sweep's folder.
+        timing: How long workers wait for what.
     """
 
     name: str
@@ -36,6 +44,9 @@ class Request:
     data: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     budget: float | None = None
+    workers: int = 1
+    storage: str | None = None
+    timing: Timing = field(default_factory=Timing)
 
     @property
     def command(self) -> str:
@@ -44,6 +55,7 @@ class Request:
         words += ["--size", self.size] if self.size else []
         words += ["--data", self.data] if self.data else []
         words += [part for key, value in self.overrides.items() for part in ("--set", f"{key}={value}")]
+        words += ["--storage", redact(self.storage)] if self.storage else []
         return shlex.join(words)
 
     def part(self, name: str) -> "Request":
@@ -63,26 +75,25 @@ class Request:
 
 
 class SweepRun:
-    """A sweep that is being run; a context that holds its folder and knows what is there from before.
+    """A sweep as this process sees it: what has come of it so far, in tables and for people.
 
     Args:
         plan: The sweep, checked.
         request: What it was asked for with.
         console: Where progress goes.
-        budget: How long runs may be begun.
-
-    Raises:
-        UserError: On entering: another process has the folder.
     """
 
-    def __init__(self, plan: Plan, request: Request, console: Console, budget: Budget) -> None:
+    def __init__(self, plan: Plan, request: Request, console: Console) -> None:
         self.plan = plan
         self._console = console
         self._outcome = Outcome(plan, request.command)
         self._progress = SweepProgress(plan, console)
-        self._clock = _Clock()
-        self._budget = budget
-        self._held = ExitStack()
+        self._active: list[PlannedRun] = []
+        self._announced = False
+        self.study = open_study(plan, request)
+        self.refresh()
+        self._outcome.write(self.study.importances())
+        self._progress.begin()
 
     @property
     def title(self) -> str:
@@ -93,44 +104,101 @@ class SweepRun:
     @property
     def missing(self) -> int:
         """Planned runs that have not ended."""
-        return self.plan.planned_runs - self._progress.done
+        return max(0, self.plan.planned_runs - self._progress.done - self.study.left_out())
 
-    def __enter__(self) -> "SweepRun":
-        self._held.enter_context(locked(self.plan.folder))
-        self._study = Study(self.plan, self._on_run, self._progress.callbacks, self._budget)
-        self._study.replay()
-        self._outcome.write(self._study.importances())
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._held.close()
-
-    def finish(self) -> None:
-        """Run what is missing.
-
-        Raises:
-            Interrupted: Stopped by the user.
-            BudgetSpent: The time is over.
-        """
+    def announce(self) -> None:
+        """Print the title, once."""
+        if self._announced:
+            return
+        self._announced = True
+        self._console.print(self.title, highlight=False)
         if self._progress.done:
             self._console.print(
                 f"{self._progress.done} of {self.plan.planned_runs} runs are there from before",
                 highlight=False,
             )
-        # once, with its own progress, before the clock starts
-        C4DataModule(**self.plan.base["data"]).prepare_data()
-        with self._progress:
-            self._clock.lap()
-            self._study.optimize()
-        self._outcome.write(self._study.importances())
 
-    def _on_run(self, event: RunEvent) -> None:
-        self._outcome.add(event.trial, event.planned, event.result)
-        if event.fresh:
+    def refresh(self) -> None:
+        """Take in the runs that have ended since, whoever made them."""
+        events = list(self.study.events())
+        for event in events:
+            self._outcome.add(event.trial, event.planned, event.result)
+            if self.study.is_about_to_be_tried_again(event):
+                continue
+            self._progress.run_ended(event)
+        if events and self._announced:
             self._outcome.write()
-        self._progress.run_ended(event, self._clock.lap())
+        self._active = self.study.active()
+
+    def close(self) -> None:
+        """Write the tables as they stay."""
+        self.refresh()
+        self._outcome.write(self.study.importances())
+
+    def bars(self) -> Iterator[tuple[str, int, int]]:
+        """Label, step and number of steps of each run in progress whose directory is within reach."""
+        for planned in self._active:
+            progress = read_progress(planned.request.directory)
+            if progress is not None:
+                yield f"{planned.label}, seed {planned.seed}", progress["step"], progress["max_steps"]
+
+
+def open_study(plan: Plan, request: Request, retry_below: int | None = None) -> Study:
+    """The study of a plan, made if it is missing; its folder, too."""
+    with hold(plan.folder, _OPENING_SECONDS):  # two at once would both make the tables
+        storage = open_storage(request.storage, plan.folder)
+        return Study(plan, storage, request.timing.grace, retry_below)
+
+
+def prepare_data(plan: Plan) -> None:
+    """Get the corpus and the tokenizer of a sweep, once for all runs and with their own progress."""
+    with hold(plan.folder, _PREPARING_SECONDS):
+        C4DataModule(**plan.base["data"]).prepare_data()
+
+
+def fill(runs: Sequence[SweepRun], request: Request, console: Console, budget: Budget) -> None:
+    """Run what is missing, with as many workers as were asked for, and leave the tables.
+
+    Raises:
+        Interrupted: Stopped by the user; the same call goes on.
+        UserError: No run can be made, or no worker stays alive.
+    """
+    unsettled = [run for run in runs if not run.study.is_settled()]
+    for run in unsettled:
+        prepare_data(run.plan)
+    try:
+        with RunBars(console) as bars:
+
+            def look() -> None:
+                for run in runs:
+                    run.refresh()
+
+            def tick() -> None:
+                bars.show(bar for run in runs for bar in run.bars())
+
+            studies = [run.study for run in runs]
+            if request.workers > 1 and unsettled:
+                first = runs[0].plan
+                devices = devices_of(first.base["trainer"]["devices"])
+                job = describe([request.part(run.plan.spec.name) for run in runs], studies, budget)
+                Crew(job, request.workers, devices, first.folder / "workers", look, tick).work()
+            else:
+                turns = [run.announce for run in runs]
+                Worker(studies, budget, request.timing, turns, look, tick).work()
+    except BudgetSpent:
+        console.print(f"the {budget.minutes:g} minutes are over", highlight=False)
+    finally:
+        for run in runs:
+            run.close()
+
+
+def describe(requests: Sequence[Request], studies: Sequence[Study], budget: Budget) -> dict[str, Any]:
+    """A crew's job as plain types, for ``member.py``: the same failures are tried again by all, once."""
+    return {
+        "parts": [asdict(replace(request, workers=1)) for request in requests],
+        "retry_below": [study.retry_below for study in studies],
+        "minutes": budget.left,
+    }
 
 
 def run_sweep(request: Request, console: Console) -> int:
@@ -145,22 +213,7 @@ def run_sweep(request: Request, console: Console) -> int:
     """
     plan = request.plan()
     plan.check()
-    with SweepRun(plan, request, console, Budget(request.budget)) as run:
-        console.print(run.title, highlight=False)
-        try:
-            run.finish()
-        except BudgetSpent:
-            console.print(f"the {request.budget:g} minutes are over", highlight=False)
-        return run.missing
-
-
-class _Clock:
-    """Wall-clock seconds since it was last asked."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-
-    def lap(self) -> float:
-        now = time.perf_counter()
-        lap, self._last = now - self._last, now
-        return lap
+    run = SweepRun(plan, request, console)
+    run.announce()
+    fill([run], request, console, Budget(request.budget))
+    return run.missing

@@ -1,66 +1,67 @@
-"""The Optuna study: which point comes next, and what each came to.
+"""The Optuna study of a sweep: which places are free, and what each came to.
 
-The study lives in ``study.db`` (SQLite) in the sweep's folder and can be opened with Optuna's dashboard. What was
-already run is known twice: Optuna keeps finished trials, and each run's directory keeps its result under a name
-made from its whole configuration. So a sweep that was stopped, or whose file was extended, goes on without
-running anything again.
+The study lives in the sweep's folder or in a database and can be opened with Optuna's dashboard. What was
+already run is known twice: the study keeps every result as an attribute of its trial, and each run's directory keeps
+it under a name made from its whole configuration. So a sweep that was stopped, or whose file was extended, goes on
+without running anything again, on this machine or another.
 """
 
-import fcntl
 import hashlib
 import json
+import random
 import time
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from datetime import datetime
 from typing import Any
 
-import lightning as L
 import optuna
-from optuna.trial import TrialState
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
 
-from elas_lightning.errors import UserError
-from elas_lightning.runner import RESULT_NAME, RunResult, run
+from elas_lightning.runner import RunResult, finite
+from elas_lightning.sweep import claims
+from elas_lightning.sweep.heartbeat import StaleWatch
+from elas_lightning.sweep.isolated import failed, has_result
+from elas_lightning.sweep.objectives import values_of
+from elas_lightning.sweep.origin import here, is_gone
 from elas_lightning.sweep.plan import Plan, PlannedRun
+from elas_lightning.sweep.pruning import build_pruner
 from elas_lightning.sweep.spec import Dimension, Point
-from elas_lightning.training.interruption import RunEnded
+
+PLANNED = "planned"  # a study's attribute: how many runs and points it is going to have
+_RESULT = "result "  # with the run's name: the key of a result among a trial's attributes
 
 
 @dataclass(frozen=True)
 class RunEvent:
-    """A run that has just come to its end, for progress and tables."""
+    """A run that has come to its end, for progress and tables; ``seconds`` by the clock of who waited for it."""
 
     trial: int
     planned: PlannedRun
     result: RunResult
-    fresh: bool
+    seconds: float = 0.0
 
 
-class Budget:
-    """Minutes in which runs may be begun; the one that is under way when they are over is finished.
+@dataclass(frozen=True)
+class Claim:
+    """A place that this process has taken: its running trial and the point to run."""
 
-    Args:
-        minutes: ``None`` for no end.
-    """
+    trial: optuna.Trial
+    place: str
+    point: Point
 
-    def __init__(self, minutes: float | None) -> None:
-        self.minutes = minutes
-        self._start = time.perf_counter()
-
-    def claim(self) -> None:
-        """Ask for time for one more run.
-
-        Raises:
-            BudgetSpent: There is none left.
-        """
-        if self.minutes is not None and time.perf_counter() - self._start >= 60 * self.minutes:
-            raise BudgetSpent
+    @property
+    def id(self) -> int:
+        """The trial's in its storage."""
+        return self.trial._trial_id
 
 
-class BudgetSpent(BaseException):
-    """The time is over: what is missing is left for the next call. A ``BaseException``, as ``Interrupted`` is."""
+class TrialLost(Exception):
+    """The trial was taken away from this worker, which others took for dead; its work is theirs now."""
 
 
 class Study:
@@ -68,225 +69,345 @@ class Study:
 
     Args:
         plan: What to run.
-        on_run: Called after each run.
-        callbacks: Makes the Lightning callbacks of a run, given the run.
-        budget: Asked before each run that is not there yet.
+        storage: Where the study lives.
+        grace: Seconds without a sign of life after which another machine's worker counts as dead.
+        retry_below: Failures of trials below this number are tried again; ``None`` for all there are now.
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        on_run: Callable[[RunEvent], None],
-        callbacks: Callable[[PlannedRun], list[L.Callback]],
-        budget: Budget,
+        self, plan: Plan, storage: BaseStorage, grace: float, retry_below: int | None = None
     ) -> None:
         self.plan = plan
-        self._budget = budget
-        self._on_run = on_run
-        self._callbacks = callbacks
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study = optuna.create_study(
-            study_name=_study_name(plan),
-            storage=f"sqlite:///{plan.folder / 'study.db'}",
-            direction="minimize",
-            pruner=_pruner(plan),
+            study_name=study_name(plan),
+            storage=storage,
+            directions=[objective.direction for objective in plan.spec.objectives],
+            pruner=build_pruner(plan),
             load_if_exists=True,
         )
-        self.study.sampler = _sampler(plan, drawn=len(self.study.get_trials(deepcopy=False)))
+        self.storage = self.study._storage  # with Optuna's cache
+        described = {"runs": plan.planned_runs, "points": plan.planned_runs // len(plan.spec.seeds)}
+        if self.study.user_attrs.get(PLANNED) != described:
+            self.study.set_user_attr(PLANNED, described)
+        self._watch = StaleWatch(self.storage, self.study._study_id, grace)
+        known = len(self.study.get_trials(deepcopy=False))
+        self.retry_below = known if retry_below is None else retry_below
+        self._earlier = self._results_of_earlier_studies()
+        self._told: set[tuple[int, str, str]] = set()
+        self._planned: dict[tuple[str, int], PlannedRun] = {}
 
-    def optimize(self) -> None:
-        """Run what is still missing.
+    # what there is to do
+
+    def claim(self, may_begin: Callable[[], None]) -> Claim | None:
+        """Take a free place; ``None`` if there is none at present.
+
+        Args:
+            may_begin: Asked before a place is taken in which something has to be run; raises if nothing may.
+        """
+        while (free := next(self._free(), None)) is not None:
+            place, point = free
+            if not all(self.result(self.planned(point, seed)) for seed in self.plan.spec.seeds):
+                may_begin()
+            if (claim := self._take(place, point)) is not None:
+                return claim
+            time.sleep(
+                random.uniform(0, 0.2)
+            )  # others came at the same moment: not to meet them at the next one
+        trials = self.plan.spec.trials
+        if trials is not None and len(self.board().places) < trials:
+            may_begin()
+            return self._draw()
+        return None
+
+    def is_settled(self) -> bool:
+        """Whether there is nothing left to do, by anyone."""
+        board = self.board()
+        places = self._places(board)
+        enough = self.plan.spec.trials is None or len(places) >= self.plan.spec.trials
+        return enough and all(board.is_settled(place, self.retry_below) for place in places)
+
+    def board(self) -> claims.Board:
+        """The trials as they are now."""
+        spec = self.plan.spec
+        return claims.Board(self.study.get_trials(deepcopy=False), len(spec.search), spec.is_search)
+
+    def _places(self, board: claims.Board) -> dict[str, Point]:
+        if self.plan.spec.is_search:
+            return board.places
+        return {claims.point_key(point): point for point in self.plan.spec.grid()}
+
+    def _free(self) -> Iterator[tuple[str, Point]]:
+        board = self.board()
+        for place, point in self._places(board).items():
+            if len(point) == len(self.plan.spec.search) and board.is_free(place, self.retry_below):
+                yield place, point
+
+    def _take(self, place: str, point: Point) -> Claim | None:
+        distributions = {d.name: _distribution(d) for d in self.plan.spec.search}
+        earlier = self.board().of(place)
+        template = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=point,
+            distributions=distributions,
+            # the pruner compares at steps that an earlier trial of the place may have reached
+            intermediate_values={step: v for t in earlier for step, v in t.intermediate_values.items()},
+            system_attrs={claims.PLACE: place, claims.WORKER: here()},
+        )
+        template.datetime_start = datetime.now()
+        trial_id = self.storage.create_new_trial(self.study._study_id, template)
+        return self._unless_surplus(optuna.Trial(self.study, trial_id), place)
+
+    def _draw(self) -> Claim | None:
+        trial_id = self.storage.create_new_trial(self.study._study_id)
+        number = self.storage.get_trial(trial_id).number
+        place = f"draw {number}"
+        # seeded by the draw: reproducible, and two workers at once do not draw the same
+        self.study.sampler = _sampler(self.plan, seed=number)
+        trial = optuna.Trial(self.study, trial_id)
+        self.storage.set_trial_system_attr(trial_id, claims.WORKER, here())
+        if self._unless_surplus(trial, place) is None:
+            return None
+        for dimension in self.plan.spec.search:
+            trial._suggest(dimension.name, _distribution(dimension))
+        return Claim(trial, place, dict(trial.params))
+
+    def _unless_surplus(self, trial: optuna.Trial, place: str) -> Claim | None:
+        if not self._is_surplus(trial):
+            return Claim(trial, place, dict(trial.params))
+        self._end(trial._trial_id, claims.DUPLICATE, "another worker was there first")
+        return None
+
+    def _is_surplus(self, trial: optuna.Trial) -> bool:
+        board = self.board()
+        own = next(t for t in board.trials if t.number == trial.number)
+        return board.is_surplus(own, self.plan.spec.trials)
+
+    # what came of it
+
+    def result(self, planned: PlannedRun) -> RunResult | None:
+        """The result of a run that needs not be made again: in this study, an earlier one of the sweep, or here."""
+        name = planned.request.directory.name
+        for trial in self.board().trials:
+            if (kept := _kept(trial, name)) is not None and kept[0].state != "failed":
+                return kept[0]
+        if name in self._earlier:
+            return self._earlier[name]
+        return _found_here(planned)
+
+    def keep(self, claim: Claim, result: RunResult, seconds: float) -> None:
+        """Write a run's result into its trial, where every machine sees it.
 
         Raises:
-            Interrupted: Stopped by the user; the run in progress has saved itself.
-            BudgetSpent: The time is over.
+            TrialLost: The trial is no longer this worker's.
         """
+        with _owned():
+            content = {"result": finite(asdict(result)), "seconds": round(seconds, 3)}
+            claim.trial.set_user_attr(_RESULT + result.run, content)
+
+    def conclude(self, claim: Claim, results: list[RunResult]) -> None:
+        """Tell what a place came to, by the results of its seeds.
+
+        Raises:
+            TrialLost: The trial is no longer this worker's.
+        """
+        bad = next((r for r in results if r.state == "failed"), None)
+        with _owned():
+            if self._is_surplus(claim.trial):
+                self._end(claim.id, claims.DUPLICATE, "another worker was there first")
+            elif bad is not None:
+                self._end(claim.id, claims.FAILED, str(bad.reason))
+            elif (pruned := next((r for r in results if r.state == "pruned"), None)) is not None:
+                claim.trial.set_user_attr(claims.REASON, str(pruned.reason))
+                self.study.tell(claim.trial, state=TrialState.PRUNED)
+            else:
+                self.study.tell(
+                    claim.trial, values_of(self.plan.spec.objectives, [r.metrics for r in results])
+                )
+
+    def reported(self, claim: Claim) -> set[int]:
+        """Steps whose validations the trial has."""
+        return set(self.storage.get_trial(claim.id).intermediate_values)
+
+    def report(self, claim: Claim, value: float, step: int) -> None:
+        """Tell a validation's figure.
+
+        Raises:
+            TrialLost: The trial is no longer this worker's.
+        """
+        with _owned():
+            if len(self.plan.spec.objectives) == 1:
+                claim.trial.report(value, step)
+            else:  # Optuna's trial refuses; it is still how far the run has got
+                self.storage.set_trial_intermediate_value(claim.id, step, value)
+
+    def verdict(self, claim: Claim) -> str | None:
+        """Why the pruner would end the point here; ``None`` if it would not."""
+        return "above the median of earlier trials" if claim.trial.should_prune() else None
+
+    def check_ours(self, claim: Claim) -> None:
+        """Make sure that nobody took this worker for dead.
+
+        Raises:
+            TrialLost: Somebody did.
+        """
+        if self.storage.get_trial(claim.id).state.is_finished():
+            raise TrialLost
+
+    def release(self, claim: Claim, reason: str) -> None:
+        """Give a place back for the next call to go on with."""
+        with suppress(TrialLost), _owned():
+            self._end(claim.id, claims.STOPPED, reason)
+
+    def put_back_lost(self) -> None:
+        """End the trials of workers that are gone, so that their places are free again."""
+        stale = {trial._trial_id for trial in self._watch.stale()}
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            # one process at a time holds the folder's lock: whoever left these is gone
-            self.study.tell(trial.number, state=TrialState.FAIL)
-        settled = {_point_key(t.params) for t in self._settled()}
-        if self.plan.spec.is_search:
-            # what was interrupted or failed is tried again before anything new is drawn
-            failed = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-            known = {_point_key(t.params): t.params for t in failed if self._is_complete(t.params)}
-        else:
-            known = {_point_key(point): point for point in self.plan.spec.grid()}
-        missing = {key: point for key, point in known.items() if key not in settled}
-        # One by one, so that the point that was interrupted comes first and not behind all that had been queued.
-        for key, point in missing.items():
-            if key not in self._waiting():
-                self.study.enqueue_trial(point)
-            self._optimize(1)
-        if self.plan.spec.trials is not None:
-            self._optimize(self.plan.spec.trials - len(settled) - len(missing))
+            if trial._trial_id in stale or is_gone(trial.system_attrs.get(claims.WORKER)):
+                with suppress(TrialLost), _owned():
+                    self._put_back(trial)
 
-    def _optimize(self, trials: int) -> None:
-        if trials > 0:
-            self.study.optimize(self._objective, n_trials=trials, catch=(_RunFailed,))
+    def _put_back(self, trial: FrozenTrial) -> None:
+        board = self.board()
+        if board.lost_in_vain(board.place(trial)) + 1 < claims.LOST_LIMIT:
+            self._end(trial._trial_id, claims.LOST, "its worker was lost")
+            return
+        reason = f"its worker was lost {claims.LOST_LIMIT} times without a validation in between"
+        for seed in self.plan.spec.seeds if board.is_whole(trial) else ():
+            planned = self.planned(trial.params, seed)
+            if self.result(planned) is None:
+                content = {"result": asdict(failed(planned.request, seed, reason)), "seconds": 0.0}
+                key = _RESULT + planned.request.directory.name
+                self.storage.set_trial_user_attr(trial._trial_id, key, content)
+        self._end(trial._trial_id, claims.FAILED, reason)
 
-    def replay(self) -> None:
-        """Tell ``on_run`` of the runs of earlier processes, so that tables and progress have them."""
-        for trial in self.study.get_trials(deepcopy=False):
-            if not self._is_complete(trial.params):
-                continue  # not begun
+    def _end(self, trial_id: int, how: str, reason: str) -> None:
+        self.storage.set_trial_user_attr(trial_id, claims.ENDED, how)
+        self.storage.set_trial_user_attr(trial_id, claims.REASON, reason)
+        self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+
+    # what others have to know
+
+    def planned(self, point: Point, seed: int) -> PlannedRun:
+        """The run of a point with a seed, as the overlays were when it was first asked for."""
+        key = (claims.point_key(point), seed)
+        if key not in self._planned:
+            self._planned[key] = self.plan.run(point, seed)
+        return self._planned[key]
+
+    def events(self) -> Iterator[RunEvent]:
+        """Runs that have ended since this was last asked, whoever made them; of a place's trials the last one's."""
+        for trial in self.board().trials:
+            if len(trial.params) < len(self.plan.spec.search):
+                continue
             for seed in self.plan.spec.seeds:
-                planned = self.plan.run(trial.params, seed)
-                if (planned.request.directory / RESULT_NAME).exists():
-                    result = RunResult.read(planned.request.directory)
-                    if result.state != "failed":  # those are about to be tried again
-                        self._on_run(RunEvent(trial.number, planned, result, fresh=False))
+                planned = self.planned(trial.params, seed)
+                name = planned.request.directory.name
+                # trials of before results were kept in the study
+                here_only = trial.state.is_finished() and claims.ENDED not in trial.user_attrs
+                found = _found_here(planned) if here_only else None
+                result, seconds = _kept(trial, name) or (found, 0.0)
+                if result is None or (trial.number, name, result.state) in self._told:
+                    continue
+                self._told.add((trial.number, name, result.state))
+                yield RunEvent(trial.number, planned, result, seconds)
+
+    def is_about_to_be_tried_again(self, event: RunEvent) -> bool:
+        """Whether a failed run does not count as done in this call."""
+        return event.result.state == "failed" and event.trial < self.retry_below
+
+    def active(self) -> list[PlannedRun]:
+        """Runs that some worker is at now."""
+        return [planned for trial in self.running() if (planned := self.active_run(trial)) is not None]
+
+    def running(self) -> list[FrozenTrial]:
+        """Trials that some worker has now."""
+        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+    def active_run(self, trial: FrozenTrial) -> PlannedRun | None:
+        """The run that a running trial's worker is at; ``None`` between two."""
+        name = trial.system_attrs.get(claims.RUN)
+        if name is None or len(trial.params) < len(self.plan.spec.search):
+            return None
+        runs = (self.planned(trial.params, seed) for seed in self.plan.spec.seeds)
+        return next((run for run in runs if run.request.directory.name == name), None)
+
+    def left_out(self) -> int:
+        """Runs that will not be made, since their point was pruned with an earlier seed."""
+        pruned = self.study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+        return sum(
+            self.result(self.planned(trial.params, seed)) is None
+            for trial in pruned
+            for seed in self.plan.spec.seeds
+        )
 
     def importances(self) -> dict[str, float] | None:
         """Share of the objective's variance by parameter (PED-ANOVA); ``None`` for grids and short searches."""
-        complete = [t for t in self._settled() if t.state == TrialState.COMPLETE]
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if not self.plan.spec.is_search or len(complete) < 4:
             return None
-        return dict(optuna.importance.get_param_importances(self.study))
+        return dict(optuna.importance.get_param_importances(self.study, target=lambda trial: trial.values[0]))
 
-    def _settled(self) -> list[optuna.trial.FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-
-    def _waiting(self) -> set[str]:
-        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        return {_point_key(trial.system_attrs["fixed_params"]) for trial in waiting}
-
-    def _is_complete(self, point: Point) -> bool:
-        return len(point) == len(self.plan.spec.search)
-
-    def _objective(self, trial: optuna.Trial) -> float:
-        point = {dimension.name: _suggest(trial, dimension) for dimension in self.plan.spec.search}
-        scores = []
-        for index, seed in enumerate(self.plan.spec.seeds):
-            planned = self.plan.run(point, seed)
-            result, fresh = self._run(planned, [PruningCallback(trial, self.plan.spec.objective, index)])
-            self._on_run(RunEvent(trial.number, planned, result, fresh))
-            if result.state == "failed":
-                raise _RunFailed(result.reason)
-            if result.state == "pruned":
-                raise optuna.TrialPruned(result.reason)
-            score = result.metrics[self.plan.spec.objective]
-            # a divergence is the worst that a point can come to, not a trial to forget
-            scores.append(float("inf") if score is None else score)
-        return sum(scores) / len(scores)
-
-    def _run(self, planned: PlannedRun, pruning: list[L.Callback]) -> tuple[RunResult, bool]:
-        directory = planned.request.directory
-        if (directory / RESULT_NAME).exists():
-            stored = RunResult.read(directory)
-            if stored.state != "failed":
-                return stored, False
-        self._budget.claim()
-        (directory / RESULT_NAME).unlink(missing_ok=True)
-        extra = pruning if self.plan.spec.pruner != "none" else []
-        try:
-            return run(planned.request, [*self._callbacks(planned), *extra]), True
-        except (UserError, RunEnded):
-            raise
-        except Exception as error:
-            # one run that dies (of memory, say) is a row with its reason, not the end of the sweep
-            (directory / "traceback.txt").write_text(traceback.format_exc())
-            return _failed(planned, error), True
-
-
-class PruningCallback(L.Callback):
-    """Reports validations to Optuna by global step and ends the run when the pruner says so.
-
-    Optuna's own Lightning callback reports by epoch, and a stream has only one.
-
-    Args:
-        trial: The trial the run belongs to.
-        objective: The figure to report.
-        seed_index: Which of the trial's seeds this is: later seeds report at later steps, so that a point's
-            second seed is compared with the second seeds of others.
-    """
-
-    def __init__(self, trial: optuna.Trial, objective: str, seed_index: int) -> None:
-        self._trial = trial
-        self._objective = objective
-        self._seed_index = seed_index
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn != "fit":
-            return
-        step = self._seed_index * trainer.max_steps + trainer.global_step
-        self._trial.report(trainer.callback_metrics[self._objective].item(), step)
-        if self._trial.should_prune():
-            raise RunEnded("pruned", f"above the median of earlier trials at step {trainer.global_step}")
-
-
-class _RunFailed(Exception):
-    """A run of the trial died; the trial counts as failed and is tried again by the next ``elas sweep``."""
+    def _results_of_earlier_studies(self) -> dict[str, RunResult]:
+        """Of the same sweep with other seeds or choices; a run is the same wherever it has the same name."""
+        found: dict[str, RunResult] = {}
+        for study in self.storage.get_all_studies():
+            same_sweep = study.study_name.startswith(f"{self.plan.spec.name}-")
+            if not same_sweep or study._study_id == self.study._study_id:
+                continue
+            for trial in self.storage.get_all_trials(study._study_id, deepcopy=False):
+                found.update({r.run: r for r in results_of(trial) if r.state != "failed"})
+        return found
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the sweep's folder for this process alone.
-
-    Raises:
-        UserError: Another process has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is running the sweep in {folder}: wait for it or stop it"
-            ) from error
+def _owned() -> Iterator[None]:
+    """Turn "this trial is finished" into :class:`TrialLost`."""
+    try:
         yield
+    except UpdateFinishedTrialError as error:
+        raise TrialLost from error
+    except ValueError as error:
+        if str(error).startswith("Cannot tell a"):
+            raise TrialLost from error
+        raise
 
 
-def _study_name(plan: Plan) -> str:
+def results_of(trial: FrozenTrial) -> list[RunResult]:
+    """The results that a trial keeps."""
+    names = [key.removeprefix(_RESULT) for key in trial.user_attrs if key.startswith(_RESULT)]
+    return [kept[0] for name in names if (kept := _kept(trial, name))]
+
+
+def _kept(trial: FrozenTrial, name: str) -> tuple[RunResult, float] | None:
+    content = trial.user_attrs.get(_RESULT + name)
+    return (RunResult(**content["result"]), content["seconds"]) if content else None
+
+
+def _found_here(planned: PlannedRun) -> RunResult | None:
+    return RunResult.read(planned.request.directory) if has_result(planned.request) else None
+
+
+def study_name(plan: Plan) -> str:
     """The sweep's name with a digest of its search space, since Optuna cannot change a study's choices."""
     space = [asdict(dimension) for dimension in plan.spec.search]
-    described = json.dumps([space, plan.size, plan.data, plan.spec.seeds, plan.overrides], default=str)
+    choices: list[Any] = [space, plan.size, plan.data, plan.spec.seeds, plan.overrides]
+    if len(plan.spec.objectives) > 1:
+        choices.append([objective.name for objective in plan.spec.objectives])
+    described = json.dumps(choices, default=str)
     return f"{plan.spec.name}-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
 
 
-def _sampler(plan: Plan, drawn: int) -> optuna.samplers.BaseSampler:
-    # Seeded by the number of trials there are: reproducible, and a resumed search does not draw its first points
-    # again. A grid's points are enqueued one by one, so that their order is ours; its sampler is never asked.
+def _sampler(plan: Plan, seed: int) -> optuna.samplers.BaseSampler:
     if plan.spec.sampler == "tpe":
         startup = min(8, (plan.spec.trials or 2) // 2)
-        return optuna.samplers.TPESampler(n_startup_trials=startup, seed=drawn)
-    return optuna.samplers.RandomSampler(seed=drawn)
+        return optuna.samplers.TPESampler(n_startup_trials=startup, seed=seed)
+    return optuna.samplers.RandomSampler(seed=seed)
 
 
-def _pruner(plan: Plan) -> optuna.pruners.BasePruner:
-    if plan.spec.pruner == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=4)
-    return optuna.pruners.NopPruner()
-
-
-def _suggest(trial: optuna.Trial, dimension: Dimension) -> Any:
+def _distribution(dimension: Dimension) -> BaseDistribution:
     if dimension.is_range:
         assert dimension.low is not None
         assert dimension.high is not None
-        return trial.suggest_float(dimension.name, dimension.low, dimension.high, log=dimension.log)
-    return trial.suggest_categorical(dimension.name, list(dimension.options))
-
-
-def _point_key(point: Point) -> str:
-    return json.dumps(point, sort_keys=True)
-
-
-def _failed(planned: PlannedRun, error: Exception) -> RunResult:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-    result = RunResult(
-        run=planned.request.directory.name,
-        state="failed",
-        reason=reason,
-        seed=planned.seed,
-        config={},
-        overlays=[str(path) for path in planned.request.overlays],
-        overrides=dict(planned.request.overrides),
-        metrics={},
-        backend={},
-        data={},
-        environment={"command": planned.request.command},
-        started="",
-        finished="",
-    )
-    planned.request.directory.mkdir(parents=True, exist_ok=True)
-    result.write(planned.request.directory)
-    return result
+        return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+    return CategoricalDistribution(list(dimension.options))

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
+from elas_lightning.runner import RunRequest, run
+from elas_lightning.sweep.isolated import IsolatedRun, Make
 from elas_lightning.sweep.plan import Plan
 from elas_lightning.sweep.run import Request
 
@@ -54,3 +56,25 @@ def planned(project: Path) -> Callable[..., Plan]:
         return Request("mine").plan()
 
     return plan
+
+
+class Started(list[str]):
+    """The names of the runs that were started, in order; how each is made can be chosen."""
+
+    def make_with(self, choose: Callable[[RunRequest], Make | None]) -> None:
+        """Let ``choose`` name what makes a run, or ``None`` for the real thing."""
+        self.choose = choose
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Started:
+    names = Started()
+    names.make_with(lambda request: None)
+    original = IsolatedRun.__init__
+
+    def counted(self: IsolatedRun, request: RunRequest) -> None:
+        names.append(request.directory.name)
+        original(self, request, names.choose(request) or run)
+
+    monkeypatch.setattr(IsolatedRun, "__init__", counted)
+    return names

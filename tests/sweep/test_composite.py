@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import Started
 from rich.console import Console
 
 from elas_lightning.analysis.load import load_sweep
 from elas_lightning.cli import main
 from elas_lightning.errors import UserError
-from elas_lightning.runner import RunRequest, RunResult
-from elas_lightning.sweep import study as study_module
+from elas_lightning.sweep import worker as worker_module
 from elas_lightning.sweep.composite import Composite, CompositeSpec, is_composite
 from elas_lightning.sweep.run import Request, run_sweep
-from elas_lightning.sweep.study import Budget, BudgetSpent, locked
+from elas_lightning.sweep.worker import Budget, BudgetSpent
 
 QUICK = {"trainer.max_steps": 4, "trainer.val_check_interval": 2}
 
@@ -35,87 +35,75 @@ def both(project: Path) -> Path:
     return project
 
 
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The runs that are really made, as ``sweep/run``."""
-    names: list[str] = []
-    original = study_module.run
-
-    def counted(request: RunRequest, callbacks: Any = ()) -> RunResult:
-        names.append(f"{request.directory.parts[1]}/{request.directory.name}")
-        return original(request, callbacks)
-
-    monkeypatch.setattr(study_module, "run", counted)
-    return names
-
-
 def _run(budget: float | None = None) -> tuple[list[str], str]:
     console = Console(file=io.StringIO(), width=200)
     missing = Composite(Request("both", overrides=QUICK, budget=budget)).run(console)
     return missing, console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_parts_run_in_order_and_nothing_runs_twice(both: Path, made: list[str]) -> None:
+def test_parts_run_in_order_and_nothing_runs_twice(both: Path, started: Started) -> None:
     missing, text = _run()
     assert missing == []
-    assert [name.split("/")[0] for name in made] == ["grid"] * 4 + ["second"] * 4
+    assert [name.split("_seed")[0] for name in started] == [
+        f"method-{method}_rank-{rank}" for rank in (2, 4) for method in ("dense", "ELAS") for _ in range(2)
+    ]
     assert "30 minutes to begin runs in" in text
     summary = json.loads(Path("runs/both/summary.json").read_text())
     assert summary["parts"] == [{"name": name, "folder": name} for name in ("grid", "second")]
     # the parts alone find their runs, and the composite those of the parts
-    made.clear()
+    started.clear()
     assert run_sweep(Request("second", overrides=QUICK), Console(file=io.StringIO())) == 0
     assert _run()[0] == []
-    assert made == []
+    assert started == []
 
 
-def test_a_spent_budget_leaves_tables_that_say_what_is_missing(both: Path, made: list[str]) -> None:
+def test_a_spent_budget_leaves_tables_that_say_what_is_missing(both: Path, started: Started) -> None:
     missing, text = _run(budget=0)
     assert missing == ["grid: 4 of 4 runs", "second: 4 of 4 runs"]
     assert "the 0 minutes are over" in text
-    assert made == []
+    assert started == []
     for part in ("grid", "second"):
         assert "4 of 4 planned runs have not finished." in load_sweep(Path("runs") / part).missing
 
 
 def test_the_next_call_goes_on_where_the_budget_ended(
-    both: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+    both: Path, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claims = iter([None, None, None, BudgetSpent()])
+    answers = iter([None, None, None, BudgetSpent()])
 
-    def claim(self: Budget) -> None:
-        end = next(claims, None)
+    def check(self: Budget) -> None:
+        end = next(answers, None)
         if end is not None:
             raise end
 
-    monkeypatch.setattr(Budget, "claim", claim)
+    monkeypatch.setattr(Budget, "check", check)
     missing, _ = _run(budget=1)
     # the fourth run was not begun, though it is the second seed of a row
-    assert len(made) == 3
+    assert len(started) == 3
     assert missing == ["grid: 1 of 4 runs", "second: 4 of 4 runs"]
     assert _run()[0] == []
-    assert len(made) == len(set(made)) == 8
+    assert len(started) == len(set(started)) == 8
 
 
 def test_a_budget_counts_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(study_module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(worker_module.time, "perf_counter", lambda: now[0])
     budget, endless = Budget(2), Budget(None)
     now[0] += 119
-    budget.claim()
+    budget.check()
     now[0] += 1
-    endless.claim()
+    endless.check()
     with pytest.raises(BudgetSpent):
-        budget.claim()
+        budget.check()
 
 
-def test_a_plain_sweep_has_a_budget_too(both: Path, made: list[str]) -> None:
+def test_a_plain_sweep_has_a_budget_too(both: Path, started: Started) -> None:
     assert run_sweep(Request("grid", overrides=QUICK, budget=0), Console(file=io.StringIO())) == 4
-    assert made == []
+    assert started == []
 
 
 def test_the_command_reports_and_exits_with_0(
-    both: Path, made: list[str], capsys: pytest.CaptureFixture[str]
+    both: Path, started: Started, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["sweep", "both", "--budget", "0"]) == 0
     out = capsys.readouterr().out
@@ -125,7 +113,7 @@ def test_the_command_reports_and_exits_with_0(
     assert "Still missing from this document" in page
     assert main(["report", "both"]) == 0
     assert main(["plots", "both"]) == 0
-    assert made == []
+    assert started == []
 
 
 def test_a_dry_run_lists_all_runs_with_an_estimate(both: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,15 +130,6 @@ def test_a_dry_run_lists_all_runs_with_an_estimate(both: Path, capsys: pytest.Ca
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("4 runs are missing; about ")
     assert "(mean of the 4 that are there)" in last
-
-
-def test_a_part_that_runs_elsewhere_is_left_alone(both: Path, made: list[str]) -> None:
-    with (
-        locked(Path("runs/second")),
-        pytest.raises(UserError, match=r"another process is running .*runs/second"),
-    ):
-        _run()
-    assert made == []
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_one_row_a_run_with_searched_values_and_figures(planned: Callable[..., P
     outcome.add(0, plan.run({"method": "dense", "rank": 0.25}, 0), _result("a", val_loss=2.0, seconds=1.0))
     outcome.write()
     rows = _rows(plan.folder)
-    assert list(rows[0]) == ["trial", "seed", "state", "method", "rank", *METRIC_FIELDS, "run"]
+    assert list(rows[0]) == ["trial", "seed", "state", "method", "rank", *METRIC_FIELDS, "run", "reason"]
     assert [(r["trial"], r["seed"], r["method"], r["rank"], r["val_loss"]) for r in rows] == [
         ("0", "0", "dense", "4", "2.0"),
         ("1", "1", "ELAS", "4", "3.0"),

@@ -4,21 +4,20 @@ import csv
 import io
 import json
 import os
-import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
+import making
 import pytest
 import yaml
+from conftest import Started
 from rich.console import Console
 
 from elas_lightning.errors import UserError
-from elas_lightning.runner import RunRequest, RunResult
-from elas_lightning.sweep import study as study_module
+from elas_lightning.runner import RunResult
 from elas_lightning.sweep.run import Request, run_sweep
-from elas_lightning.sweep.study import locked
 from elas_lightning.training.interruption import Interrupted
 
 QUICK = {"trainer.max_steps": 6, "trainer.val_check_interval": 3}
@@ -35,26 +34,12 @@ def _rows(name: str = "grid") -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The directories of the runs that are really made, in order; some can be told to fail or to be stopped."""
-    names: list[str] = []
-    original = study_module.run
-
-    def counted(request: RunRequest, callbacks: Any = ()) -> RunResult:
-        names.append(request.directory.name)
-        return original(request, callbacks)
-
-    monkeypatch.setattr(study_module, "run", counted)
-    return names
-
-
 def _write_sweep(project: Path, name: str, **changes: Any) -> None:
     content = yaml.safe_load((project / "sweeps/grid.yaml").read_text())
     (project / f"sweeps/{name}.yaml").write_text(yaml.safe_dump({**content, **changes}, sort_keys=False))
 
 
-def test_a_grid_runs_every_point_with_every_seed(project: Path, started: list[str]) -> None:
+def test_a_grid_runs_every_point_with_every_seed(project: Path, started: Started) -> None:
     text = _sweep()
     rows = _rows()
     assert len(started) == len(set(started)) == len(rows) == 8
@@ -66,7 +51,7 @@ def test_a_grid_runs_every_point_with_every_seed(project: Path, started: list[st
     assert "[8/8]" in text
 
 
-def test_a_finished_sweep_runs_nothing_again(project: Path, started: list[str]) -> None:
+def test_a_finished_sweep_runs_nothing_again(project: Path, started: Started) -> None:
     _sweep()
     before = Path("runs/grid/trials.csv").read_text()
     started.clear()
@@ -76,33 +61,17 @@ def test_a_finished_sweep_runs_nothing_again(project: Path, started: list[str]) 
     assert Path("runs/grid/trials.csv").read_text() == before
 
 
-class _StopAt(L.Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_a_stopped_sweep_goes_on_with_the_run_it_was_in(
-    project: Path, started: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_sweep_goes_on_with_the_run_it_was_in(project: Path, started: Started) -> None:
     whole = {r["run"]: r["val_loss"] for r in _rows_of_an_unbroken_sweep(project)}
-    original = study_module.run
-
-    def stop_in_the_fourth(request: RunRequest, callbacks: Any = ()) -> RunResult:
-        extra = [_StopAt(4)] if len(started) == 3 else []
-        return original(request, [*callbacks, *extra])
-
     started.clear()
-    monkeypatch.setattr(study_module, "run", stop_in_the_fourth)
+    stop = partial(making.stop_the_worker, worker=os.getpid(), step=4)
+    started.make_with(lambda request: stop if len(started) == 4 else None)
     with pytest.raises(Interrupted):
         _sweep()
     assert len(_rows()) == 3
     stopped = started[-1]
     assert (Path("runs/grid/runs") / stopped / "checkpoints/last.ckpt").exists()
-    monkeypatch.setattr(study_module, "run", original)
+    started.make_with(lambda request: None)
     text = _sweep()
     assert "3 of 8 runs are there from before" in text
     # the fourth is taken up, and every other run is made exactly once
@@ -118,7 +87,7 @@ def _rows_of_an_unbroken_sweep(project: Path) -> list[dict[str, str]]:
     return rows
 
 
-def test_a_longer_sweep_runs_only_what_is_new(project: Path, started: list[str]) -> None:
+def test_a_longer_sweep_runs_only_what_is_new(project: Path, started: Started) -> None:
     _sweep()
     started.clear()
     _write_sweep(project, "grid", seeds=[0, 1, 2])
@@ -128,26 +97,19 @@ def test_a_longer_sweep_runs_only_what_is_new(project: Path, started: list[str])
     assert len(_rows()) == 12
 
 
-def test_a_run_that_dies_is_a_row_with_its_reason_and_is_tried_again(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = study_module.run
-
-    def die_once(request: RunRequest, callbacks: Any = ()) -> RunResult:
-        if "dense_rank-4_seed-1" in request.directory.name:
-            request.directory.mkdir(parents=True)
-            raise MemoryError("no more")
-        return original(request, callbacks)
-
-    monkeypatch.setattr(study_module, "run", die_once)
+def test_a_run_that_dies_is_a_row_with_its_reason_and_is_tried_again(project: Path, started: Started) -> None:
+    started.make_with(
+        lambda request: making.run_out_of_memory if "dense_rank-4_seed-1" in request.directory.name else None
+    )
     _sweep()
     failed = [r for r in _rows() if r["state"] == "failed"]
     assert [(r["method"], r["rank"], r["seed"]) for r in failed] == [("dense", "4", "1")]
     directory = Path("runs/grid/runs") / failed[0]["run"]
     assert RunResult.read(directory).reason == "MemoryError: no more"
     assert "MemoryError" in (directory / "traceback.txt").read_text()
+    assert failed[0]["reason"] == "MemoryError: no more"
     assert json.loads(Path("runs/grid/summary.json").read_text())["runs"]["failed"] == 1
-    monkeypatch.setattr(study_module, "run", original)
+    started.make_with(lambda request: None)
     _sweep()
     assert [r["state"] for r in _rows()] == ["complete"] * 8
 
@@ -161,7 +123,7 @@ def test_a_divergence_is_kept_and_the_sweep_goes_on(project: Path) -> None:
     assert [r["state"] for r in _rows("rates")] == ["complete", "diverged"]
 
 
-def test_a_search_draws_its_trials_resumes_and_knows_what_matters(project: Path, started: list[str]) -> None:
+def test_a_search_draws_its_trials_resumes_and_knows_what_matters(project: Path, started: Started) -> None:
     search = {
         "lr": {"keys": ["model.optimizer.lr"], "low": 1e-4, "high": 0.1, "log": True},
         "rank": {"keys": ["model.config.ffn_rank"], "choices": [2, 4]},
@@ -189,17 +151,6 @@ def test_the_pruner_ends_a_hopeless_point_and_says_so(project: Path) -> None:
     pruned = next(r for r in _rows("pruned") if r["state"] == "pruned")
     reason = RunResult.read(Path("runs/pruned/runs") / pruned["run"]).reason
     assert reason == "above the median of earlier trials at step 3"
-
-
-def test_two_processes_cannot_run_one_sweep(tmp_path: Path) -> None:
-    with (
-        locked(tmp_path),
-        pytest.raises(UserError, match="another process is running the sweep"),
-        locked(tmp_path),
-    ):
-        pass
-    with locked(tmp_path):
-        pass
 
 
 def test_a_sweep_that_cannot_be_run_leaves_nothing(project: Path, planned: Callable[..., Any]) -> None:
