@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -25,6 +26,7 @@ from elas_lightning.runner import RunResult, finite
 from elas_lightning.sweep import claims
 from elas_lightning.sweep.heartbeat import StaleWatch
 from elas_lightning.sweep.isolated import failed, has_result
+from elas_lightning.sweep.objectives import values_of
 from elas_lightning.sweep.origin import here, is_gone
 from elas_lightning.sweep.plan import Plan, PlannedRun
 from elas_lightning.sweep.pruning import build_pruner
@@ -80,8 +82,8 @@ class Study:
         self.study = optuna.create_study(
             study_name=study_name(plan),
             storage=storage,
-            direction="minimize",
-            pruner=build_pruner(plan.spec),
+            directions=[objective.direction for objective in plan.spec.objectives],
+            pruner=build_pruner(plan),
             load_if_exists=True,
         )
         self.storage = self.study._storage  # with Optuna's cache
@@ -219,7 +221,9 @@ class Study:
                 claim.trial.set_user_attr(claims.REASON, str(pruned.reason))
                 self.study.tell(claim.trial, state=TrialState.PRUNED)
             else:
-                self.study.tell(claim.trial, self._score(results))
+                self.study.tell(
+                    claim.trial, values_of(self.plan.spec.objectives, [r.metrics for r in results])
+                )
 
     def reported(self, claim: Claim) -> set[int]:
         """Steps whose validations the trial has."""
@@ -232,7 +236,10 @@ class Study:
             TrialLost: The trial is no longer this worker's.
         """
         with _owned():
-            claim.trial.report(value, step)
+            if len(self.plan.spec.objectives) == 1:
+                claim.trial.report(value, step)
+            else:  # Optuna's trial refuses; it is still how far the run has got
+                self.storage.set_trial_intermediate_value(claim.id, step, value)
 
     def verdict(self, claim: Claim) -> str | None:
         """Why the pruner would end the point here; ``None`` if it would not."""
@@ -278,11 +285,6 @@ class Study:
         self.storage.set_trial_user_attr(trial_id, claims.ENDED, how)
         self.storage.set_trial_user_attr(trial_id, claims.REASON, reason)
         self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
-
-    def _score(self, results: list[RunResult]) -> float:
-        scores = [result.metrics[self.plan.spec.objective] for result in results]
-        # a divergence is the worst that a point can come to, not a trial to forget
-        return sum(float("inf") if score is None else score for score in scores) / len(scores)
 
     # what others have to know
 
@@ -344,7 +346,7 @@ class Study:
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if not self.plan.spec.is_search or len(complete) < 4:
             return None
-        return dict(optuna.importance.get_param_importances(self.study))
+        return dict(optuna.importance.get_param_importances(self.study, target=lambda trial: trial.values[0]))
 
     def _results_of_earlier_studies(self) -> dict[str, RunResult]:
         """Of the same sweep with other seeds or choices; a run is the same wherever it has the same name."""
@@ -389,7 +391,10 @@ def _found_here(planned: PlannedRun) -> RunResult | None:
 def study_name(plan: Plan) -> str:
     """The sweep's name with a digest of its search space, since Optuna cannot change a study's choices."""
     space = [asdict(dimension) for dimension in plan.spec.search]
-    described = json.dumps([space, plan.size, plan.data, plan.spec.seeds, plan.overrides], default=str)
+    choices: list[Any] = [space, plan.size, plan.data, plan.spec.seeds, plan.overrides]
+    if len(plan.spec.objectives) > 1:
+        choices.append([objective.name for objective in plan.spec.objectives])
+    described = json.dumps(choices, default=str)
     return f"{plan.spec.name}-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
 
 
