@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from elas_lightning import __version__
 from elas_lightning.commands import cost, data, model, study
 from elas_lightning.errors import UserError
+from elas_lightning.layout import handed_over
 
 _DESCRIPTION = "Pre-train low-rank language models with 2:4 sparse activations, and sweep over how."
+_DIVERGED = 3
 _LIGHTNING_COMMANDS = {
     "fit": "train a model: --config overlay.yaml (several stack), dotted overrides, --print_config",
     "validate": "measure a checkpoint: as fit, with --ckpt_path",
@@ -17,7 +19,9 @@ _LIGHTNING_COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 2 for wrong input, 128 + signal when stopped.
+    """Run a command and return its exit code.
+
+    0; 2 for wrong input; 3 for a run that diverged; 128 + signal when stopped.
 
     Args:
         arguments: Without the program's name; ``None`` takes ``sys.argv``.
@@ -34,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _stopped(signal.SIGINT)
     except BaseException as stop:
         if hasattr(stop, "signal_number"):  # Interrupted, whose module would import torch
-            return _stopped(stop.signal_number)
+            # the first rank answers for those that it started: a code of theirs would have it killed by Lightning
+            together = getattr(stop, "together", False)
+            return 0 if handed_over() and together else _stopped(stop.signal_number)
         # what Lightning makes of a Ctrl-C before training begins, or of a second one
         if isinstance(stop, SystemExit) and isinstance(stop.__context__, KeyboardInterrupt):
             return _stopped(signal.SIGINT)
@@ -61,10 +67,13 @@ def _lightning_command(arguments: list[str]) -> int:
     from elas_lightning.runner import RunCommand
 
     quiet_lightning()
-    cli = RunCommand(arguments, run=True)
-    if cli.subcommand == "fit" and cli.trainer.is_global_zero:
-        print(f"results: {cli.directory}")
-    return 0
+    cli = RunCommand(arguments)
+    if cli.result is None or not cli.trainer.is_global_zero:
+        return 0
+    if cli.result.state == "diverged":
+        print(f"diverged: {cli.result.reason}", file=sys.stderr)
+    print(f"results: {cli.directory}")
+    return _DIVERGED if cli.result.state == "diverged" else 0
 
 
 def _stopped(number: int) -> int:

@@ -15,18 +15,20 @@ from typing import Any
 
 import lightning as L
 import yaml
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from elas_lightning.data.module import C4DataModule
 from elas_lightning.errors import UserError
-from elas_lightning.layout import new_run_directory
+from elas_lightning.layout import checkpoint_folder, new_run_directory
 from elas_lightning.nn.config import ModelConfig
+from elas_lightning.training.checkpoints import CheckpointBetweenSteps, SafeCheckpointIO
 from elas_lightning.training.interruption import StopBetweenSteps
 from elas_lightning.training.module import ElasModule
 from elas_lightning.training.progress import StepProgressBar
+from elas_lightning.training.randomness import RandomStates
 from elas_lightning.training.recorder import RunRecorder
 
 CHECKPOINT_NAME = "last"
@@ -57,6 +59,7 @@ class ElasCLI(LightningCLI):
 
     directory: Path
     recorder: RunRecorder
+    stop: StopBetweenSteps
 
     def __init__(
         self, args: list[str] | None = None, *, run: bool, callbacks: Sequence[Callback] = ()
@@ -91,7 +94,7 @@ class ElasCLI(LightningCLI):
                 for name in ("fit", "validate")}  # fmt: skip
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(CheckpointBetweenSteps, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.filename": CHECKPOINT_NAME,
@@ -112,17 +115,19 @@ class ElasCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")
-        given = config["default_root_dir"]
-        self.directory = Path(given) if given else new_run_directory(self.subcommand or "run")
+        self.directory = self.choose_directory(config["default_root_dir"])
         self.recorder = RunRecorder(self.directory)
+        self.stop = StopBetweenSteps(self.checkpoint_path)
         checkpoint = self._get(self.config_init, "checkpoint")
-        checkpoint.dirpath = str(self.directory / "checkpoints")
-        own: list[Callback] = [self.recorder, StopBetweenSteps(self.checkpoint_path), *self._callbacks]
+        checkpoint.dirpath = str(checkpoint_folder(self.directory))
+        given = [*_as_list(config["callbacks"]), *self._callbacks]
         if config["enable_progress_bar"] is not False:
-            own.append(StepProgressBar())
+            given.append(StepProgressBar())
         # the dump shows what the user configured, not what was derived here
         kwargs["default_root_dir"] = str(self.directory)
-        kwargs["callbacks"] = [*_as_list(config["callbacks"]), *own]
+        # the random state comes back before, and a stop saves after, what the others do at the same place
+        kwargs["callbacks"] = [RandomStates(), self.recorder, *given, self.stop]
+        kwargs["plugins"] = [*_as_list(config["plugins"]), SafeCheckpointIO()]
         if config["logger"] in (None, True):
             # a version for each time the run is taken up: CSVLogger deletes what it finds in its folder
             table = CSVLogger(self.directory, name="logs")
@@ -132,10 +137,14 @@ class ElasCLI(LightningCLI):
         except (ValueError, MisconfigurationException) as error:
             raise UserError(f"trainer: {_in_one_line(str(error))}") from error
 
+    def choose_directory(self, given: str | None) -> Path:
+        """The run's own directory."""
+        return Path(given) if given else new_run_directory(self.subcommand or "run")
+
     @property
     def checkpoint_path(self) -> Path:
         """The rolling checkpoint of the run."""
-        return self.directory / "checkpoints" / f"{CHECKPOINT_NAME}.ckpt"
+        return checkpoint_folder(self.directory) / f"{CHECKPOINT_NAME}.ckpt"
 
     @property
     def resolved(self) -> dict[str, Any]:

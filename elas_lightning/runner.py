@@ -2,11 +2,11 @@
 
 import json
 import math
-import os
-import pickle
 import shlex
 import shutil
+import signal
 from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from elas_lightning.configuration import ElasCLI, command_line, quiet_lightning
+from elas_lightning.continuation import Beginning, begin
 from elas_lightning.errors import UserError
+from elas_lightning.layout import RESULT_NAME, checkpoint_folder, hold, is_first_rank
 from elas_lightning.nn.account import (
     Device,
     Precision,
@@ -26,11 +28,13 @@ from elas_lightning.nn.account import (
     memory_account,
 )
 from elas_lightning.nn.ffn import ffn_choice, ffn_path
+from elas_lightning.training.checkpoints import newest_usable, take_up, verify, write_atomically
 from elas_lightning.training.hardware import describe_environment, peak_flops
-from elas_lightning.training.interruption import RunEnded
+from elas_lightning.training.interruption import Interrupted, RunEnded
 from elas_lightning.training.optimizers import optimizer_state_entries
 
-RESULT_NAME = "result.json"
+# a process that was told to stop and is still saving itself
+_PATIENCE_SECONDS = 60.0
 # by the beginning of the precision's name
 _DTYPES = {"bf16": "bfloat16", "16": "float16", "64": "float64"}
 
@@ -66,10 +70,8 @@ class RunResult:
 
     def write(self, directory: Path) -> None:
         """Write ``result.json``, whole or not at all."""
-        path = directory / RESULT_NAME
-        staged = path.with_suffix(".tmp")
-        staged.write_text(json.dumps(finite(asdict(self)), indent=1))
-        os.replace(staged, path)
+        text = json.dumps(finite(asdict(self)), indent=1)
+        write_atomically(directory / RESULT_NAME, lambda file: file.write(text.encode()))
 
     @classmethod
     def read(cls, directory: Path) -> "RunResult":
@@ -120,54 +122,60 @@ def run(request: RunRequest, callbacks: Sequence[Callback] = ()) -> RunResult:
     """
     if (request.directory / RESULT_NAME).exists():
         return RunResult.read(request.directory)
-    # a sweep shows its own progress
-    own = {"trainer.default_root_dir": str(request.directory), "trainer.enable_progress_bar": False}
-    overrides = {**request.overrides, **own}
-    quiet_lightning()
-    cli = ElasCLI(command_line(request.overlays, overrides), run=False, callbacks=callbacks)
-    resume = cli.checkpoint_path if cli.checkpoint_path.exists() else None
-    if resume is not None:
-        check_checkpoint(resume)
-    result = execute(cli, ckpt_path=resume, request=request)
-    shutil.rmtree(cli.checkpoint_path.parent, ignore_errors=True)
+    first = is_first_rank()
+    with hold(request.directory, _PATIENCE_SECONDS) if first else nullcontext():
+        if (request.directory / RESULT_NAME).exists():
+            return RunResult.read(request.directory)
+        folder = checkpoint_folder(request.directory)
+        resume = take_up(folder) if first else newest_usable(folder)
+        # a sweep shows its own progress
+        own = {"trainer.default_root_dir": str(request.directory), "trainer.enable_progress_bar": False}
+        overrides = {**request.overrides, **own}
+        quiet_lightning()
+        cli = ElasCLI(command_line(request.overlays, overrides), run=False, callbacks=callbacks)
+        result = execute(cli, ckpt_path=resume, request=request)
+        shutil.rmtree(folder, ignore_errors=True)
     return result
 
 
-def check_checkpoint(path: Path) -> None:
-    """Refuse a file that cannot be resumed from; what it holds is checked where it is loaded.
-
-    Raises:
-        UserError: There is no such file, or it is torn, or no checkpoint of plain types.
-    """
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}; give the path of a *.ckpt file")
-    try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"the checkpoint {path} cannot be read ({type(error).__name__}): it is torn or not one of this "
-            "project's; delete it to begin the run again"
-        ) from error
-
-
 class RunCommand(ElasCLI):
-    """``elas fit`` and ``elas validate``."""
+    """``elas fit`` and ``elas validate``.
 
-    def before_fit(self) -> None:
+    After construction ``result`` is the outcome of a fit.
+    """
+
+    result: RunResult | None = None
+    _beginning: Beginning
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        with ExitStack() as self._held:
+            super().__init__(args, run=True)
+
+    def choose_directory(self, given: str | None) -> Path:
+        """The directory of the run that ``elas fit`` goes on with, or a new one."""
+        if self.subcommand != "fit":
+            return super().choose_directory(given)
+        self._beginning = begin(self.resolved, self._held)
+        return self._beginning.directory
+
+    def before_validate(self) -> None:
         """Refuse a checkpoint that is not there or cannot be read.
 
         Raises:
             UserError: The path is wrong, or the file is.
         """
-        given = self.config[self.subcommand]["ckpt_path"]
+        given = self.config["validate"]["ckpt_path"]
         if given is not None:
-            check_checkpoint(Path(given))
-
-    before_validate = before_fit
+            verify(Path(given))
 
     def fit(self, **kwargs: Any) -> None:
-        """Train, validate at the end, leave a result file."""
-        execute(self, ckpt_path=kwargs.get("ckpt_path"))
+        """Train, validate at the end, leave a result file; a finished run is left as it is."""
+        if self._beginning.finished:
+            self.result = RunResult.read(self.directory)
+            if self.trainer.is_global_zero:
+                print(f"{self.directory} is finished")
+            return
+        self.result = execute(self, ckpt_path=self._beginning.checkpoint)
 
 
 def execute(
@@ -176,15 +184,25 @@ def execute(
     """Train what ``cli`` holds to its last step, validate, and write the result into its directory.
 
     A run that ends early (``diverged``, ``pruned``) is a result like any other.
+
+    Raises:
+        UserError: The configuration cannot be run, or a checkpoint not be read or written.
+        Interrupted: Stopped by a signal.
     """
     started = _now()
     state, reason = "complete", None
     try:
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, weights_only=True)
-        if cli.recorder.last_validated_step != cli.trainer.global_step:
-            cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
+        with cli.stop.listening(cli.trainer):
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, weights_only=True)
+            if cli.recorder.last_validated_step != cli.trainer.global_step:
+                cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
     except RunEnded as end:
         state, reason = end.state, end.reason
+    except BaseException as error:
+        launcher = cli.trainer.strategy.launcher
+        if launcher is not None and not (isinstance(error, Interrupted) and error.together):
+            launcher.kill(signal.SIGKILL)  # the other ranks would wait for this one
+        raise
     result = _collect(cli, request, state, reason, started)
     if cli.trainer.is_global_zero:
         result.write(cli.directory)

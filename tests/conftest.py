@@ -21,6 +21,12 @@ from elas_lightning.data import C4DataModule
 from elas_lightning.data.tokenizer import END_OF_TEXT
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kills", type=int, default=None, help="how often tests/faults/test_kills.py kills its run"
+    )
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four training shards of 23 documents and two validation shards of 15."""

@@ -28,9 +28,13 @@ ALLOWED = {
     "data": ({"data"}, {"torch", "lightning", "datasets", "tokenizers"}),
     "training": ({"training", "nn", "ops"}, {"torch", "lightning", "torchmetrics"}),
     "configuration": ({"data", "training", "nn", "layout"}, {"torch", "lightning"}),
+    "continuation": ({"training", "layout"}, {"lightning"}),
     "account_command": ({"configuration", "training", "nn", "layout"}, set()),
     "data_command": ({"configuration", "data"}, set()),
-    "runner": ({"configuration", "training", "nn", "ops", "data"}, {"torch", "lightning"}),
+    "runner": (
+        {"configuration", "continuation", "training", "nn", "ops", "data", "layout"},
+        {"torch", "lightning"},
+    ),
     "inference": (
         # analysis: a model card's interval over seeds is the report's
         {"inference", "runner", "configuration", "layout", "training", "data", "nn", "ops", "analysis"},

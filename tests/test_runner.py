@@ -49,6 +49,7 @@ def test_a_finished_run_is_not_run_again(overlay: Path, tmp_path: Path) -> None:
 def test_a_complete_run_leaves_figures_and_no_weights(overlay: Path, tmp_path: Path) -> None:
     run(RunRequest(tmp_path / "run", [overlay], {"checkpoint.every_n_train_steps": 5}))
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        ".lock",
         "curve.csv",
         "result.json",
         "telemetry.csv",

@@ -13,7 +13,8 @@ from elas_lightning.errors import UserError
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.folder import is_model_folder, read_facts, read_weights
 from elas_lightning.nn.llama import Llama
-from elas_lightning.runner import RESULT_NAME, RunResult, check_checkpoint
+from elas_lightning.runner import RESULT_NAME, RunResult
+from elas_lightning.training.checkpoints import read, verify
 
 TOKENIZER_NAME = "tokenizer.json"
 
@@ -73,8 +74,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> TrainedM
 
 def _load_checkpoint(path: Path, device: str | torch.device) -> TrainedModel:
     checkpoint_path = _checkpoint_of(path)
-    check_checkpoint(checkpoint_path)
-    checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
+    verify(checkpoint_path)
+    checkpoint = read(checkpoint_path, mmap=True)
     try:
         config = ModelConfig.from_mapping(checkpoint["hyper_parameters"]["config"])
         data = dict(checkpoint["datamodule_hyper_parameters"])

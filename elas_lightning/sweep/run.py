@@ -10,13 +10,13 @@ from typing import Any
 from rich.console import Console
 
 from elas_lightning.data.module import C4DataModule
-from elas_lightning.layout import sweep_folder, sweep_path
+from elas_lightning.layout import hold, sweep_folder, sweep_path
 from elas_lightning.runner import device_kind
 from elas_lightning.sweep.outcome import Outcome
 from elas_lightning.sweep.plan import Plan
 from elas_lightning.sweep.progress import SweepProgress
 from elas_lightning.sweep.spec import SweepSpec
-from elas_lightning.sweep.study import Budget, BudgetSpent, RunEvent, Study, locked
+from elas_lightning.sweep.study import Budget, BudgetSpent, RunEvent, Study
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class SweepRun:
         return self.plan.planned_runs - self._progress.done
 
     def __enter__(self) -> "SweepRun":
-        self._held.enter_context(locked(self.plan.folder))
+        self._held.enter_context(hold(self.plan.folder))
         self._study = Study(self.plan, self._on_run, self._progress.callbacks, self._budget)
         self._study.replay()
         self._outcome.write(self._study.importances())

@@ -6,15 +6,12 @@ made from its whole configuration. So a sweep that was stopped, or whose file wa
 running anything again.
 """
 
-import fcntl
 import hashlib
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -216,24 +213,6 @@ class PruningCallback(L.Callback):
 
 class _RunFailed(Exception):
     """A run of the trial died; the trial counts as failed and is tried again by the next ``elas sweep``."""
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the sweep's folder for this process alone.
-
-    Raises:
-        UserError: Another process has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is running the sweep in {folder}: wait for it or stop it"
-            ) from error
-        yield
 
 
 def _study_name(plan: Plan) -> str:

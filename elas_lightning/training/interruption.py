@@ -1,15 +1,22 @@
 """The two ways a run ends before its last step: with an early verdict, or stopped so that it can go on later.
 
-Ctrl-C and SIGTERM end a run between two optimizer steps, with a checkpoint of exactly that place.
+SIGINT (Ctrl-C), SIGTERM and SIGUSR1 (a scheduler's warning) end a run between two optimizer steps, with a checkpoint
+of exactly that place.
 """
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class RunEnded(Exception):
@@ -27,24 +34,41 @@ class RunEnded(Exception):
 
 
 class Interrupted(BaseException):
-    """The run was asked to stop, has saved itself and can be resumed.
+    """The run was asked to stop, and can be resumed.
 
     A ``BaseException``, like ``KeyboardInterrupt``: nobody's ``except Exception`` should take it for a failure.
 
     Args:
         signal_number: What asked for it.
+        together: Whether all ranks stop, with a checkpoint; else this one leaves alone, before training or after it.
     """
 
-    def __init__(self, signal_number: int) -> None:
+    def __init__(self, signal_number: int, together: bool = True) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.signal_number = signal_number
+        self.together = together
+
+
+def is_between_steps(trainer: L.Trainer) -> bool:
+    """Whether the batch that has just been trained on was the last of an optimizer step."""
+    return (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def validation_follows(trainer: L.Trainer) -> bool:
+    """Whether a validation is due after the batch that has just been trained on."""
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
 class StopBetweenSteps(L.Callback):
-    """Turns the first SIGINT or SIGTERM into a clean stop; a second one is Python's own business again.
+    """Turns a signal into a clean stop; Ctrl-C after another signal is Python's own business again.
 
     Lightning's answer to Ctrl-C saves in the middle of a step, when the batch has been taken from the stream but
-    not yet learned from: resuming would skip it. Here the handler only sets a flag.
+    not yet learned from: resuming would skip it. Its answer to SIGTERM broadcasts from within the handler, which
+    hangs several ranks. Here the handler only sets a flag, which the ranks look at together after each step, or
+    after the validation that is due there. While nothing is trained, there is nothing to save, and a signal ends the
+    process at once.
 
     Args:
         checkpoint: Where the checkpoint goes.
@@ -52,36 +76,55 @@ class StopBetweenSteps(L.Callback):
 
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
-        self._asked_by: int | None = None
+        self._asked_by = 0
+        self._training = False
         self._previous: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    @contextmanager
+    def listening(self, trainer: L.Trainer) -> Iterator[None]:
+        """Answer signals, instead of Lightning, for as long as the context lasts."""
+        trainer._signal_connector.register_signal_handlers = _leave_signals_alone  # type: ignore[method-assign]
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._ask)
+            self._previous = {number: signal.signal(number, self._ask) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            self._training = False
+            while self._previous:
+                number, handler = self._previous.popitem()
+                signal.signal(number, handler)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._training = True
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if between_steps and trainer.strategy.reduce_boolean_decision(self._asked_by is not None, all=False):
-            trainer.save_checkpoint(self.checkpoint)
-            raise Interrupted(self._asked_by or signal.SIGTERM)
+        if is_between_steps(trainer) and not validation_follows(trainer):
+            self._stop_if_asked(trainer)
 
-    # not in teardown: by then Lightning has given back the handlers that were there before its own
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        in_training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if in_training and is_between_steps(trainer):
+            self._stop_if_asked(trainer)
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._restore()
+        self._training = False
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        self._restore()
+    def _stop_if_asked(self, trainer: L.Trainer) -> None:
+        if trainer.strategy.reduce_boolean_decision(self._asked_by > 0, all=False):
+            asked = torch.tensor(self._asked_by, device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(asked, reduce_op="max"))
+            trainer.save_checkpoint(self.checkpoint)
+            raise Interrupted(number)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if not self._training:
+            raise Interrupted(number, together=False)
         self._asked_by = number
-        self._restore()
+        # schedulers repeat themselves; a person who presses Ctrl-C again means it
+        signal.signal(signal.SIGINT, self._previous.get(signal.SIGINT, signal.default_int_handler))
 
-    def _restore(self) -> None:
-        while self._previous:
-            number, handler = self._previous.popitem()
-            signal.signal(number, handler)
+
+def _leave_signals_alone() -> None:
+    """In place of what Lightning registers."""

@@ -17,6 +17,7 @@ from elas_lightning.nn.folder import starting_weights
 from elas_lightning.nn.llama import Llama
 from elas_lightning.nn.loss import linear_next_token_loss
 from elas_lightning.nn.weights.rule import Place
+from elas_lightning.training.checkpoints import not_finite
 from elas_lightning.training.interruption import RunEnded
 from elas_lightning.training.metrics import TokenLoss
 from elas_lightning.training.optimizers import OptimizerConfig, build_optimizer
@@ -220,6 +221,23 @@ class ElasModule(L.LightningModule):
     def _sum_over_processes(self, values: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(values, reduce_op="sum")
 
+    def _terms(self) -> dict[str, Any]:
+        """What the trainer decides about the numbers, besides the order of the data."""
+        trainer = self.trainer
+        return {
+            "max_steps": trainer.max_steps,  # the schedule's length
+            "precision": str(trainer.precision),
+            "gradient_clip_val": trainer.gradient_clip_val,
+            "gradient_clip_algorithm": trainer.gradient_clip_algorithm,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to save weights that are not finite, on all ranks together; note what the trainer decides."""
+        broken = not_finite(self.named_parameters())
+        if self.trainer.strategy.reduce_boolean_decision(broken is not None, all=False):
+            raise RunEnded("diverged", f"{broken or 'a weight'} is not finite at step {self.global_step}")
+        checkpoint["trainer"] = self._terms()
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the step; refuse a checkpoint of another model, naming each field that differs."""
         self._loaded_step = checkpoint.get("global_step", 0)
@@ -233,7 +251,17 @@ class ElasModule(L.LightningModule):
             # the optimizer's state holds its settings too, and would override the command line's in silence
             mine = asdict(self.optimizer)
             different += [text for _, text in _differences("model.optimizer", mine, saved.get("optimizer"))]
+            terms = checkpoint.get("trainer")
+            different += [text for _, text in _differences("trainer", self._terms(), terms)]
         if different:
             raise UserError(
                 "; ".join(different) + ": resume with the checkpoint's own configuration or start a new run"
+            )
+        if other := self.state_dict().keys() ^ checkpoint["state_dict"].keys():
+            raise UserError(
+                f"the checkpoint is of another model: {min(other)} is a weight of one of the two alone"
+            )
+        if self._trainer is not None and self.trainer.training and "optimizer_states" not in checkpoint:
+            raise UserError(
+                "the checkpoint has weights alone (checkpoint.save_weights_only): training cannot go on from it"
             )

@@ -1,6 +1,9 @@
 """What a run leaves on disk while it goes: the loss curve and the sparsity telemetry."""
 
 import csv
+import io
+import itertools
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,12 @@ from torch import Tensor
 
 from elas_lightning.nn.account import flops_per_token
 from elas_lightning.nn.telemetry import Selections, layer_statistics
+from elas_lightning.training.checkpoints import write_atomically
 from elas_lightning.training.data_wait import DataWait
 from elas_lightning.training.energy import EnergyMeter
 from elas_lightning.training.hardware import PeakMemory, peak_flops
 from elas_lightning.training.module import ElasModule
+from elas_lightning.training.ranks import of_every_rank, rank_and_world_size
 from elas_lightning.training.spikes import WINDOW, is_spike
 
 CURVE_FIELDS = (
@@ -27,13 +32,15 @@ TELEMETRY_FIELDS = (
     "gradient_norm_ste", "gradient_norm_masked", "gradient_cosine", "gradient_bias", "effective_rank_up",
     "effective_rank_down", "effective_rank_hidden",
 )  # fmt: skip
+_FILES = {"curve.csv": CURVE_FIELDS, "telemetry.csv": TELEMETRY_FIELDS}
 
 
 class RunRecorder(L.Callback):
     """Writes ``curve.csv`` and ``telemetry.csv`` into the run's directory, rank 0 only.
 
-    Times exclude validation. A resumed run goes on with the files: rows past the checkpoint's step are cut
-    off first, since those steps are about to be taken again. What the 2:4 step chose at the last look is not kept
+    Times exclude validation. A resumed run goes on with the files: rows that were written after the checkpoint are cut
+    off first, since those steps are about to be taken again, and so is a row that a kill has torn. A window that the
+    checkpoint cuts through is finished by the resumed run. What the 2:4 step chose at the last look is not kept
     in checkpoints: the first row after a resume has no ``mask_drift``.
 
     Telemetry looks at the model in float32 and without autocast, leaves no gradients and draws no random numbers.
@@ -49,16 +56,23 @@ class RunRecorder(L.Callback):
         self.tokens = 0
         self.seconds = 0.0
         self.joules: float | None = None
-        self.data_wait = DataWait()
-        self._waited_before = 0.0
         self.telemetry_seconds = 0.0
         self.flops_per_token = 0
         self.peak_memory: PeakMemory | None = None
         self.last_train_loss: float | None = None
         self.last_validated_step = -1
-        self._window_start = 0.0
+        self._recorded_step = -1  # the last validation that has its rows
+        self._rows: dict[str, int] | None = None  # of each file at the checkpoint that was loaded
+        self._opened = False
+        self._window_start: float | None = None  # None while nothing is trained
+        self._window_seconds = 0.0
         self._window_nll: Tensor | float = 0.0
         self._window_tokens: Tensor | int = 0
+        self._window_joules = 0.0
+        self._window_waited = 0.0
+        self._waited_before = 0.0
+        self.data_wait = DataWait()
+        self._data: Any = None
         self._probe: dict[str, Tensor] | None = None
         self._selections: Selections = {}
         self._energy: EnergyMeter | None = None
@@ -68,33 +82,63 @@ class RunRecorder(L.Callback):
 
     # sums travel with the checkpoint; the rows are in the files
     def state_dict(self) -> dict[str, Any]:
+        self._measure()
+        window = [float(self._window_nll), int(self._window_tokens), self._window_joules, self._window_waited]
+        for name in self._rows or ():
+            _sync(self.directory / name)
         return {
             "tokens": self.tokens,
             "seconds": self.seconds,
             "joules": self.joules,
             "waited": self.data_wait.seconds,
+            "last_train_loss": self.last_train_loss,
+            "recorded_step": self._recorded_step,
+            "window_seconds": self._window_seconds,
+            "windows": of_every_rank(window),
+            "rows": self._rows,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
-        self.joules = state_dict.get("joules")
-        self.data_wait.seconds = state_dict.get("waited", 0.0)
+        self.joules = state_dict["joules"]
+        self.data_wait.seconds = state_dict["waited"]
+        self.last_train_loss = state_dict["last_train_loss"]
+        self._recorded_step = state_dict["recorded_step"]
+        self._window_seconds = state_dict["window_seconds"]
+        self._rows = state_dict["rows"]
+        windows, (mine, world_size) = state_dict["windows"], rank_and_world_size()
+        if len(windows) != world_size:  # only their sum is ever looked at
+            windows = [[sum(parts) for parts in zip(*windows, strict=True)]]
+            windows += [[0.0, 0, 0.0, 0.0]] * (world_size - 1)
+        self._window_nll, self._window_tokens, self._window_joules, self._window_waited = windows[mine]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ElasModule)
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        self.flops_per_token = flops_per_token(pl_module.config, data.sequence_length)["total"]
+        self._data = trainer.datamodule  # type: ignore[attr-defined]
+        self.flops_per_token = flops_per_token(pl_module.config, self._data.sequence_length)["total"]
         self.peak_memory = PeakMemory(pl_module.device)
         self.peak_memory.start()
-        if trainer.is_global_zero:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            for name, fields in (("curve.csv", CURVE_FIELDS), ("telemetry.csv", TELEMETRY_FIELDS)):
-                rows = _keep_rows_until(self.directory / name, fields, trainer.global_step)
-                if name == "curve.csv":
-                    self.look_back(rows)
+        self._open_files(trainer)
         self._energy = EnergyMeter(pl_module.device)
-        self._waited_before = data.waited_seconds
-        self._window_start = time.perf_counter()
+        self._start_window()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._window_start = None
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # a run that was stopped after its last step has nothing left to train, and on_train_start is not called
+        self._open_files(trainer)
+
+    def _open_files(self, trainer: L.Trainer) -> None:
+        """Begin the files, or cut them back to the rows of the checkpoint."""
+        if trainer.is_global_zero and not self._opened:
+            self._opened = True
+            kept = {
+                name: _keep_rows(self.directory / name, fields, (self._rows or {}).get(name, 0))
+                for name, fields in _FILES.items()
+            }
+            self._rows = {name: len(rows) for name, rows in kept.items()}
+            self.look_back(kept["curve.csv"])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -125,7 +169,9 @@ class RunRecorder(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ElasModule)
         self.last_validated_step = trainer.global_step
-        if trainer.is_global_zero:
+        # a run that was stopped behind its last validation validates again, for its result
+        recorded, self._recorded_step = self._recorded_step == trainer.global_step, trainer.global_step
+        if trainer.is_global_zero and not recorded:
             measured = {
                 k: v.item() for k, v in trainer.callback_metrics.items() if k in CURVE_FIELDS and "val_" in k
             }
@@ -140,29 +186,39 @@ class RunRecorder(L.Callback):
         self._start_window()
 
     def _start_window(self) -> None:
+        """Begin to measure; what has gone by (a validation) is not training's."""
         if self._energy is not None:
-            self._energy.read()  # what validation has drawn is not training's
+            self._energy.read()
+        if self._data is not None:
+            self._waited_before = self._data.waited_seconds
         self._window_start = time.perf_counter()
 
+    def _measure(self) -> None:
+        """Add what has gone by since the last look to the window."""
+        if self._window_start is None:
+            return
+        now = time.perf_counter()
+        self._window_seconds += now - self._window_start
+        self._window_start = now
+        self._window_joules += (self._energy.read() if self._energy else None) or 0.0
+        waited = self._data.waited_seconds
+        self._window_waited += waited - self._waited_before
+        self._waited_before = waited
+
     def _close_window(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        joules = self._energy.read() if self._energy else None
-        waited_before, self._waited_before = self._waited_before, trainer.datamodule.waited_seconds  # type: ignore[attr-defined]
+        self._measure()
+        elapsed, self._window_seconds = self._window_seconds, 0.0
         counts = torch.as_tensor(
-            [
-                float(self._window_nll),
-                float(self._window_tokens),
-                joules or 0.0,
-                self._waited_before - waited_before,
-            ],
+            [float(self._window_nll), float(self._window_tokens), self._window_joules, self._window_waited],
             dtype=torch.float64,
         )
+        self._window_nll, self._window_tokens, self._window_joules, self._window_waited = 0.0, 0, 0.0, 0.0
         sums = trainer.strategy.reduce(counts.to(pl_module.device), reduce_op="sum")
         nll, tokens, drawn, waited = sums.tolist()
         if not tokens:
             return
-        if joules is not None:
+        if drawn:
             self.joules = (self.joules or 0.0) + drawn
-        elapsed = time.perf_counter() - self._window_start
         self.tokens += int(tokens)
         self.seconds += elapsed
         self.last_train_loss = nll / tokens
@@ -185,8 +241,6 @@ class RunRecorder(L.Callback):
             figures["model_flops_utilisation"] = rate * self.flops_per_token / (peak * trainer.world_size)
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=trainer.global_step)
-        self._window_nll, self._window_tokens = 0.0, 0
-        self._window_start = time.perf_counter()
 
     def look_back(self, rows: list[dict[str, str]]) -> None:
         """Take over the spikes of a curve that is gone on with."""
@@ -212,20 +266,31 @@ class RunRecorder(L.Callback):
             return
         with path.open("a", newline="") as file:
             csv.DictWriter(file, fields).writerows(rows)
+        if self._rows is not None:
+            self._rows[name] += len(rows)
 
 
 def _is_done(trainer: L.Trainer) -> bool:
     return 0 < trainer.max_steps <= trainer.global_step
 
 
-def _keep_rows_until(path: Path, fields: tuple[str, ...], step: int) -> list[dict[str, str]]:
-    """Start a CSV file, or cut an existing one back to the rows of the steps that count, which are returned."""
-    kept = []
-    if step > 0 and path.exists():
+def _keep_rows(path: Path, fields: tuple[str, ...], count: int) -> list[dict[str, str]]:
+    """Begin a CSV file, or cut an existing one back to its first rows, which are returned."""
+    kept: list[dict[str, str]] = []
+    if count and path.exists():
         with path.open(newline="") as file:
-            kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fields)
-        writer.writeheader()
-        writer.writerows(kept)
+            whole = itertools.takewhile(lambda row: None not in row.values(), csv.DictReader(file))
+            kept = list(itertools.islice(whole, count))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fields)
+    writer.writeheader()
+    writer.writerows(kept)
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
     return kept
+
+
+def _sync(path: Path) -> None:
+    """Force a file's rows to the disk: a checkpoint that counts them must not be there without them."""
+    if path.exists():
+        with path.open("a") as file:
+            os.fsync(file.fileno())

@@ -13,11 +13,12 @@ from rich.console import Console
 from elas_lightning.analysis.load import load_sweep
 from elas_lightning.cli import main
 from elas_lightning.errors import UserError
+from elas_lightning.layout import hold
 from elas_lightning.runner import RunRequest, RunResult
 from elas_lightning.sweep import study as study_module
 from elas_lightning.sweep.composite import Composite, CompositeSpec, is_composite
 from elas_lightning.sweep.run import Request, run_sweep
-from elas_lightning.sweep.study import Budget, BudgetSpent, locked
+from elas_lightning.sweep.study import Budget, BudgetSpent
 
 QUICK = {"trainer.max_steps": 4, "trainer.val_check_interval": 2}
 
@@ -146,8 +147,8 @@ def test_a_dry_run_lists_all_runs_with_an_estimate(both: Path, capsys: pytest.Ca
 
 def test_a_part_that_runs_elsewhere_is_left_alone(both: Path, made: list[str]) -> None:
     with (
-        locked(Path("runs/second")),
-        pytest.raises(UserError, match=r"another process is running .*runs/second"),
+        hold(Path("runs/second")),
+        pytest.raises(UserError, match=r"another process is at work .*runs/second"),
     ):
         _run()
     assert made == []

@@ -18,7 +18,6 @@ from elas_lightning.errors import UserError
 from elas_lightning.runner import RunRequest, RunResult
 from elas_lightning.sweep import study as study_module
 from elas_lightning.sweep.run import Request, run_sweep
-from elas_lightning.sweep.study import locked
 from elas_lightning.training.interruption import Interrupted
 
 QUICK = {"trainer.max_steps": 6, "trainer.val_check_interval": 3}
@@ -189,17 +188,6 @@ def test_the_pruner_ends_a_hopeless_point_and_says_so(project: Path) -> None:
     pruned = next(r for r in _rows("pruned") if r["state"] == "pruned")
     reason = RunResult.read(Path("runs/pruned/runs") / pruned["run"]).reason
     assert reason == "above the median of earlier trials at step 3"
-
-
-def test_two_processes_cannot_run_one_sweep(tmp_path: Path) -> None:
-    with (
-        locked(tmp_path),
-        pytest.raises(UserError, match="another process is running the sweep"),
-        locked(tmp_path),
-    ):
-        pass
-    with locked(tmp_path):
-        pass
 
 
 def test_a_sweep_that_cannot_be_run_leaves_nothing(project: Path, planned: Callable[..., Any]) -> None:

@@ -13,7 +13,7 @@ from elas_lightning import configuration
 from elas_lightning.runner import RunRequest, run
 from elas_lightning.training import recorder as recorder_module
 from elas_lightning.training.interruption import Interrupted
-from elas_lightning.training.recorder import CURVE_FIELDS, TELEMETRY_FIELDS, RunRecorder, _keep_rows_until
+from elas_lightning.training.recorder import CURVE_FIELDS, TELEMETRY_FIELDS, RunRecorder, _keep_rows
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -55,14 +55,14 @@ def test_telemetry_has_each_layer_at_each_validation(overlay: Path, tmp_path: Pa
 def test_rows_past_the_resumed_step_are_cut(tmp_path: Path) -> None:
     path = tmp_path / "curve.csv"
     path.write_text("step,tokens\n1,10\n2,20\n3,30\n")
-    _keep_rows_until(path, ("step", "tokens"), 2)
+    _keep_rows(path, ("step", "tokens"), 2)
     assert path.read_text().split() == ["step,tokens", "1,10", "2,20"]
 
 
 def test_a_fresh_start_empties_the_file(tmp_path: Path) -> None:
     path = tmp_path / "curve.csv"
     path.write_text("step,tokens\n1,10\n")
-    _keep_rows_until(path, ("step", "tokens"), 0)
+    _keep_rows(path, ("step", "tokens"), 0)
     assert path.read_text().split() == ["step,tokens"]
 
 
@@ -141,5 +141,32 @@ def test_energy_is_summed_over_training_and_travels_with_the_checkpoint(
     )  # a window a step; what is read around validation is dropped
     assert result.metrics["tokens_per_joule"] == result.metrics["tokens"] / 24
     recorder = RunRecorder(tmp_path)
-    recorder.load_state_dict({"tokens": 5, "seconds": 1.0, "joules": 3.5})
+    recorder.load_state_dict({**recorder.state_dict(), "joules": 3.5})
     assert recorder.state_dict()["joules"] == 3.5
+
+
+def test_a_torn_row_and_what_follows_it_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "curve.csv"
+    path.write_text("step,tokens\n1,10\n2")
+    assert [row["step"] for row in _keep_rows(path, ("step", "tokens"), 5)] == ["1"]
+    assert path.read_text().split() == ["step,tokens", "1,10"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_a_window_that_a_checkpoint_cuts_through_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int
+) -> None:
+    """On the same number of ranks each takes up its own part; on another the sum is taken up once."""
+    saved = {
+        **RunRecorder(tmp_path).state_dict(),
+        "windows": [[1.5, 10, 2.0], [2.5, 20, 3.0]],
+        "seconds": 4.0,
+    }
+    recorders = []
+    for rank in range(ranks):
+        monkeypatch.setattr(recorder_module, "rank_and_world_size", lambda rank=rank: (rank, ranks))
+        recorders.append(RunRecorder(tmp_path))
+        recorders[-1].load_state_dict(saved)
+    windows = [(r._window_nll, r._window_tokens, r._window_joules) for r in recorders]
+    assert [sum(part) for part in zip(*windows, strict=True)] == [4.0, 30, 5.0]
+    assert windows[0] == ((1.5, 10, 2.0) if ranks == 2 else (4.0, 30, 5.0))

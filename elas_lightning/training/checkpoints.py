@@ -1,0 +1,279 @@
+"""Checkpoints that survive: written whole or not at all, read back before the previous one goes, two kept.
+
+A checkpoint is what ``torch.save`` writes, a ZIP archive, which holds a checksum of each of its records; so file and
+checksums cannot be torn apart, and any tool that reads PyTorch's files reads ours. (PyTorch itself does not look at
+the checksums.) The newest is ``last.ckpt``; what it replaces becomes ``previous.ckpt``.
+"""
+
+import logging
+import os
+import pickle
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from elas_lightning.errors import UserError
+from elas_lightning.training.interruption import is_between_steps, validation_follows
+
+logger = logging.getLogger(__name__)
+
+PREVIOUS_NAME = "previous.ckpt"
+# what the standard library makes of archives with a wrong bit somewhere
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    OSError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
+_KEYS = {"state_dict", "global_step", "pytorch-lightning_version"}
+_SUFFIX, _TEMPORARY, _TORN = ".ckpt", ".tmp", ".torn"
+
+
+class TornCheckpoint(UserError):
+    """The file is not what was written."""
+
+
+def write_atomically(
+    path: Path, write: Callable[[BinaryIO], object], accept: Callable[[Path], None] | None = None
+) -> None:
+    """Write a file whole or not at all, also when the process is killed, the disk is full or the power goes.
+
+    It is written beside its place, forced to the disk, and put in its place by a rename.
+
+    Args:
+        path: Its place; what is there stays until the new file is complete.
+        write: Writes the content.
+        accept: Looks at the complete file before it takes its place; an exception of it leaves all as it was.
+
+    Raises:
+        UserError: The disk is full, or the folder cannot be written to.
+    """
+    temporary = path.with_name(path.name + _TEMPORARY)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+                # so that whoever reads it back reads the disk and not the memory
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if accept is not None:
+                accept(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}): what was saved before is untouched; make room or "
+            "give another --trainer.default_root_dir, then the same command goes on"
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's entries to the disk: without it a rename may be undone by a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def verify(path: Path) -> None:
+    """Read a checkpoint through, a piece at a time, and compare with its checksums.
+
+    Raises:
+        TornCheckpoint: It is torn, or no file that ``torch.save`` wrote.
+        UserError: There is no such file.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}; give the path of a *.ckpt file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except _UNREADABLE as error:
+        raise TornCheckpoint(_torn(path, str(error) or type(error).__name__)) from error
+    if broken is not None:
+        raise TornCheckpoint(_torn(path, f"the checksum of {broken} is wrong"))
+
+
+def _torn(path: Path, why: str) -> str:
+    return (
+        f"the checkpoint {path} cannot be read ({why}): it is torn or not one of this project's; give another one, or "
+        "delete it to begin the run again"
+    )
+
+
+def candidates(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, newest first."""
+    return sorted(folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def newest_usable(folder: Path, verify: Callable[[Path], None] = verify) -> Path | None:
+    """The newest checkpoint that is whole; ``None`` where there is none at all.
+
+    Args:
+        folder: A run's checkpoints.
+        verify: Raises :class:`TornCheckpoint`.
+
+    Raises:
+        TornCheckpoint: There are some, and all are torn.
+    """
+    torn: list[TornCheckpoint] = []
+    found = candidates(folder)
+    for path in found:
+        try:
+            verify(path)
+        except TornCheckpoint as error:
+            torn.append(error)
+            continue
+        if torn:
+            newer = ", ".join(str(other) for other in found[: len(torn)])
+            logger.warning(
+                "the newest checkpoint is torn (%s): going on from the one before, %s", newer, path
+            )
+        return path
+    if len(torn) > 1:
+        names = ", ".join(str(path) for path in found)
+        raise TornCheckpoint(f"all checkpoints are torn ({names}): delete them to begin the run again")
+    if torn:
+        raise torn[0]
+    return None
+
+
+def take_up(folder: Path, verify: Callable[[Path], None] = verify) -> Path | None:
+    """Tidy a run's checkpoints and choose the one to go on from; only for the process that holds the run's folder.
+
+    What killed writers left behind is removed. Torn checkpoints that are newer than the chosen one are renamed to
+    ``*.torn``, so that a later save does not make one of them the previous checkpoint.
+
+    Args:
+        folder: A run's checkpoints; need not exist.
+        verify: Raises :class:`TornCheckpoint`.
+
+    Raises:
+        TornCheckpoint: As :func:`newest_usable`.
+    """
+    for leftover in folder.glob(f"*{_SUFFIX}{_TEMPORARY}"):
+        leftover.unlink()
+    chosen = newest_usable(folder, verify)
+    if chosen is not None:
+        found = candidates(folder)
+        for path in found[: found.index(chosen)]:
+            os.replace(path, path.with_suffix(_TORN))
+    return chosen
+
+
+def read(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """A checkpoint's content, onto the CPU; never runs code that a file brings along.
+
+    Args:
+        path: The file.
+        mmap: Leave tensors on the disk until they are looked at.
+
+    Raises:
+        UserError: It cannot be read, or is not a checkpoint of a run.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise TornCheckpoint(_torn(path, type(error).__name__)) from error
+    if not isinstance(content, dict) or not content.keys() >= _KEYS:
+        raise UserError(
+            f"{path} is not the checkpoint of a run: it has not all of {', '.join(sorted(_KEYS))}"
+        )
+    return content
+
+
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor that holds a NaN or an infinity, in this process's share of it."""
+    for name, tensor in tensors:
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        if local.is_floating_point() and not bool(torch.isfinite(local).all()):
+            return name
+    return None
+
+
+class SafeCheckpointIO(CheckpointIO):
+    """How Lightning's strategies write and read one file: see the module's beginning."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write, verify, move what was there to ``previous.ckpt``.
+
+        Raises:
+            UserError: It cannot be written. What was there is untouched.
+        """
+        path = Path(path)
+
+        def keep_previous(complete: Path) -> None:
+            verify(complete)
+            self.remove_checkpoint(path)
+
+        write_atomically(path, lambda file: _write(checkpoint, file), keep_previous)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Verify and read, onto the CPU; ``weights_only`` is always on.
+
+        Raises:
+            UserError: It is torn, or holds more than tensors and plain types.
+        """
+        verify(Path(path))
+        return read(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Make it the previous checkpoint, which goes: two are always kept."""
+        path = Path(path)
+        if path.exists() and path.name != PREVIOUS_NAME:
+            os.replace(path, path.with_name(PREVIOUS_NAME))
+
+
+def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(checkpoint, file)
+    except RuntimeError as error:
+        # torch closes its archive even so, and complains that it is not what it should be
+        raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+
+class CheckpointBetweenSteps(ModelCheckpoint):
+    """Lightning's ``ModelCheckpoint``, which saves only where a run can go on exactly.
+
+    That is between two optimizer steps (not between the micro-batches of one), and behind a validation that is due
+    there: Lightning would leave it out when it goes on from a place before it.
+    """
+
+    @property
+    def state_key(self) -> str:
+        """One name, whatever the settings: Lightning's own warns when they differ from the checkpoint's."""
+        return type(self).__qualname__
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if is_between_steps(trainer) and not validation_follows(trainer):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        in_training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if in_training and is_between_steps(trainer):
+            super().on_train_batch_end(trainer, pl_module, None, None, trainer.fit_loop.batch_idx)
+        super().on_validation_end(trainer, pl_module)
