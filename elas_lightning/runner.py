@@ -51,14 +51,14 @@ class RunResult:
     """What a run came to. ``state`` is ``complete``, ``diverged``, ``pruned`` or ``failed``; ``reason`` says why.
 
     ``metrics`` holds ``val_loss`` (nats a token), ``val_perplexity``, ``val_perplexity_galore_protocol``,
-    ``val_bits_per_byte``, ``val_batches``, ``train_loss``, ``tokens`` (targets trained on), ``seconds``
-    (training without validation), ``tokens_per_second``, ``data_wait_share`` (of those seconds, spent waiting
-    for the loader), ``model_flops_utilisation``, ``parameters``, ``flops_per_token`` (training, forward and
-    backward), ``flops_per_token_24`` (with 2:4 products at half), ``peak_memory_bytes``, ``account`` (the bytes
-    that ``memory_account`` expects of a micro-batch: ``weights``, ``gradients``, ``optimizer``,
-    ``weight_copies``, ``activations``, ``logits``, ``recomputed``, ``total``), ``loss_spikes``
+    ``val_bits_per_byte``, ``val_batches``, ``train_loss``, ``tokens`` (targets trained on), ``seconds`` (training
+    without validation), ``tokens_per_second``, ``model_flops_utilisation``, ``parameters``, ``flops_per_token``
+    (training, forward and backward), ``flops_per_token_24`` (with 2:4 products at half), ``peak_memory_bytes``,
+    ``account`` (the bytes that ``memory_account`` expects of a micro-batch: ``weights``, ``gradients``,
+    ``optimizer``, ``weight_copies``, ``activations``, ``logits``, ``recomputed``, ``total``), ``loss_spikes``
     (``training/spikes.py``), ``telemetry_seconds`` (since the run was last taken up), ``energy_joules`` (all
-    GPUs, training without validation) and ``tokens_per_joule``; ``None`` where not measured.
+    GPUs, training without validation) and ``tokens_per_joule``, ``data_wait_share`` (of ``seconds``,
+    spent waiting for the loader); ``None`` where not measured.
     """
 
     run: str

@@ -57,9 +57,6 @@ class RunRecorder(L.Callback):
         self.tokens = 0
         self.seconds = 0.0
         self.joules: float | None = None
-        self.data_wait = DataWait()
-        self._data: Any = None
-        self._waited_before = 0.0
         self.telemetry_seconds = 0.0
         self.flops_per_token = 0
         self.peak_memory: PeakMemory | None = None
@@ -74,6 +71,9 @@ class RunRecorder(L.Callback):
         self._window_tokens: Tensor | int = 0
         self._window_joules = 0.0
         self._window_waited = 0.0
+        self._waited_before = 0.0
+        self.data_wait = DataWait()
+        self._data: Any = None
         self._probe: dict[str, Tensor] | None = None
         self._selections: Selections = {}
         self._energy: EnergyMeter | None = None
@@ -91,6 +91,7 @@ class RunRecorder(L.Callback):
             "tokens": self.tokens,
             "seconds": self.seconds,
             "joules": self.joules,
+            "waited": self.data_wait.seconds,
             "last_train_loss": self.last_train_loss,
             "recorded_step": self._recorded_step,
             "window_seconds": self._window_seconds,
@@ -109,15 +110,14 @@ class RunRecorder(L.Callback):
         self._rows = state_dict["rows"]
         windows, (mine, world_size) = state_dict["windows"], rank_and_world_size()
         if len(windows) != world_size:  # only their sum is ever looked at
-            windows = [[sum(parts) for parts in zip(*windows, strict=True)]] + [[0.0, 0, 0.0, 0.0]] * (
-                world_size - 1
-            )
+            windows = [[sum(parts) for parts in zip(*windows, strict=True)]]
+            windows += [[0.0, 0, 0.0, 0.0]] * (world_size - 1)
         self._window_nll, self._window_tokens, self._window_joules, self._window_waited = windows[mine]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ElasModule)
-        data = self._data = trainer.datamodule  # type: ignore[attr-defined]
-        self.flops_per_token = flops_per_token(pl_module.config, data.sequence_length)["total"]
+        self._data = trainer.datamodule  # type: ignore[attr-defined]
+        self.flops_per_token = flops_per_token(pl_module.config, self._data.sequence_length)["total"]
         self.peak_memory = PeakMemory(pl_module.device)
         self.peak_memory.start()
         self._open_files(trainer)
@@ -193,7 +193,7 @@ class RunRecorder(L.Callback):
         """Begin to measure; what has gone by (a validation) is not training's."""
         if self._energy is not None:
             self._energy.read()
-        if self._data is not None:  # not when a checkpoint is validated
+        if self._data is not None:
             self._waited_before = self._data.waited_seconds
         self._window_start = time.perf_counter()
 
@@ -205,8 +205,9 @@ class RunRecorder(L.Callback):
         self._window_seconds += now - self._window_start
         self._window_start = now
         self._window_joules += (self._energy.read() if self._energy else None) or 0.0
-        before, self._waited_before = self._waited_before, self._data.waited_seconds
-        self._window_waited += self._waited_before - before
+        waited = self._data.waited_seconds
+        self._window_waited += waited - self._waited_before
+        self._waited_before = waited
 
     def _close_window(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._measure()

@@ -11,5 +11,5 @@ from elas_lightning.data import C4DataModule, prepare
 def tokens(corpus: Path, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared") / "tokens"
     data = C4DataModule(source="local", path=str(corpus), tokenizer=str(tokenizer_file))
-    prepare.prepare(data.corpus, data.text_tokenizer, folder, workers=2)
+    prepare.prepare(data.corpus, data.text_tokenizer, folder, workers=1)
     return folder

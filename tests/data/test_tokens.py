@@ -169,6 +169,7 @@ def test_what_is_there_is_not_made_again_and_nothing_else_is_overwritten(tokens,
         prepare.prepare(again.corpus, again.text_tokenizer, tmp_path / "third", 1)
 
 
+@pytest.mark.slow
 def test_a_damaged_text_shard_ends_the_preparation_which_then_goes_on(make_data, corpus, tmp_path):
     text, folder = shutil.copytree(corpus, tmp_path / "text"), tmp_path / "tokens"
     bad = text / "c4-train.00002-of-00004.json.gz"

@@ -159,7 +159,7 @@ def test_a_window_that_a_checkpoint_cuts_through_is_finished(
     """On the same number of ranks each takes up its own part; on another the sum is taken up once."""
     saved = {
         **RunRecorder(tmp_path).state_dict(),
-        "windows": [[1.5, 10, 2.0], [2.5, 20, 3.0]],
+        "windows": [[1.5, 10, 2.0, 0.5], [2.5, 20, 3.0, 1.0]],
         "seconds": 4.0,
     }
     recorders = []
@@ -167,6 +167,6 @@ def test_a_window_that_a_checkpoint_cuts_through_is_finished(
         monkeypatch.setattr(recorder_module, "rank_and_world_size", lambda rank=rank: (rank, ranks))
         recorders.append(RunRecorder(tmp_path))
         recorders[-1].load_state_dict(saved)
-    windows = [(r._window_nll, r._window_tokens, r._window_joules) for r in recorders]
-    assert [sum(part) for part in zip(*windows, strict=True)] == [4.0, 30, 5.0]
-    assert windows[0] == ((1.5, 10, 2.0) if ranks == 2 else (4.0, 30, 5.0))
+    windows = [(r._window_nll, r._window_tokens, r._window_joules, r._window_waited) for r in recorders]
+    assert [sum(part) for part in zip(*windows, strict=True)] == [4.0, 30, 5.0, 1.5]
+    assert windows[0] == ((1.5, 10, 2.0, 0.5) if ranks == 2 else (4.0, 30, 5.0, 1.5))
