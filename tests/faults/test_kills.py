@@ -23,8 +23,9 @@ RUN = [
 ]  # fmt: skip
 
 
-def _arguments(overlay: Path, directory: Path) -> list[str]:
-    seen = [{"class_path": "watching.Seen", "init_args": {"path": str(directory / "seen")}}]
+def _arguments(overlay: Path, directory: Path, pause: float = 0.0) -> list[str]:
+    noting = {"path": str(directory / "seen"), "pause": pause}
+    seen = [{"class_path": "watching.Seen", "init_args": noting}]
     where = [f"--trainer.default_root_dir={directory}", f"--trainer.callbacks={json.dumps(seen)}"]
     return ["fit", "--config", str(overlay), *RUN, *where]
 
@@ -84,7 +85,7 @@ def _killed(start: Any, arguments: Sequence[str], directory: Path, kills: int, s
             moved = wait_until(lambda: seen.exists() and seen.stat().st_mtime_ns > changes, process)  # noqa: B023
             begun = _lines(seen)
             moved = moved and wait_until(lambda: _lines(seen) >= begun + batches, process)  # noqa: B023
-            time.sleep(draw.uniform(0, 0.02) if moved else 0)
+            time.sleep(draw.uniform(0, 0.04) if moved else 0)
         os.kill(process.pid, signal.SIGKILL)
         code = process.end()
         if code == 0:  # it was faster
@@ -97,7 +98,7 @@ def test_killed_at_random_times(
     overlay: Path, whole: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     kills = request.config.getoption("--kills") or 4
-    arguments = _arguments(overlay, tmp_path / "killed")
+    arguments = _arguments(overlay, tmp_path / "killed", pause=0.005)
     went = _killed(lambda a: Forked(elas, a, tmp_path), arguments, tmp_path / "killed", kills, seed=0)
     print(went)
     assert went["at"]
@@ -109,7 +110,7 @@ def test_the_command_killed_at_random_times(
     overlay: Path, whole: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     kills = request.config.getoption("--kills") or 20
-    arguments = _arguments(overlay, tmp_path / "killed")
+    arguments = _arguments(overlay, tmp_path / "killed", pause=0.02)
     went = _killed(lambda a: Fresh(a, tmp_path), arguments, tmp_path / "killed", kills, seed=1)
     print(went)
     assert len(went["at"]) == kills
@@ -118,7 +119,7 @@ def test_the_command_killed_at_random_times(
 
 def test_another_number_of_workers_and_a_pause(overlay: Path, whole: Path, tmp_path: Path) -> None:
     directory = tmp_path / "changed"
-    arguments = _arguments(overlay, directory)
+    arguments = _arguments(overlay, directory, pause=0.005)
     for workers in (0, 2, 1):
         process = Forked(elas, [*arguments, f"--data.num_workers={workers}"], tmp_path)
         begun = _lines(directory / "seen.0")

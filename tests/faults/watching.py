@@ -1,7 +1,9 @@
 """Callbacks that a run's configuration names: they note what was trained on, or do harm."""
 
 import hashlib
+import os
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ class Seen(Callback):
 
     Args:
         path: The file; each rank appends its number.
+        pause: Seconds to rest at each batch, so that a run of milliseconds can be hit at any place of it.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, pause: float = 0.0) -> None:
         self.path = path
+        self.pause = pause
         self._rows = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -41,6 +45,7 @@ class Seen(Callback):
         with self._file.open("a") as file:
             file.write(f"{trainer.global_step} {batch_idx} {digest.hexdigest()} {drawn}\n")
         self._rows += 1
+        time.sleep(self.pause)
 
 
 class Poison(Callback):
@@ -103,6 +108,4 @@ class SignalAt(Callback):
     def _send(self, place: str, step: int) -> None:
         if (place, step) == (self.place, self.step):
             self.place = "sent"
-            import os
-
             os.kill(os.getpid(), self.number)
