@@ -23,7 +23,7 @@ class Started(Protocol):
 
     pid: int
 
-    def end(self, seconds: float = 120) -> int:
+    def end(self, seconds: float = 300) -> int:
         """Wait for its end; its exit code, negative for a signal."""
 
 
@@ -43,7 +43,7 @@ class Forked:
         assert self._process.pid is not None
         self.pid = self._process.pid
 
-    def end(self, seconds: float = 120) -> int:
+    def end(self, seconds: float = 300) -> int:
         self._process.join(seconds)
         if self._process.exitcode is None:
             self._process.kill()
@@ -64,7 +64,7 @@ class Fresh:
             )
         self.pid = self._process.pid
 
-    def end(self, seconds: float = 120) -> int:
+    def end(self, seconds: float = 300) -> int:
         try:
             return self._process.wait(seconds)
         finally:
@@ -82,7 +82,7 @@ def elas(arguments: Sequence[str], cwd: Path) -> None:
     sys.exit(code)
 
 
-def wait_until(true: Callable[[], bool], process: Started, seconds: float = 60) -> bool:
+def wait_until(true: Callable[[], bool], process: Started, seconds: float = 300) -> bool:
     """Wait for something that a running process does; False if it ended before."""
     deadline = time.monotonic() + seconds
     while not true():

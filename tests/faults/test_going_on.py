@@ -236,3 +236,17 @@ def test_a_directory_that_cannot_be_made(fit: Fit) -> None:
     assert (code, error.count("\n")) == (2, 1)
     assert "file/run cannot be written to (Not a directory)" in error
     assert not os.path.exists("runs")
+
+
+def test_a_slurm_job_has_a_directory_of_its_own_and_is_not_requeued_by_lightning(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NTASKS", "JOB_ID", "JOB_NAME", "PROCID", "LOCALID", "NODEID"):
+        monkeypatch.setenv(
+            f"SLURM_{name}", {"NTASKS": "1", "JOB_ID": "77", "JOB_NAME": "train"}.get(name, "0")
+        )
+    warned = _callback("SignalAt", number=int(signal.SIGUSR1), place="step", step=6)
+    assert fit(warned)[0] == 128 + signal.SIGUSR1
+    assert not list(Path("runs").rglob("hpc_ckpt*"))
+    code, out, _ = fit(warned)
+    assert (code, "going on with runs/fit/slurm-77 from step 7" in out) == (0, True)

@@ -79,8 +79,10 @@ def _killed(start: Any, arguments: Sequence[str], directory: Path, kills: int, s
         if draw.random() < 0.15:
             time.sleep(draw.uniform(0, 3))  # wherever it is by then: imports, the corpus, the first steps
         else:
-            # so that there are steps left for the kills to come
-            batches = draw.randint(1, max(6, 5 * STEPS // (2 * kills)))
+            # all over the run, with batches left for the kills to come; each kill costs some that are done again
+            left = 2 * STEPS - _lines(seen)
+            most = min(2 * left // (kills - len(at)) + 4, left - 12)
+            batches = draw.randint(1, most) if most > 1 else 0
             changes = seen.stat().st_mtime_ns if seen.exists() else 0
             moved = wait_until(lambda: seen.exists() and seen.stat().st_mtime_ns > changes, process)  # noqa: B023
             begun = _lines(seen)

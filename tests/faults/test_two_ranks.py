@@ -56,7 +56,7 @@ def test_whichever_rank_gets_the_signal(overlay: Path, tmp_path: Path) -> None:
         for rank, pid in ranks.items():
             if who in (rank, "both"):
                 os.kill(pid, number)
-        assert process.end(seconds=60) == 128 + number, process.log.read_text()
+        assert process.end() == 128 + number, process.log.read_text()
         assert _ends(ranks["second"])
         assert process.log.read_text().count("stopped; the same command goes on") == 1
         assert "Traceback" not in process.log.read_text()
