@@ -21,8 +21,8 @@ from elas_lightning.errors import UserError
 from elas_lightning.layout import (
     RESULT_NAME,
     checkpoint_folder,
-    hand_over,
     handed_over,
+    handing_over,
     hold,
     is_first_rank,
 )
@@ -163,7 +163,7 @@ class RunCommand(ElasCLI):
         if self.subcommand != "fit":
             handed = handed_over()
             directory = Path(handed["directory"]) if handed else super().choose_directory(given)
-            hand_over({"directory": str(directory), "checkpoint": None})
+            self._held.enter_context(handing_over({"directory": str(directory), "checkpoint": None}))
             return directory
         self._beginning = begin(self.resolved, self._held)
         return self._beginning.directory

@@ -254,7 +254,7 @@ class SafeCheckpointIO(CheckpointIO):
             verify(complete)
             retire(path)
 
-        write_atomically(path, lambda file: _write(checkpoint, file), keep_previous)
+        write_atomically(path, lambda file: write_archive(checkpoint, file), keep_previous)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -272,9 +272,10 @@ class SafeCheckpointIO(CheckpointIO):
         retire(Path(path))
 
 
-def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+def write_archive(content: dict[str, Any], file: BinaryIO) -> None:
+    """``torch.save``, whose complaint of a full disk is an ``OSError``."""
     try:
-        torch.save(checkpoint, file)
+        torch.save(content, file)
     except RuntimeError as error:
         # torch closes its archive even so, and complains that it is not what it should be
         raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None

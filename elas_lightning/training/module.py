@@ -44,6 +44,8 @@ def _count_micro_batches(checkpoint: dict[str, Any], accumulate_grad_batches: in
 
     On another number of devices a step has another number of them, and Lightning tells by the count where a step ends.
     """
+    if "loops" not in checkpoint:  # weights alone, which Lightning refuses to go on from
+        return
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     for counts in (progress["total"], progress["current"]):
         counts.update(dict.fromkeys(counts, checkpoint["global_step"] * accumulate_grad_batches))

@@ -95,7 +95,6 @@ class RunRecorder(L.Callback):
             "last_train_loss": self.last_train_loss,
             "recorded_step": self._recorded_step,
             "window_seconds": self._window_seconds,
-            "waited": self.data_wait.seconds,
             "windows": of_every_rank(window),
             "rows": self._rows,
         }

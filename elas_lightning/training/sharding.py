@@ -42,6 +42,7 @@ from elas_lightning.training.checkpoints import (
     retire,
     sync_folder,
     verify,
+    write_archive,
     write_atomically,
 )
 from elas_lightning.training.folder_checkpoints import (
@@ -131,7 +132,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         try:
             own = {shard_name(self.global_rank, self.world_size): rows}
             for name, content in (own | {WHOLE_NAME: common} if first else own).items():
-                write_atomically(staged / name, partial(torch.save, content), verify)
+                write_atomically(staged / name, partial(write_archive, content), verify)
         except UserError as failure:
             error = failure
         if self.reduce_boolean_decision(error is not None, all=False):

@@ -59,7 +59,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     quiet_lightning()
     # a process that waits for one that has died gives up soon
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    distributed.init_process_group("gloo", timeout=timedelta(minutes=3))
     for each in json.loads(Path(sys.argv[1]).read_text()):
         make(each)
     distributed.destroy_process_group()

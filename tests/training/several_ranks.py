@@ -66,7 +66,7 @@ def environment(ranks: int) -> list[dict[str, str]]:
     return [{**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
-def run_together(folder: Path, jobs: list[Job], ranks: int = 2, seconds: float = 240) -> None:
+def run_together(folder: Path, jobs: list[Job], ranks: int = 2, seconds: float = 480) -> None:
     """Make runs on several processes; fails when a process fails, or when all of it takes too long."""
     folder.mkdir(parents=True, exist_ok=True)
     listed = folder / "jobs.json"

@@ -278,7 +278,7 @@ def test_two_processes_train_what_one_trains_compiled_and_in_bfloat16(
     for name, changes in variants.items():
         made.alone(f"{name}_one", **changes)
         jobs += [made.job(f"{name}_{kind}", strategy, **changes) for kind, strategy in KINDS.items()]
-    run_together(tmp_path / "jobs", jobs, seconds=500)
+    run_together(tmp_path / "jobs", jobs)
     for name in variants:
         assert list(differing(made.end(f"{name}_one"), made.end(f"{name}_ddp"))) == []
         expected, found = tensors(made.end(f"{name}_one")), tensors(made.end(f"{name}_fsdp"))
