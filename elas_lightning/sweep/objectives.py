@@ -38,8 +38,8 @@ class Objective:
 def values_of(objectives: Sequence[Objective], runs: Sequence[Mapping[str, Any]]) -> list[float]:
     """What a point comes to: the mean over its seeds of each objective.
 
-    With one seed diverged it is the worst in all of them, not only in those that it lacks: a model that learnt nothing must
-    not stand on the front for being fast. A figure that no run of the machine has (peak memory on some) counts as
+    With one seed diverged it is the worst in all of them, not only in those that it lacks: a model that learnt nothing
+    must not stand on the front for being fast. A figure that no run of the machine has (peak memory on some) counts as
     the worst, too.
 
     Args:
