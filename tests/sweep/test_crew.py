@@ -1,5 +1,6 @@
 """Several workers on a machine: shares, replacements, one stop for all."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,7 @@ import torch
 from elas_lightning.errors import UserError
 from elas_lightning.sweep import crew as crew_module
 from elas_lightning.sweep.crew import Crew, devices_of, share
+from elas_lightning.sweep.storage import redact
 from elas_lightning.sweep.worker import BudgetSpent
 from elas_lightning.training.interruption import Interrupted
 
@@ -122,3 +124,10 @@ def test_gpus_go_round_and_a_run_on_several_gets_several(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(("asked", "number"), [("auto", 1), (1, 1), (2, 2), ("2", 2), (-1, 1), ([0, 3], 2)])
 def test_how_many_gpus_a_run_takes(asked: object, number: int) -> None:
     assert devices_of(asked) == number
+
+
+def test_a_password_is_not_shown() -> None:
+    assert redact("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert redact("postgresql://host/db") == "postgresql://host/db"
+    assert redact("sqlite:///a/b.db") == "sqlite:///a/b.db"
+    assert "secret" not in json.dumps(redact("mysql+pymysql://me:secret@host:3306/db"))
