@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
     )
     _add_study(sweep)
     sweep.add_argument("--port", type=_at_least_one, default=13000, metavar="N",
-                       help="with `serve`, a proxy of the database --storage: where it answers (default: 13000)")  # fmt: skip
+                       help="with `serve`: where the proxy of --storage answers (default: 13000)")  # fmt: skip
     sweep.add_argument("of", nargs="?", help="with `status`: the sweep to look at (default: all below runs/)")
     sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", type=override, dest="overrides",
                        help="set a dotted configuration key for every run, e.g. trainer.max_steps=50")  # fmt: skip

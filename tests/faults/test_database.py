@@ -9,11 +9,6 @@ from killed_sweep import Crew, check_complete, check_made_once, finish, kill_at_
 from postgres import Postgres
 from test_sweep_kills import _write_sweep
 
-# psycopg says so of a pool that goes with its storage; a process that ends does the same
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*was deleted while still open:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
-
 
 @pytest.mark.slow
 def test_kills_and_two_restarts_of_the_server(
