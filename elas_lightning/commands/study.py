@@ -12,11 +12,12 @@ from elas_lightning.layout import sweep_folder
 def add(commands: Any) -> None:
     """Declare the subcommands."""
     sweep = commands.add_parser(
-        "sweep", help="run a file of sweeps/ to its end, then plots and report; `sweep status`: how far it is"
+        "sweep",
+        help="run a file of sweeps/ to its end, then plots and report; `sweep status` says how far it is",
     )
     _add_study(sweep)
     sweep.add_argument("--port", type=_at_least_one, default=13000, metavar="N",
-                       help="with `serve`: where the proxy of --storage answers (default: 13000)")  # fmt: skip
+                       help="with `serve`, a proxy of the --storage: where it answers (default: 13000)")  # fmt: skip
     sweep.add_argument("of", nargs="?", help="with `status`: the sweep to look at (default: all below runs/)")
     sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", type=override, dest="overrides",
                        help="set a dotted configuration key for every run, e.g. trainer.max_steps=50")  # fmt: skip

@@ -49,14 +49,22 @@ class IsolatedRun:
         context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
             context.set_forkserver_preload([run.__module__])
-        # the kernel closes our end when we die, however we die
-        theirs, self._lifeline = context.Pipe(duplex=False)
-        inherited = self._lifeline if method == "fork" else None
-        self._process = context.Process(
-            target=_make, args=(request, make, theirs, inherited), name=request.directory.name
-        )
-        self._process.start()
-        theirs.close()
+        for chance in reversed(range(3)):
+            # the kernel closes our end when we die, however we die
+            theirs, self._lifeline = context.Pipe(duplex=False)
+            inherited = self._lifeline if method == "fork" else None
+            self._process = context.Process(
+                target=_make, args=(request, make, theirs, inherited), name=request.directory.name
+            )
+            try:
+                self._process.start()
+                break
+            except (EOFError, ConnectionError):  # the server has died; the next start makes another
+                if not chance:
+                    raise
+                self._lifeline.close()
+            finally:
+                theirs.close()
 
     def ended(self, seconds: float) -> bool:
         """Wait for the end, but no longer than that."""

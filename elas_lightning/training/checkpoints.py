@@ -38,6 +38,7 @@ _UNREADABLE = (
     RuntimeError,
     ValueError,
 )
+_KEYS = {"state_dict", "global_step", "pytorch-lightning_version"}
 _SUFFIX, _TEMPORARY, _TORN = ".ckpt", ".tmp", ".torn"
 
 
@@ -192,8 +193,10 @@ def read(path: Path, *, mmap: bool = False) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise TornCheckpoint(_torn(path, type(error).__name__)) from error
-    if not isinstance(content, dict) or not {"state_dict", "global_step"} <= content.keys():
-        raise UserError(f"{path} is not the checkpoint of a run: it has no state_dict and global_step")
+    if not isinstance(content, dict) or not content.keys() >= _KEYS:
+        raise UserError(
+            f"{path} is not the checkpoint of a run: it has not all of {', '.join(sorted(_KEYS))}"
+        )
     return content
 
 
@@ -223,7 +226,7 @@ class SafeCheckpointIO(CheckpointIO):
             verify(complete)
             self.remove_checkpoint(path)
 
-        write_atomically(path, lambda file: torch.save(checkpoint, file), keep_previous)
+        write_atomically(path, lambda file: _write(checkpoint, file), keep_previous)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -241,6 +244,14 @@ class SafeCheckpointIO(CheckpointIO):
         path = Path(path)
         if path.exists() and path.name != PREVIOUS_NAME:
             os.replace(path, path.with_name(PREVIOUS_NAME))
+
+
+def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(checkpoint, file)
+    except RuntimeError as error:
+        # torch closes its archive even so, and complains that it is not what it should be
+        raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 class CheckpointBetweenSteps(ModelCheckpoint):

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import forkserver
 from typing import Any
 
 import making
@@ -174,6 +175,14 @@ def test_a_run_says_in_a_file_and_is_its_own_command(study: Study) -> None:
     assert f"--trainer.default_root_dir {directory}" in " ".join(arguments)
 
 
+@pytest.mark.slow
+def test_a_server_that_was_killed_is_replaced(study: Study) -> None:
+    first, second, *_ = study.plan.runs()
+    assert IsolatedRun(first.request, making.finish).close() == DONE
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    assert IsolatedRun(second.request, making.finish).close() == DONE
+
+
 def test_a_directory_that_another_process_holds_is_waited_for(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,8 +225,11 @@ def test_a_silent_trial_of_another_machine_is_put_back_after_the_grace_time(stud
     study.storage.set_trial_system_attr(claim.id, claims.WORKER, {**here(), "machine": "elsewhere"})
     study.put_back_lost()
     assert _states(study) == ["running"]
-    time.sleep(FAST.grace + 0.1)
-    study.put_back_lost()
+    deadline = time.monotonic() + 60
+    while _states(study) == ["running"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+        study.put_back_lost()
     assert _states(study) == ["lost"]
 
 
