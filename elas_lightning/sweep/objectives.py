@@ -46,7 +46,7 @@ def values_of(objectives: Sequence[Objective], runs: Sequence[Mapping[str, Any]]
         objectives: What the sweep looks at.
         runs: The metrics of the point's runs.
     """
-    columns = [[metrics.get(objective.name) for metrics in runs] for objective in objectives]
+    columns: list[list[Any]] = [[metrics.get(objective.name) for metrics in runs] for objective in objectives]
     if any(value is None for column in columns for value in column):
         return [objective.worst for objective in objectives]
     return [sum(column) / len(column) for column in columns]

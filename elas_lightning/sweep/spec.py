@@ -227,7 +227,7 @@ class SweepSpec:
             )
             for plot in self.plots
             for key, value in plot.items()
-            if key in ("x", "y", "series", "group")
+            if key in ("x", "y", "series", "group") and (key, plot["kind"]) != ("x", "pareto")
         ]
         for holds, complaint in checks:
             if not holds:

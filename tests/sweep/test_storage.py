@@ -22,10 +22,6 @@ from elas_lightning.errors import UserError
 from elas_lightning.sweep.patience import PatientStorage
 from elas_lightning.sweep.storage import open_storage, redact, serve
 
-# psycopg says so of a pool that goes with its storage; a process that ends does the same
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*was deleted while still open:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
 MINIMIZE = [StudyDirection.MINIMIZE]
 
 

@@ -38,8 +38,8 @@ def pareto(results: SweepResults, options: Options) -> tuple[Figure, str]:
     """Mean of the metric against a cost, with 95 % intervals of both; the front as a line, the others grey.
 
     Args:
-        options: ``x``, the cost (``flops_per_token``); optionally ``metric`` (the objective), ``filter`` and ``series``,
-            the one parameter whose levels are the points, else each point of the search is one.
+        options: ``x``, the cost (``flops_per_token``); optionally ``metric`` (the objective), ``filter`` and
+            ``series``, the one parameter whose levels are the points, else each point of the search is one.
 
     Raises:
         CannotDraw: Fewer than two points have both.
