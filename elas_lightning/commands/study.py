@@ -17,6 +17,8 @@ def add(commands: Any) -> None:
         help="run a file of sweeps/ to its end, then plots and report; `sweep status` says how far it is",
     )
     _add_study(sweep)
+    sweep.add_argument("--port", type=_at_least_one, default=13000, metavar="N",
+                       help="with `serve`, a proxy of the --storage: where it answers (default: 13000)")  # fmt: skip
     sweep.add_argument("of", nargs="?", help="with `status`: the sweep to look at (default: all below runs/)")
     sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", type=override, dest="overrides",
                        help="set a dotted configuration key for every run, e.g. trainer.max_steps=50")  # fmt: skip
@@ -28,8 +30,6 @@ def add(commands: Any) -> None:
                        help="where the study lives; the same command elsewhere joins in (default: a file)")  # fmt: skip
     sweep.add_argument("--patience", type=minutes, default=30.0, metavar="MINUTES",
                        help="kill a run that does not move so long, and take it up again (default: 30)")  # fmt: skip
-    sweep.add_argument("--port", type=int, default=13000,
-                       help="with `sweep serve --storage URL`, a proxy of a database: where it listens")  # fmt: skip
     sweep.add_argument(
         "--dry-run", action="store_true", help="check the sweep and list its runs, run nothing"
     )
@@ -107,6 +107,16 @@ def _sweep(options: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(options: argparse.Namespace) -> int:
+    from elas_lightning.sweep.storage import redact, serve
+
+    if options.storage is None:
+        raise UserError("sweep serve needs --storage URL: the database that it is to answer for")
+    print(f"answering for {redact(options.storage)} on port {options.port}; Ctrl-C stops it", flush=True)
+    serve(options.storage, Path(), options.port)
+    return 0
+
+
 def _status(options: argparse.Namespace) -> int:
     from elas_lightning.sweep.status import describe_all, describe_folder
 
@@ -117,17 +127,6 @@ def _status(options: argparse.Namespace) -> int:
         lines = describe_folder(folder, options.storage, Path(options.of).stem)
     for line in lines:
         print(line)
-    return 0
-
-
-def _serve(options: argparse.Namespace) -> int:
-    from elas_lightning.layout import RUNS
-    from elas_lightning.sweep.storage import redact, serve
-
-    if options.storage is None:
-        raise UserError("sweep serve needs --storage: the database whose proxy it is to be")
-    print(f"serving {redact(options.storage)} as grpc://HOST:{options.port} until stopped")
-    serve(options.storage, RUNS, options.port)
     return 0
 
 

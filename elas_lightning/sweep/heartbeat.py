@@ -64,7 +64,7 @@ class Heartbeat:
     def _beat(self) -> None:
         while not self._ended.is_set():
             self._count += 1
-            value = {"count": self._count, "host": socket.gethostname(), "pid": os.getpid()}
+            value: Any = {"count": self._count, "host": socket.gethostname(), "pid": os.getpid()}
             try:
                 self._storage.set_trial_system_attr(self._trial_id, ATTRIBUTE, value)
             except (UpdateFinishedTrialError, KeyError):

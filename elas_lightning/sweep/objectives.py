@@ -38,15 +38,15 @@ class Objective:
 def values_of(objectives: Sequence[Objective], runs: Sequence[Mapping[str, Any]]) -> list[float]:
     """What a point comes to: the mean over its seeds of each objective.
 
-    With one seed diverged it is the worst in all of them, not only in those that it lacks: a model that learnt nothing must
-    not stand on the front for being fast. A figure that no run of the machine has (peak memory on some) counts as
+    With one seed diverged it is the worst in all of them, not only in those that it lacks: a model that learnt nothing
+    must not stand on the front for being fast. A figure that no run of the machine has (peak memory on some) counts as
     the worst, too.
 
     Args:
         objectives: What the sweep looks at.
         runs: The metrics of the point's runs.
     """
-    columns = [[metrics.get(objective.name) for metrics in runs] for objective in objectives]
+    columns: list[list[Any]] = [[metrics.get(objective.name) for metrics in runs] for objective in objectives]
     if any(value is None for column in columns for value in column):
         return [objective.worst for objective in objectives]
     return [sum(column) / len(column) for column in columns]

@@ -1,21 +1,21 @@
 """Which points are stopped early, and what they are judged by.
 
-A seed decides initialisation and data order, and moves the whole curve of a run, often by more than one point differs from
-the next. Optuna's median pruner is blind to that: it holds the best figure that a trial has reached at *any* step, so the
-easiest of its seeds so far, against the others at the present one. Here a point is compared like with like: its
-seed ``s`` at step ``t`` with the same seed of the other points at the same step, so that what the seed does to all of them
-cancels. And all the seeds that the point has run are evidence: after a good first seed, one bad second seed is
-no reason to stop, unless the two together are worse than the median.
+A seed decides initialisation and data order, and moves the whole curve of a run, often by more than one point differs
+from the next. Optuna's median pruner is blind to that: it holds the best figure that a trial has reached at *any*
+step, so the easiest of its seeds so far, against the others at the present one. Here a point is compared like with
+like: its seed ``s`` at step ``t`` with the same seed of the other points at the same step, so that what the seed does
+to all of them cancels. And all the seeds that the point has run are evidence: after a good first seed, one bad second
+seed is no reason to stop, unless the two together are worse than the median.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-import optuna
 from optuna.pruners import BasePruner, NopPruner
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from elas_lightning.sweep.plan import Plan
@@ -35,12 +35,12 @@ def build_pruner(plan: Plan) -> BasePruner:
 
 
 class PairedMedianPruner(BasePruner):
-    """Prunes a point that is worse than the median of the others, seed by seed.
+    """Prunes a point that is worse than the median of the others, seed by seed. Lower figures are better.
 
-    At step ``t`` of its seed ``s`` the point has, for each of its seeds up to ``s``, a ratio: its own figure at ``t`` over
-    the median of the other points' with that seed at ``t``. It is stopped if the mean of these ratios is on the wrong
-    side of one. Points that run, are complete or were pruned all count as long as they got there: were the pruned
-    ones left out, the median would become stricter with each of them.
+    At step ``t`` of its seed ``s`` the point has, for each of its seeds up to ``s``, a ratio: its own figure at ``t``
+    over the median of the other points' with that seed at ``t``. It is stopped if the mean of these ratios is above
+    one. A point that was pruned before it got there counts as worse than any that did. Were it left out, the median
+    would be that of the survivors, which becomes stricter from step to step until hardly a point is left.
 
     Args:
         max_steps: Optimizer steps of a run.
@@ -64,15 +64,17 @@ class PairedMedianPruner(BasePruner):
         ratios = []
         for index in range(seed_index + 1):
             place = report_step(index, step, self._max_steps)
-            figures = [values[place] for values in others if place in values]
-            if place in trial.intermediate_values and len(figures) >= self._pruning.startup_points:
-                ratios.append(trial.intermediate_values[place] / median(figures))
-        if not ratios:
-            return False
-        mean = sum(ratios) / len(ratios)
-        return (
-            mean < 1 if study.direction == StudyDirection.MAXIMIZE else not mean <= 1
-        )  # NaN is no good sign
+            if (
+                place not in trial.intermediate_values
+                or _reached(others, place) < self._pruning.startup_points
+            ):
+                continue
+            figures = [point.at(place) for point in others]
+            middle = median(figure for figure in figures if figure is not None)
+            if middle == float("inf"):
+                return False  # half of all points have been pruned: this one is in the better half
+            ratios.append(trial.intermediate_values[place] / middle)
+        return bool(ratios) and not sum(ratios) / len(ratios) <= 1  # "not": NaN is no good sign
 
     def _place(self, reported: int) -> tuple[int, int]:
         """Seed index and step in the run of a reported step; a run's last step is its own, not the next one's zero."""
@@ -84,13 +86,28 @@ def _holds(part: Point, point: Mapping[str, Any]) -> bool:
     return bool(part) and all(name in point and point[name] == value for name, value in part.items())
 
 
-def _points(study: Study, without: Mapping[str, Any]) -> list[dict[int, float]]:
-    """The validations of each other point; a point whose worker was lost may have several trials, and counts once."""
-    found: dict[str, dict[int, float]] = {}
+@dataclass
+class _Other:
+    """What is known of another point: a point whose worker was lost has several trials, and counts once."""
+
+    values: dict[int, float] = field(default_factory=dict)
+    is_pruned: bool = False
+
+    def at(self, place: int) -> float | None:
+        """Its figure, infinite if it was pruned before; ``None`` if it has not got there yet."""
+        return self.values.get(place, float("inf") if self.is_pruned else None)
+
+
+def _reached(points: Iterable[_Other], place: int) -> int:
+    return sum(place in point.values for point in points)
+
+
+def _points(study: Study, without: Mapping[str, Any]) -> list[_Other]:
+    found: dict[str, _Other] = {}
     states = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    trials: list[optuna.trial.FrozenTrial] = study.get_trials(deepcopy=False, states=states)
-    for trial in trials:
+    for trial in study.get_trials(deepcopy=False, states=states):
         if trial.params != without:
-            key = json.dumps(trial.params, sort_keys=True)
-            found.setdefault(key, {}).update(trial.intermediate_values)
+            point = found.setdefault(json.dumps(trial.params, sort_keys=True), _Other())
+            point.values.update(trial.intermediate_values)
+            point.is_pruned |= trial.state == TrialState.PRUNED
     return list(found.values())

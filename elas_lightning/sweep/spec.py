@@ -38,8 +38,8 @@ class Pruning:
 
     Args:
         startup_points: Other points that must have got to the same seed and step before one is judged.
-        min_fraction: Share of a run's steps before which none is stopped: while the learning rate rises, and just after,
-            curves cross.
+        min_fraction: Share of a run's steps before which none is stopped: while the learning rate rises, and just
+            after, curves cross.
     """
 
     startup_points: int = 4
@@ -152,8 +152,8 @@ class SweepSpec:
         pruner: ``median`` stops points that look worse than the median of the others, seed by seed.
         pruning: When it may begin.
         baseline: A point, or a part of one by some dimensions' labels, that the pruner never stops.
-        objective: The validation figure to minimise, averaged over seeds; or a list of figures, each with its own better
-            direction, of which the first is the one that tables and plots take unless told otherwise.
+        objective: The validation figure to minimise, averaged over seeds; or a list of figures, each with its own
+            better direction, of which the first is the one that tables and plots take unless told otherwise.
         overrides: Dotted keys set for every run.
         plots: What to draw, see ``elas_lightning.analysis.plots``.
     """
@@ -227,7 +227,7 @@ class SweepSpec:
             )
             for plot in self.plots
             for key, value in plot.items()
-            if key in ("x", "y", "series", "group")
+            if key in ("x", "y", "series", "group") and (key, plot["kind"]) != ("x", "pareto")
         ]
         for holds, complaint in checks:
             if not holds:
@@ -246,8 +246,8 @@ class SweepSpec:
         checks += [
             (
                 self.pruner == "none" or len(names) == 1,
-                f"pruner is {self.pruner!r} with {len(names)} objectives: no point is worse in all of them until it has "
-                "ended; leave pruner out, or give one objective",
+                f"pruner is {self.pruner!r} with {len(names)} objectives: no point is worse in all of them until "
+                "it has ended; leave pruner out, or give one objective",
             ),
             (
                 self.pruner == "none" or names[:1] in [(name,) for name in QUALITY],

@@ -64,7 +64,7 @@ def describe_folder(folder: Path, url: str | None, name: str = "") -> Iterator[s
     lines = list(_describe(open_storage(url, folder), where, [folder], prefix=f"{name}-" if name else ""))
     if not lines:
         raise UserError(
-            f"there is no study of {folder.name} in {redact(url)}: `elas sweep` with that --storage begins one"
+            f"there is no study of {folder.name} in {redact(where)}: `elas sweep` with that --storage begins one"
         )
     yield from lines
 

@@ -6,18 +6,14 @@ it under a name made from its whole configuration. So a sweep that was stopped, 
 without running anything again, on this machine or another.
 """
 
-import hashlib
-import json
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -30,7 +26,8 @@ from elas_lightning.sweep.objectives import values_of
 from elas_lightning.sweep.origin import here, is_gone
 from elas_lightning.sweep.plan import Plan, PlannedRun
 from elas_lightning.sweep.pruning import build_pruner
-from elas_lightning.sweep.spec import Dimension, Point
+from elas_lightning.sweep.space import build_sampler, distribution_of, study_name
+from elas_lightning.sweep.spec import Point
 
 PLANNED = "planned"  # a study's attribute: how many runs and points it is going to have
 _RESULT = "result "  # with the run's name: the key of a result among a trial's attributes
@@ -144,7 +141,7 @@ class Study:
                 yield place, point
 
     def _take(self, place: str, point: Point) -> Claim | None:
-        distributions = {d.name: _distribution(d) for d in self.plan.spec.search}
+        distributions = {d.name: distribution_of(d) for d in self.plan.spec.search}
         earlier = self.board().of(place)
         template = optuna.trial.create_trial(
             state=TrialState.RUNNING,
@@ -163,13 +160,13 @@ class Study:
         number = self.storage.get_trial(trial_id).number
         place = f"draw {number}"
         # seeded by the draw: reproducible, and two workers at once do not draw the same
-        self.study.sampler = _sampler(self.plan, seed=number)
+        self.study.sampler = build_sampler(self.plan, seed=number)
         trial = optuna.Trial(self.study, trial_id)
         self.storage.set_trial_system_attr(trial_id, claims.WORKER, here())
         if self._unless_surplus(trial, place) is None:
             return None
         for dimension in self.plan.spec.search:
-            trial._suggest(dimension.name, _distribution(dimension))
+            trial._suggest(dimension.name, distribution_of(dimension))
         return Claim(trial, place, dict(trial.params))
 
     def _unless_surplus(self, trial: optuna.Trial, place: str) -> Claim | None:
@@ -386,28 +383,3 @@ def _kept(trial: FrozenTrial, name: str) -> tuple[RunResult, float] | None:
 
 def _found_here(planned: PlannedRun) -> RunResult | None:
     return RunResult.read(planned.request.directory) if has_result(planned.request) else None
-
-
-def study_name(plan: Plan) -> str:
-    """The sweep's name with a digest of its search space, since Optuna cannot change a study's choices."""
-    space = [asdict(dimension) for dimension in plan.spec.search]
-    choices: list[Any] = [space, plan.size, plan.data, plan.spec.seeds, plan.overrides]
-    if len(plan.spec.objectives) > 1:
-        choices.append([objective.name for objective in plan.spec.objectives])
-    described = json.dumps(choices, default=str)
-    return f"{plan.spec.name}-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
-
-
-def _sampler(plan: Plan, seed: int) -> optuna.samplers.BaseSampler:
-    if plan.spec.sampler == "tpe":
-        startup = min(8, (plan.spec.trials or 2) // 2)
-        return optuna.samplers.TPESampler(n_startup_trials=startup, seed=seed)
-    return optuna.samplers.RandomSampler(seed=seed)
-
-
-def _distribution(dimension: Dimension) -> BaseDistribution:
-    if dimension.is_range:
-        assert dimension.low is not None
-        assert dimension.high is not None
-        return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
-    return CategoricalDistribution(list(dimension.options))

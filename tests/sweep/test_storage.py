@@ -2,6 +2,8 @@
 
 import logging
 import multiprocessing
+import multiprocessing.context
+import socket
 import sys
 import threading
 import time
@@ -18,7 +20,7 @@ from postgres import Postgres
 
 from elas_lightning.errors import UserError
 from elas_lightning.sweep.patience import PatientStorage
-from elas_lightning.sweep.storage import open_storage, redact
+from elas_lightning.sweep.storage import open_storage, redact, serve
 
 MINIMIZE = [StudyDirection.MINIMIZE]
 
@@ -43,6 +45,12 @@ def test_what_one_process_writes_another_opening_reads(url: str | None, tmp_path
     ]
 
 
+def _context() -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
 def _claim_all(url: str | None, folder: Path) -> list[int]:
     study = optuna.load_study(study_name="a", storage=open_storage(url, folder))
     won = []
@@ -56,8 +64,7 @@ def test_waiting_trials_are_claimed_once_by_many_processes(url: str | None, tmp_
     study = optuna.create_study(study_name="a", storage=open_storage(url, tmp_path))
     for x in range(20):
         study.enqueue_trial({"x": x})
-    context = multiprocessing.get_context("forkserver")
-    with context.Pool(4) as pool:
+    with _context().Pool(4) as pool:
         won = pool.starmap(_claim_all, [(url, tmp_path)] * 4)
     assert sorted(number for numbers in won for number in numbers) == list(range(20))
 
@@ -68,8 +75,7 @@ def _open_and_create(url: str | None, folder: Path) -> int:
 
 
 def test_many_processes_may_be_the_first(url: str | None, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    with context.Pool(4) as pool:
+    with _context().Pool(4) as pool:
         assert sorted(pool.starmap(_open_and_create, [(url, tmp_path)] * 4)) == [0, 1, 2, 3]
 
 
@@ -212,7 +218,7 @@ def test_patience_has_an_end_and_is_told_twice_at_most(caplog: pytest.LogCapture
     with caplog.at_level(logging.WARNING):
         flaky.cut = 5
         assert patient.set_trial_state_values(trial, TrialState.RUNNING) is False
-    lines = [record.getMessage() for record in caplog.records]
+    lines = [r.getMessage() for r in caplog.records if r.name.endswith("patience")]
     assert len(lines) == 2
     assert lines[0] == "storage x does not answer (cut): waiting up to 60 s"
     assert lines[1].startswith("storage x is back after")
@@ -259,3 +265,28 @@ def test_a_restart_of_the_server_during_calls_of_several_threads_loses_nothing(
     assert len({t.number for t in trials}) == len(trials)
     assert sum("does not answer" in r.getMessage() for r in caplog.records) == 1
     assert sum("is back" in r.getMessage() for r in caplog.records) == 1
+
+
+def test_the_proxy_serves_a_database(tmp_path: Path) -> None:
+    pytest.importorskip("grpc", reason="needs the extra `grpc`")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = _context().Process(target=serve, args=(None, tmp_path, port, "127.0.0.1"))
+    server.start()
+    try:
+        study = optuna.create_study(
+            study_name="a", storage=open_storage(f"grpc://127.0.0.1:{port}", tmp_path)
+        )
+        trial = study.ask()
+        trial.suggest_float("x", 0.0, 1.0)
+        study.tell(trial, 2.0)
+    finally:
+        server.terminate()
+        server.join()
+    assert optuna.load_study(study_name="a", storage=open_storage(None, tmp_path)).best_value == 2.0
+
+
+def test_the_proxy_takes_no_journal(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the proxy serves a database"):
+        serve("journal:///x/y", tmp_path, 13000)

@@ -145,9 +145,9 @@ def test_a_stopped_worker_stops_its_run_and_gives_the_place_back(study: Study) -
 
 
 def _start_and_be_killed(request: RunRequest) -> None:
-    IsolatedRun(request, making.wait_for_the_end, "fork")
+    run = IsolatedRun(request, making.wait_for_the_end, "fork")  # its end of the lifeline goes with it
     while not (request.directory / "progress.json").exists():
-        time.sleep(0.01)
+        assert not run.ended(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
