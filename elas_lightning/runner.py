@@ -14,11 +14,12 @@ from typing import Any, get_args
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from elas_lightning.configuration import ElasCLI, command_line, quiet_lightning
 from elas_lightning.continuation import Beginning, begin
 from elas_lightning.errors import UserError
-from elas_lightning.layout import RESULT_NAME, checkpoint_folder, hold, is_first_rank
+from elas_lightning.layout import RESULT_NAME, RUNS, Before, checkpoint_folder, hold, is_first_rank
 from elas_lightning.nn.account import (
     Device,
     Precision,
@@ -146,17 +147,32 @@ class RunCommand(ElasCLI):
 
     result: RunResult | None = None
     _beginning: Beginning
+    _before: Before
 
     def __init__(self, args: list[str] | None = None) -> None:
         with ExitStack() as self._held:
-            super().__init__(args, run=True)
+            try:
+                super().__init__(args, run=True)
+            except MisconfigurationException as error:  # Lightning's, of settings that only the loop looks at
+                self._leave_nothing()
+                raise UserError(f"trainer: {error}") from error
+            except UserError:
+                self._leave_nothing()
+                raise
 
     def choose_directory(self, given: str | None) -> Path:
         """The directory of the run that ``elas fit`` goes on with, or a new one."""
+        self._before = Before(Path(given) if given else RUNS / str(self.subcommand))
         if self.subcommand != "fit":
             return super().choose_directory(given)
         self._beginning = begin(self.resolved, self._held)
         return self._beginning.directory
+
+    def _leave_nothing(self) -> None:
+        """Take back what was made for a run that is refused before its first step."""
+        begun = hasattr(self, "trainer") and self.trainer.global_step > 0
+        if hasattr(self, "directory") and is_first_rank() and not begun:
+            self._before.restore(self.directory)
 
     def before_validate(self) -> None:
         """Refuse a checkpoint that is not there or cannot be read.

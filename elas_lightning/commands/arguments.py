@@ -4,17 +4,15 @@ import argparse
 import math
 from typing import Any, NoReturn
 
-from elas_lightning.errors import UserError
-
 
 class Parser(argparse.ArgumentParser):
     """argparse's parser that complains as everything else does: in one line, which names the help to read.
 
-    Its subparsers are of the same kind. Parsing raises :class:`UserError` rather than leave the process.
+    Its subparsers are of the same kind.
     """
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (`{self.prog} --help` shows what there is)")
+        self.exit(2, f"error: {' '.join(message.split())} (`{self.prog} --help` shows what there is)\n")
 
 
 def override(text: str) -> tuple[str, Any]:
