@@ -78,7 +78,13 @@ def sweep_folder(name: str, size: str | None, data: str | None) -> Path:
     """Where a sweep's results lie: ``runs/<name>``, or ``runs/<name>_60m_c4`` for a size and data that were asked for.
 
     Plots and reports find results this way, without the sweep's file.
+
+    Raises:
+        UserError: The size or the data is a path and no name.
     """
+    for option, given in (("--size", size), ("--data", data)):
+        if given is not None and (not given or Path(given).name != given):
+            raise UserError(f"{option} {given!r} is no name: give that of a file in experiments/{option[2:]}")
     return RUNS / "_".join(part for part in (Path(name).stem, size, data) if part)
 
 

@@ -29,7 +29,7 @@ from elas_lightning.nn.account import (
     memory_account,
 )
 from elas_lightning.nn.ffn import ffn_choice, ffn_path
-from elas_lightning.training.checkpoints import newest_usable, take_up, verify, write_atomically
+from elas_lightning.training.checkpoints import newest_usable, read, take_up, verify, write_atomically
 from elas_lightning.training.hardware import describe_environment, peak_flops
 from elas_lightning.training.interruption import Interrupted, RunEnded
 from elas_lightning.training.optimizers import optimizer_state_entries
@@ -183,6 +183,7 @@ class RunCommand(ElasCLI):
         given = self.config["validate"]["ckpt_path"]
         if given is not None:
             verify(Path(given))
+            read(Path(given), mmap=True)
 
     def fit(self, **kwargs: Any) -> None:
         """Train, validate at the end, leave a result file; a finished run is left as it is."""

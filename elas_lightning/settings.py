@@ -65,9 +65,7 @@ def _check_overlay(path: Path, content: Any) -> None:
             f"{', '.join(known)}"
         )
     if unknown := [key for key in content if key not in known]:
-        raise UserError(
-            f"the overlay {path} has an unknown key {unknown[0]!r}: there are {', '.join(known)}"
-        )
+        raise UserError(f"the overlay {path} has an unknown key {unknown[0]!r}: there are {', '.join(known)}")
     for section in _SECTIONS:
         inner = content
         for name in section.split("."):
@@ -75,7 +73,9 @@ def _check_overlay(path: Path, content: Any) -> None:
                 break
             inner = inner[name]
             if not isinstance(inner, dict):
-                raise UserError(f"the overlay {path} has {section}: {inner!r}, which must hold keys of its own")
+                raise UserError(
+                    f"the overlay {path} has {section}: {inner!r}, which must hold keys of its own"
+                )
 
 
 def check_settings(config: Mapping[str, Any]) -> None:

@@ -27,9 +27,10 @@ def _elas(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]
 def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Run a command that must be refused, and give its one line."""
     try:
-        assert main(arguments) == 2
+        code: object = main(arguments)
     except SystemExit as exit_:  # argparse's way
-        assert exit_.code == 2
+        code = exit_.code
+    assert code == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1

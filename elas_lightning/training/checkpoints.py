@@ -41,6 +41,7 @@ _UNREADABLE = (
     RuntimeError,
     ValueError,
 )
+_EVERY_CHECKPOINT_HAS = {"state_dict", "global_step", "pytorch-lightning_version"}
 TEMPORARY = ".tmp"
 _SUFFIX, _TORN = ".ckpt", ".torn"
 
@@ -220,8 +221,10 @@ def read(
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise TornCheckpoint(_torn(path, type(error).__name__)) from error
-    if not isinstance(content, dict) or not {"state_dict", "global_step"} <= content.keys():
-        raise UserError(f"{path} is not the checkpoint of a run: it has no state_dict and global_step")
+    if not isinstance(content, dict) or not _EVERY_CHECKPOINT_HAS <= content.keys():
+        raise UserError(
+            f"{path} is not the checkpoint of a run, which has {', '.join(sorted(_EVERY_CHECKPOINT_HAS))}"
+        )
     return content
 
 

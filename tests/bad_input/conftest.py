@@ -35,6 +35,7 @@ class Place:
     def __init__(self, root: Path, capture: pytest.CaptureFixture[str]) -> None:
         self.root = root
         self._capture = capture
+        self.printed = ""
 
     def write(self, name: str, content: Any) -> str:
         """Write a file: bytes and text as they are, anything else as YAML. Gives its name back."""
@@ -43,9 +44,7 @@ class Place:
         if isinstance(content, bytes):
             path.write_bytes(content)
         else:
-            path.write_text(
-                content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
-            )
+            path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
         return name
 
     def files(self) -> dict[str, str]:
@@ -71,7 +70,7 @@ class Place:
             code = main(arguments)
         except SystemExit as exit_:  # argparse's way
             code = exit_.code  # type: ignore[assignment]
-        error = self._capture.readouterr().err
+        self.printed, error = self._capture.readouterr()
         assert code == 2, error
         assert error.startswith("error: "), error
         assert error.count("\n") == 1, error

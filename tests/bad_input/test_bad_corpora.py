@@ -132,9 +132,9 @@ def test_token_shards_that_are_torn(place: Any, capsys: pytest.CaptureFixture[st
     assert main(["data", "prepare", "--config", "run.yaml", "--out", "shards", "--workers", "1"]) == 0
     whole = place.root / "shards"
     shutil.copytree(whole, place.root / "torn")
-    tokens = sorted((place.root / "torn").glob("*.tokens"))[0]
+    tokens = sorted((place.root / "torn").glob("*.tokens.npy"))[0]
     tokens.write_bytes(tokens.read_bytes()[:-2])
-    settings = ("fit", "--config", "run.yaml", "--data.source=tokens")
+    settings = ("fit", "--config", "run.yaml", "--data.source=tokens", "--data.tokenizer=auto")
     place.refuses(*settings, "--data.path=torn", saying=tokens.name)
     (manifest,) = whole.glob("manifest*")
     manifest.write_text(manifest.read_text()[:50])

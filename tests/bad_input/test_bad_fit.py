@@ -1,16 +1,8 @@
 """``elas fit`` and ``validate``: overlays, keys, values, devices, corpora and checkpoints that will not do."""
 
-import gzip
-import json
-import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from small_corpus import sentences, write_shard
-
-from elas_lightning.lightning_command import run_model
 
 FIT = ("fit", "--config", "run.yaml")
 

@@ -1,7 +1,5 @@
 """Checkpoints and model folders that are torn, foreign or of something else, for all commands that read one."""
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,9 +70,10 @@ READERS: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.parametrize("command", READERS)
 @pytest.mark.parametrize("kind", CHECKPOINTS)
-def test_checkpoints(place: Any, run_here: Path, kind: str, command: str, capfd: Any) -> None:
+def test_checkpoints(place: Any, run_here: Path, kind: str, command: str) -> None:
     CHECKPOINTS[kind](LAST)
     place.refuses(*READERS[command], saying="last.ckpt")
+    assert "code of the file" not in place.printed
 
 
 @pytest.mark.parametrize("command", ["fit", "validate"])
@@ -106,13 +105,12 @@ def test_a_run_whose_configuration_is_another_thing(place: Any, run_here: Path) 
         (["generate", "mine", ""], "prompt"),
         (["generate", "mine", "once", "--temperature", "-1"], "temperature"),
         (["generate", "mine", "once", "--temperature", "nan"], "temperature"),
-        (["generate", "mine", "once", "--top-p", "0"], "top-p"),
-        (["generate", "mine", "once", "--top-p", "2"], "top-p"),
-        (["generate", "mine", "once", "--max-new-tokens", "-1"], "max-new-tokens"),
+        (["generate", "mine", "once", "--top-p", "0"], "top_p"),
+        (["generate", "mine", "once", "--top-p", "2"], "top_p"),
+        (["generate", "mine", "once", "--max-new-tokens", "-1"], "max_new_tokens"),
         (["generate", "mine", "once", "--max-new-tokens", "many"], "--max-new-tokens…many"),
         (["generate", "mine", "once", "--device", "abacus"], "device 'abacus'"),
         (["generate", "mine", "once", "--device", "cuda:99"], "device 'cuda:99'"),
-        (["generate", "mine", "once", "--seed", "-1", "--temperature", "1"], "seed"),
         (["export", "mine", "run.yaml"], "run.yaml"),
         (["export", "mine", "experiments"], "experiments"),
         (["export", "mine", "out", "--form", "onnx"], "--form…onnx"),
@@ -129,7 +127,6 @@ def test_a_run_whose_configuration_is_another_thing(place: Any, run_here: Path) 
         (["eval", "mine", "--text", "run.yaml", "--batch-size", "0"], "--batch-size"),
         (["eval", "mine", "--text", "run.yaml", "--limit", "0"], "--limit"),
         (["eval", "mine", "--text", "run.yaml", "--device", "abacus"], "abacus"),
-        (["eval", "mine", "--text", "run.yaml", "--json", "nowhere/a.json"], "nowhere/a.json"),
         (["eval", "mine", "--tasks", "nothing_at_all", "--include", "nowhere"], "nowhere"),
         (["eval", "mine", "--text", "run.yaml", "--json", "experiments"], "experiments"),
     ],
@@ -173,7 +170,7 @@ def _factors(place: Any) -> Path:
 @pytest.mark.parametrize("damage", ["weights", "facts", "tokenizer"])
 def test_damaged_model_folders(place: Any, run_here: Path, damage: str) -> None:
     folder = _factors(place)
-    ending = {"weights": "*.safetensors", "facts": "*elas*.json", "tokenizer": "tokenizer.json"}[damage]
+    ending = {"weights": "*.safetensors", "facts": "config.json", "tokenizer": "tokenizer.json"}[damage]
     file = next(iter(folder.glob(ending)), None)
     assert file is not None, sorted(folder.iterdir())
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])

@@ -22,7 +22,7 @@ FILES = {
     "seeds-twice": (_changed(seeds=[0, 0]), "mine.yaml…seeds"),
     "seeds-number": (_changed(seeds=3), "mine.yaml…seeds"),
     "seeds-words": (_changed(seeds=["one"]), "mine.yaml…seeds"),
-    "seeds-negative": (_changed(seeds=[-1]), "mine.yaml…seeds"),
+    "seeds-negative": (_changed(seeds=[-1]), "mine.yaml…seeds has -1"),
     "base-text": (_changed(base="sizes/small"), "mine.yaml…base"),
     "base-unknown": (_changed(base=["sizes/huge"]), "sizes/huge…choose one of small"),
     "base-placeholder": (_changed(base=["sizes/{width}"]), "base…width"),
@@ -106,7 +106,7 @@ def test_files(place: Any, kind: str) -> None:
         (["grid", "--patience", "inf"], "--patience…inf"),
         (["grid", "--workers", "0"], "--workers…0…1 or more"),
         (["grid", "--workers", "two"], "--workers…two"),
-        (["grid", "--wrokers", "2"], "--wrokers…sweep --help"),
+        (["grid", "--wrokers", "2"], "--wrokers"),
         (["grid", "--size"], "--size…sweep --help"),
         (["status", "nothing"], "no study in runs/nothing"),
         (["status"], "no study below runs/"),
@@ -117,9 +117,7 @@ def test_options(place: Any, arguments: list[str], saying: str) -> None:
     place.refuses("sweep", *arguments, *dry, saying=saying)
 
 
-def test_a_project_without_its_folders(
-    place: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
-) -> None:
+def test_a_project_without_its_folders(place: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     (place.root / "sweeps/grid.yaml").unlink()
     place.refuses("sweep", "grid", saying="no sweep named 'grid'")
 

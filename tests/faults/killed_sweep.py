@@ -39,7 +39,10 @@ def cheap_run(request: RunRequest) -> RunResult:
     with hold(directory, 10):
         if (directory / RESULT_NAME).exists():
             return RunResult.read(directory)
-        seed, rate = int(request.overrides["seed_everything"]), 3.6 + float(request.overrides["model.optimizer.lr"])
+        seed, rate = (
+            int(request.overrides["seed_everything"]),
+            3.6 + float(request.overrides["model.optimizer.lr"]),
+        )
         kept = directory / "state.json"
         step, value = json.loads(kept.read_text()) if kept.exists() else (0, 1 / (seed + 3))
         while step < STEPS:
@@ -52,9 +55,7 @@ def cheap_run(request: RunRequest) -> RunResult:
             writer.writeheader()
             writer.writerow({"step": STEPS, "val_perplexity": value})
         metrics = {"val_perplexity": value, "seconds": 1.0}
-        result = RunResult(
-            directory.name, "complete", None, seed, {}, [], {}, metrics, {}, {}, {}, "", ""
-        )
+        result = RunResult(directory.name, "complete", None, seed, {}, [], {}, metrics, {}, {}, {}, "", "")
         result.write(directory)
         with (directory.parent / COMPLETED).open("a") as file:
             file.write(f"{directory.name}\n")
@@ -112,7 +113,9 @@ class Crew:
         """Start killed workers anew; whether anyone is still at work."""
         for index, process in enumerate(self._workers):
             if not process.is_alive() and process.exitcode != 0:
-                assert process.exitcode == -signal.SIGKILL, f"a worker ended with {process.exitcode} by itself"
+                assert process.exitcode == -signal.SIGKILL, (
+                    f"a worker ended with {process.exitcode} by itself"
+                )
                 self._workers[index] = self._start()
         return any(process.is_alive() for process in self._workers)
 

@@ -113,7 +113,11 @@ def test_four_commands_on_one_study_survive_kills_bit_for_bit(
     project: Path, request: pytest.FixtureRequest
 ) -> None:
     kills = request.config.getoption("--kills") or 20
-    steps = {"trainer.max_steps": 400, "trainer.val_check_interval": 100, "checkpoint.every_n_train_steps": 20}
+    steps = {
+        "trainer.max_steps": 400,
+        "trainer.val_check_interval": 100,
+        "checkpoint.every_n_train_steps": 20,
+    }
     _write_sweep(project, "real", [0.001 * i for i in range(1, 7)], steps)
     _run_unbroken(project)
     began, draw, hit = time.monotonic(), random.Random(1), Counter[str]()
