@@ -21,6 +21,7 @@ from contenders import SHAPES
 from measuring import measure, processor
 from tune import sizes
 
+from elas_lightning.commands.arguments import Parser, device
 from elas_lightning.ops import lowrank_ffn, lowrank_ffn_decode, relu2_sparsify_24
 
 
@@ -53,12 +54,12 @@ def run_case(shape: str, turned: float, options: argparse.Namespace, device: tor
 def main() -> None:
     """Print a line for each shape and sparsity."""
     cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description="Time the FFN of a single token.")
+    parser = Parser(description="Time the FFN of a single token.")
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES)[1:])
     parser.add_argument("--tokens", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--rounds", type=int, default=40, help="measured rounds")
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument("--device", type=device, default="cuda" if cuda else "cpu")
     parser.add_argument("--backend", default="triton" if cuda else "reference")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -25,6 +25,7 @@ from contenders import SHAPES, TWIN, baselines, elas
 from measuring import Record, joules, measure, ratios, spread
 from memory import kept_bytes
 
+from elas_lightning.commands.arguments import Parser, device
 from elas_lightning.errors import UserError
 from elas_lightning.nn import ModelConfig
 from elas_lightning.nn.account import flops_per_token
@@ -130,13 +131,13 @@ def run_case(shape: str, tokens: int, options: argparse.Namespace, x: Tensor, pe
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Time one feed-forward network side by side.")
+    parser = Parser(description="Time one feed-forward network side by side.")
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["60m"])
     parser.add_argument("--tokens", nargs="+", type=int, default=[4096])
     parser.add_argument("--compile", action="store_true", help="time torch.compile'd forms, too")
     parser.add_argument("--autotune", action="store_true", help="and the twin under max-autotune")
     parser.add_argument("--rounds", type=int, default=15, help="measured rounds")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="where to write the record, after every case")
     options = parser.parse_args()
     if options.rounds < 2 or min(options.tokens) < 1:

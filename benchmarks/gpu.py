@@ -9,11 +9,14 @@ was in and nothing else.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from elas_lightning.commands.arguments import Parser
 
 HERE = Path(__file__).resolve().parent
 
@@ -37,7 +40,7 @@ PARTS: list[tuple[str, float, list[str]]] = [
 
 def main() -> None:
     """Run part after part while there is time."""
-    parser = argparse.ArgumentParser(description="Measure everything on a GPU box.")
+    parser = Parser(description="Measure everything on a GPU box.")
     parser.add_argument("--minutes", type=float, default=25.0, help="for everything together")
     parser.add_argument("--out", type=Path, required=True, help="folder of the records")
     parser.add_argument("--only", nargs="+", choices=[name for name, *_ in PARTS], help="these parts alone")

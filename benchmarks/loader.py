@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from measuring import Record, ratios, spread
 
+from elas_lightning.commands.arguments import Parser
 from elas_lightning.data import C4DataModule
 from elas_lightning.data.prepare import prepare
 from elas_lightning.errors import UserError
@@ -185,7 +186,7 @@ def run_case(
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Time training loaders side by side.")
+    parser = Parser(description="Time training loaders side by side.")
     parser.add_argument("--source", choices=["pydocs", "local"], default="pydocs")
     parser.add_argument("--path", help="of local shards")
     parser.add_argument("--tokenizer", default="auto", help="as data.tokenizer")

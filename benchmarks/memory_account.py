@@ -8,7 +8,6 @@ Nothing is measured and nothing is built: ``elas_lightning.nn.account`` works it
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import sys
@@ -20,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from contenders import SHAPES, STORAGES, TWIN, baselines, elas
 
+from elas_lightning.commands.arguments import Parser
 from elas_lightning.nn.account import TrainingStep, count_parameters, memory_account
 
 # sequences and their length: the paper's three batches, and the largest as few long sequences
@@ -55,7 +55,7 @@ def rows(shape: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Print the totals and write the record."""
-    parser = argparse.ArgumentParser(description="Account for the memory of a training step.")
+    parser = Parser(description="Account for the memory of a training step.")
     sizes = [shape for shape in SHAPES if shape != "smoke"]
     parser.add_argument("--shape", nargs="+", choices=sizes, default=sizes)
     parser.add_argument("--json", type=Path, help="where to write the record")

@@ -29,6 +29,7 @@ from contenders import FULL, SHAPES, TWIN, baselines, elas
 from measuring import Record, joules, measure, ratios, spread
 from memory import memory_split
 
+from elas_lightning.commands.arguments import Parser, device
 from elas_lightning.errors import UserError
 from elas_lightning.nn import Llama, ModelConfig
 from elas_lightning.nn.account import count_parameters, flops_per_token
@@ -200,7 +201,7 @@ def show(name: str, row: dict[str, Any]) -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Time whole training steps side by side.")
+    parser = Parser(description="Time whole training steps side by side.")
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["60m"])
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has, where memory is short")
     parser.add_argument("--batch", nargs="+", type=int, default=[4], help="sequences a step")
@@ -214,7 +215,7 @@ def parse() -> argparse.Namespace:
         "--checkpointing", choices=("none", "block"), default="none", help="what backward computes again"
     )
     parser.add_argument("--rounds", type=int, default=10, help="measured rounds")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="where to write the record, after every case")
     options = parser.parse_args()
     if options.rounds < 2:

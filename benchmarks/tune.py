@@ -31,6 +31,7 @@ sys.path.insert(
 from contenders import SHAPES, STORAGES, TWIN, baselines
 from measuring import measure
 
+from elas_lightning.commands.arguments import Parser, device
 from elas_lightning.errors import UserError
 from elas_lightning.ops import lowrank_ffn, resolve_backend
 from elas_lightning.ops.backend import BACKENDS
@@ -167,9 +168,7 @@ def write(path: Path, device: str, cases: list[dict[str, Any]]) -> None:
 def parse() -> argparse.Namespace:
     """The command line."""
     cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(
-        "elas bench --tune", description="Measure what `backend: auto` chooses from."
-    )
+    parser = Parser("elas bench --tune", description="Measure what `backend: auto` chooses from.")
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES)[1:] if cuda else ["60m"])
     parser.add_argument("--tokens", nargs="+", type=int, default=[4096, 16384, 65536] if cuda else [256])
     parser.add_argument(
@@ -178,7 +177,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=TOLERANCE, default="bfloat16" if cuda else "float32")
     parser.add_argument("--compile", action="store_true", help="measure under torch.compile, too")
     parser.add_argument("--rounds", type=int, default=10, help="measured rounds")
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument("--device", type=device, default="cuda" if cuda else "cpu")
     parser.add_argument(
         "--out", type=Path, help="the record (default: one that `auto` reads, in the cache folder)"
     )

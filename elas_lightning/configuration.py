@@ -24,6 +24,7 @@ from elas_lightning.data.module import C4DataModule
 from elas_lightning.errors import UserError
 from elas_lightning.layout import checkpoint_folder, new_run_directory
 from elas_lightning.nn.config import ModelConfig
+from elas_lightning.settings import check_overlays, check_settings
 from elas_lightning.training.checkpoints import CheckpointBetweenSteps, SafeCheckpointIO
 from elas_lightning.training.interruption import StopBetweenSteps
 from elas_lightning.training.live import LiveProgress
@@ -72,7 +73,7 @@ class ElasCLI(LightningCLI):
             super().__init__(
                 ElasModule,
                 C4DataModule,
-                args=args,
+                args=self.arguments,
                 run=run,
                 save_config_callback=None,
                 trainer_defaults=_TRAINER_DEFAULTS,
@@ -106,7 +107,9 @@ class ElasCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # LightningCLI's own version warns whenever arguments are given while sys.argv holds some too
+        check_overlays(args)
         self.config = parser.parse_args(args)
+        check_settings(self.config.get(str(self.config.get("subcommand")), self.config))
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: LightningCLI would let the checkpoint's hyperparameters override the command line in silence.
@@ -136,7 +139,7 @@ class ElasCLI(LightningCLI):
             kwargs["logger"] = [table, TensorBoardLogger(self.directory, name="logs", version=table.version)]
         try:
             return super().instantiate_trainer(**kwargs)
-        except (ValueError, MisconfigurationException) as error:
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:  # all mean a setting
             raise UserError(f"trainer: {_in_one_line(str(error))}") from error
 
     def choose_directory(self, given: str | None) -> Path:

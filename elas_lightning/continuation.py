@@ -100,6 +100,7 @@ def _asked_for(config: dict[str, Any]) -> Path | None:
 def _in(directory: Path, config: dict[str, Any], wish: str | None, held: ExitStack) -> Beginning:
     """Begin, or go on, in a directory."""
     first = is_first_rank()
+    explicit = None if wish == LAST else _explicit(wish)  # before anything is made
     if first:
         held.enter_context(hold(directory))
     stored, folder = _stored_config(directory), checkpoint_folder(directory)
@@ -116,7 +117,7 @@ def _in(directory: Path, config: dict[str, Any], wish: str | None, held: ExitSta
     if finished:
         return Beginning(directory, None)
     if wish not in (None, LAST):
-        return Beginning(directory, _explicit(wish))
+        return Beginning(directory, explicit)
     checkpoint = take_up(folder) if first else newest_usable(folder)
     if checkpoint is None and wish == LAST:
         raise UserError(
@@ -159,6 +160,7 @@ def _explicit(wish: str | None) -> Path | None:
     if wish in (None, NEW):
         return None
     verify(Path(wish))
+    read(Path(wish), mmap=True)  # which refuses what is whole but no checkpoint
     return Path(wish)
 
 
@@ -192,11 +194,11 @@ def _stored_config(directory: Path) -> dict[str, Any] | None:
             stored = json.loads((directory / RESULT_NAME).read_text())["config"]
         else:
             return None
-    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+        return dict(stored)
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         raise UserError(
             f"{directory} holds a run whose configuration cannot be read: delete it ({error})"
         ) from error
-    return dict(stored)
 
 
 def differences(mine: dict[str, Any], stored: dict[str, Any], prefix: str = "") -> list[str]:

@@ -4,9 +4,10 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.util import register_after_fork
 from operator import methodcaller
 from pathlib import Path
@@ -77,7 +78,13 @@ def sweep_folder(name: str, size: str | None, data: str | None) -> Path:
     """Where a sweep's results lie: ``runs/<name>``, or ``runs/<name>_60m_c4`` for a size and data that were asked for.
 
     Plots and reports find results this way, without the sweep's file.
+
+    Raises:
+        UserError: The size or the data is a path and no name.
     """
+    for option, given in (("--size", size), ("--data", data)):
+        if given is not None and (not given or Path(given).name != given):
+            raise UserError(f"{option} {given!r} is no name: give that of a file in experiments/{option[2:]}")
     return RUNS / "_".join(part for part in (Path(name).stem, size, data) if part)
 
 
@@ -95,6 +102,33 @@ def new_run_directory(kind: str) -> Path:
             number += 1
         else:
             return directory
+
+
+class Before:
+    """What was there before a run was begun, so that one that is refused leaves nothing behind.
+
+    Args:
+        place: The run's directory, or the folder in which it gets a new one.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._there = {path for path in (place, *place.parents) if path.exists()}
+        if place.is_dir():
+            self._there.update(place.iterdir())
+
+    def restore(self, directory: Path) -> None:
+        """Remove the run's directory, or what is new in it, and the folders above it that were not there either."""
+        if directory not in self._there:
+            shutil.rmtree(directory, ignore_errors=True)
+        elif directory == self._place:
+            for new in set(directory.iterdir()) - self._there:
+                shutil.rmtree(new) if new.is_dir() else new.unlink()
+        for folder in directory.parents:
+            if folder in self._there:
+                break
+            with suppress(OSError):  # somebody else has put something in
+                folder.rmdir()
 
 
 def checkpoint_folder(directory: Path) -> Path:

@@ -14,12 +14,15 @@ from typing import Any, get_args
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from elas_lightning.configuration import ElasCLI, command_line, quiet_lightning
 from elas_lightning.continuation import Beginning, begin
 from elas_lightning.errors import UserError
 from elas_lightning.layout import (
     RESULT_NAME,
+    RUNS,
+    Before,
     checkpoint_folder,
     handed_over,
     handing_over,
@@ -35,7 +38,7 @@ from elas_lightning.nn.account import (
     memory_account,
 )
 from elas_lightning.nn.ffn import ffn_choice, ffn_path
-from elas_lightning.training.checkpoints import newest_usable, take_up, verify, write_atomically
+from elas_lightning.training.checkpoints import newest_usable, read, take_up, verify, write_atomically
 from elas_lightning.training.hardware import describe_environment, peak_flops
 from elas_lightning.training.interruption import Interrupted, RunEnded
 from elas_lightning.training.optimizers import optimizer_state_entries
@@ -153,13 +156,22 @@ class RunCommand(ElasCLI):
 
     result: RunResult | None = None
     _beginning: Beginning
+    _before: Before
 
     def __init__(self, args: list[str] | None = None) -> None:
         with ExitStack() as self._held:
-            super().__init__(args, run=True)
+            try:
+                super().__init__(args, run=True)
+            except MisconfigurationException as error:  # Lightning's, of settings that only the loop looks at
+                self._leave_nothing()
+                raise UserError(f"trainer: {error}") from error
+            except UserError:
+                self._leave_nothing()
+                raise
 
     def choose_directory(self, given: str | None) -> Path:
         """The directory of the run that ``elas fit`` goes on with, or a new one."""
+        self._before = Before(Path(given) if given else RUNS / str(self.subcommand))
         if self.subcommand != "fit":
             handed = handed_over()
             directory = Path(handed["directory"]) if handed else super().choose_directory(given)
@@ -167,6 +179,12 @@ class RunCommand(ElasCLI):
             return directory
         self._beginning = begin(self.resolved, self._held)
         return self._beginning.directory
+
+    def _leave_nothing(self) -> None:
+        """Take back what was made for a run that is refused before its first step."""
+        begun = hasattr(self, "trainer") and self.trainer.global_step > 0
+        if hasattr(self, "directory") and is_first_rank() and not begun:
+            self._before.restore(self.directory)
 
     def before_validate(self) -> None:
         """Refuse a checkpoint that is not there or cannot be read.
@@ -177,6 +195,7 @@ class RunCommand(ElasCLI):
         given = self.config["validate"]["ckpt_path"]
         if given is not None:
             verify(Path(given))
+            read(Path(given), mmap=True)
 
     def fit(self, **kwargs: Any) -> None:
         """Train, validate at the end, leave a result file; a finished run is left as it is."""

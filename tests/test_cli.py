@@ -26,7 +26,11 @@ def _elas(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]
 
 def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Run a command that must be refused, and give its one line."""
-    assert main(arguments) == 2
+    try:
+        code: object = main(arguments)
+    except SystemExit as exit_:  # argparse's way
+        code = exit_.code
+    assert code == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1

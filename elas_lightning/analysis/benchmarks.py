@@ -278,10 +278,11 @@ def write_benchmark_report(folder: Path, out: Path) -> Path:
     Raises:
         UserError: No record, or one that cannot be read.
     """
+    records = list(read_records(folder))
     plots = out / "plots"
     plots.mkdir(parents=True, exist_ok=True)
     sections = []
-    for path, record in read_records(folder):
+    for path, record in records:
         rows = list(measurements(record))
         absent = {
             name: row["absent"]

@@ -4,17 +4,15 @@ import argparse
 import math
 from typing import Any, NoReturn
 
-from elas_lightning.errors import UserError
-
 
 class Parser(argparse.ArgumentParser):
     """argparse's parser that complains as everything else does: in one line, which names the help to read.
 
-    Its subparsers are of the same kind. Parsing raises :class:`UserError` rather than leave the process.
+    Its subparsers are of the same kind.
     """
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (`{self.prog} --help` shows what there is)")
+        self.exit(2, f"error: {' '.join(message.split())} (`{self.prog} --help` shows what there is)\n")
 
 
 def override(text: str) -> tuple[str, Any]:
@@ -30,6 +28,19 @@ def override(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(
             f"{text!r} has a value that is not YAML, in which brackets are closed and a text with : or # has quotes"
         ) from error
+
+
+def device(text: str) -> str:
+    """A device that torch can use here."""
+    import torch
+
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without the device
+        raise argparse.ArgumentTypeError(
+            f"{text} cannot be used here: {str(error).splitlines()[0]}"
+        ) from error
+    return text
 
 
 def minutes(text: str) -> float:

@@ -224,6 +224,8 @@ def write(found: Mapping[str, Any], path: Path) -> None:
     Raises:
         UserError: The file cannot be written.
     """
+    if path.is_dir():
+        raise UserError(f"--json {path} is a folder: give a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         staged = path.with_name(path.name + ".tmp")

@@ -58,6 +58,8 @@ def export_model(
         raise UserError(f"--dtype {dtype} is not possible: choose one of {', '.join(DTYPES)}")
     if form not in ("merged", "factors"):
         raise UserError(f"--form {form} is not possible: choose merged or factors")
+    if eval_tokens < 0:
+        raise UserError(f"--eval-tokens {eval_tokens} is not possible: give 0 to measure nothing, or more")
     name = architecture(trained.model.config) if form == "merged" else None
     with new_folder(folder) as staged:
         if name:

@@ -19,6 +19,7 @@ from elas_lightning.runner import RESULT_NAME, RunResult, device_kind
 from elas_lightning.sweep.outcome import write_whole
 from elas_lightning.sweep.progress import duration
 from elas_lightning.sweep.run import Request, SweepRun, fill
+from elas_lightning.sweep.shape import read_fields
 from elas_lightning.sweep.worker import Budget
 
 
@@ -69,10 +70,8 @@ class CompositeSpec:
         Raises:
             UserError: It has unknown, missing or impossible fields.
         """
-        content = yaml.safe_load(path.read_text())
+        content = read_fields(path)
         content.setdefault("name", path.stem)
-        if not isinstance(content["parts"], list):
-            raise UserError(f"{path}: parts is {content['parts']!r}: give a list of names from sweeps/")
         try:
             return cls(**{**content, "parts": tuple(content["parts"])})
         except TypeError as error:
@@ -87,7 +86,7 @@ def is_composite(name: str) -> bool:
     """
     try:
         content = yaml.safe_load(sweep_path(name).read_text())
-    except yaml.YAMLError:
+    except (UnicodeDecodeError, yaml.YAMLError):
         return False  # SweepSpec.read says what is wrong with it
     return isinstance(content, dict) and "parts" in content
 

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
 from elas_lightning.errors import UserError
 from elas_lightning.sweep.objectives import OBJECTIVES, QUALITY, Objective
+from elas_lightning.sweep.shape import read_fields
 
 Sampler = Literal["grid", "tpe", "random"]
 Pruner = Literal["none", "median"]
@@ -272,12 +271,7 @@ class SweepSpec:
         Raises:
             UserError: It is not YAML, or has unknown, missing or impossible fields.
         """
-        try:
-            content = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
-            raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict):
-            raise UserError(f"{path} is not a mapping of fields")
+        content = read_fields(path)
         content.setdefault("name", path.stem)
         try:
             search = tuple(

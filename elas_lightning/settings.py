@@ -1,0 +1,102 @@
+"""What Lightning and jsonargparse let pass, or complain of without a name, said before anything is made."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from elas_lightning.errors import UserError
+
+# Sections of an overlay that hold others.
+_SECTIONS = ("model", "model.config", "model.config.sparsity", "model.config.weights", "model.optimizer", "data",
+             "trainer", "checkpoint")  # fmt: skip
+_PLAIN = ("seed_everything", "ckpt_path", "weights_only", "verbose")
+_LEAST = {
+    "trainer.num_nodes": 1,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.log_every_n_steps": 1,
+    "trainer.val_check_interval": 1,
+    "checkpoint.every_n_train_steps": 1,
+    "checkpoint.save_top_k": -1,
+}
+_LARGEST_SEED = 2**32 - 1
+
+
+def check_overlays(arguments: Sequence[str]) -> None:
+    """Read the overlays of a command line, for what the parser would say without the file's name, or not at all.
+
+    Raises:
+        UserError: One is missing, is not YAML, is no mapping, or has a section that is none.
+    """
+    for path in _overlays(arguments):
+        _check_overlay(path, _read(path))
+
+
+def _overlays(arguments: Sequence[str]) -> Iterator[Path]:
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-c"):
+            if equals:
+                yield Path(value)
+            elif place + 1 < len(arguments):
+                yield Path(arguments[place + 1])
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"the overlay {path} cannot be read ({error.strerror}): give a YAML file, e.g. of experiments/"
+        ) from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        why = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
+        raise UserError(f"the overlay {path} is not YAML ({why}): mend it") from error
+
+
+def _check_overlay(path: Path, content: Any) -> None:
+    known = [*_PLAIN, *(name for name in _SECTIONS if "." not in name)]
+    if not isinstance(content, dict):
+        what = "empty" if content is None else "no mapping"
+        raise UserError(
+            f"the overlay {path} is {what}: stack a size overlay and others of experiments/, which are mappings of "
+            f"{', '.join(known)}"
+        )
+    if unknown := [key for key in content if key not in known]:
+        raise UserError(f"the overlay {path} has an unknown key {unknown[0]!r}: there are {', '.join(known)}")
+    for section in _SECTIONS:
+        inner = content
+        for name in section.split("."):
+            if name not in inner:
+                break
+            inner = inner[name]
+            if not isinstance(inner, dict):
+                raise UserError(
+                    f"the overlay {path} has {section}: {inner!r}, which must hold keys of its own"
+                )
+
+
+def check_settings(config: Mapping[str, Any]) -> None:
+    """Refuse settings of the trainer that fail late, or not at all.
+
+    Args:
+        config: The parsed configuration.
+
+    Raises:
+        UserError: One is out of range.
+    """
+    for key, least in _LEAST.items():
+        section, name = key.split(".")
+        value = config[section][name]
+        if value is None or isinstance(value, bool):
+            continue
+        if not isinstance(value, int) or value < least:
+            raise UserError(f"{key} is {value!r}: give a whole number, {least} or more")
+    clip = config["trainer"]["gradient_clip_val"]
+    if clip is not None and not 0 <= clip < math.inf:
+        raise UserError(f"trainer.gradient_clip_val is {clip}: give a finite number, 0 or more")
+    seed = config["seed_everything"]
+    if not isinstance(seed, bool) and not 0 <= seed <= _LARGEST_SEED:
+        raise UserError(f"seed_everything is {seed}: give a whole number from 0 to {_LARGEST_SEED}")

@@ -1,0 +1,110 @@
+"""``plots``, ``report``, ``compare`` of result files that are torn or of another format; ``account`` and ``bench``."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+READERS = {"plots": ("plots", "grid"), "report": ("report", "grid"), "compare": ("compare", "runs/grid")}
+
+
+@pytest.fixture
+def sweep_here(place: Any, finished_run: Path) -> Path:
+    """A finished sweep of one run in ``runs/grid``."""
+    folder = place.root / "runs/grid"
+    home = folder / "runs/rank=4-s0"
+    shutil.copytree(finished_run, home)
+    result = json.loads((home / "result.json").read_text())
+    place.write("runs/grid/summary.json", json.dumps({
+        "name": "grid", "question": "?", "objective": "val_perplexity", "size": "small", "data": "own",
+        "seeds": [0], "sampler": "grid", "plots": [{"kind": "bars", "x": "rank"}],
+        "search": {"rank": {"kind": "choices", "label": "rank", "values": [4]}},
+        "runs": {"planned": 1, "complete": 1}, "command": "elas sweep grid",
+    }))  # fmt: skip
+    metrics = {k: v for k, v in result["metrics"].items() if not isinstance(v, dict)}
+    head = ["trial", "rank", "seed", "state", "run", *metrics]
+    row = [0, 4, 0, "complete", "rank=4-s0", *("" if v is None else v for v in metrics.values())]
+    place.write("runs/grid/trials.csv", ",".join(head) + "\n" + ",".join(map(str, row)) + "\n")
+    return Path("runs/grid")
+
+
+DAMAGE: dict[str, tuple[str, Any, str]] = {
+    "summary-torn": ("summary.json", '{"name": "gr', "summary.json"),
+    "summary-list": ("summary.json", "[]", "summary.json"),
+    "summary-empty": ("summary.json", "", "summary.json"),
+    "summary-bare": ("summary.json", "{}", "summary.json"),
+    "summary-binary": ("summary.json", b"\xff\xfe", "summary.json"),
+    "trials-empty": ("trials.csv", "", "trials.csv"),
+    "trials-columns": ("trials.csv", "a,b\n1,2\n", "trials.csv"),
+    "trials-state": ("trials.csv", "trial,rank,seed,state,run\n0,4,0,happy,x\n", "trials.csv…happy"),
+    "trials-seed": ("trials.csv", "trial,rank,seed,state,run\n0,4,one,complete,x\n", "trials.csv…seed"),
+    "trials-binary": ("trials.csv", b"\xff\xfe\x00", "trials.csv"),
+}
+
+
+@pytest.mark.parametrize("command", READERS)
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_result_files(place: Any, sweep_here: Path, kind: str, command: str) -> None:
+    name, content, saying = DAMAGE[kind]
+    place.write(f"runs/grid/{name}", content)
+    place.refuses(*READERS[command], saying=saying)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("result.json", ""),
+        ("result.json", "{"),
+        ("result.json", "[]"),
+        ("result.json", b"\xff\xfe"),
+        ("curve.csv", ""),
+        ("curve.csv", b"\xff\xfe"),
+    ],
+)
+def test_run_files(place: Any, run_here: Path, name: str, content: Any) -> None:
+    place.write(f"mine/{name}", content)
+    place.refuses("compare", "mine", "mine", saying=name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "saying"),
+    [
+        (["report"], "name"),
+        (["report", "nothing"], "runs/nothing"),
+        (["plots", "nothing", "--size", "7b"], "nothing_7b"),
+        (["report", "run.yaml"], "runs/run"),
+        (["compare"], "RUN"),
+        (["compare", "nowhere"], "nowhere"),
+        (["compare", "run.yaml"], "run.yaml"),
+        (["compare", "experiments"], "experiments"),
+        (["account"], "--config"),
+        (["account", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["account", "--config", "run.yaml", "--all"], "--all"),
+        (["account", "--config", "run.yaml", "--batch", "0"], "batch"),
+        (["account", "--config", "run.yaml", "--batch", "few"], "--batch…few"),
+        (["account", "--config", "run.yaml", "--sequence", "-1"], "sequence"),
+        (["account", "--config", "run.yaml", "--dtype", "int4"], "int4"),
+        (["account", "--config", "run.yaml", "--device", "tpu"], "tpu"),
+        (["account", "--config", "run.yaml", "--checkpointing", "all"], "all"),
+        (["account", "--config", "run.yaml", "--json", "nowhere/a.json"], "nowhere/a.json"),
+        (["account", "--config", "run.yaml", "--set", "model.config.ffn_rank=0"], "ffn_rank"),
+        (["bench", "--nothing"], "--nothing"),
+        (["bench", "ffn", "--shape", "square"], "square"),
+        (["bench", "ffn", "--device", "abacus"], "abacus"),
+        (["bench", "ffn", "--rounds", "0"], "rounds"),
+        (["bench", "ffn", "--rounds", "few"], "--rounds…few"),
+        (["bench", "nothing"], "nothing"),
+        (["bench", "--report", "nowhere"], "nowhere"),
+        (["bench", "--report", "experiments"], "experiments"),
+        (["bench", "loader", "--nothing"], "--nothing"),
+        ([], "command"),
+        (["swep"], "'swep'"),
+        (["--colour"], "command"),
+        (["fit", "--config"], "--config"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options(place: Any, arguments: list[str], saying: str) -> None:
+    place.refuses(*arguments, saying=saying)
