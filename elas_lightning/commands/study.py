@@ -17,7 +17,7 @@ def add(commands: Any) -> None:
         help="run a file of sweeps/ to its end, then plots and report; `sweep status` says how far it is",
     )
     _add_study(sweep)
-    sweep.add_argument("--port", type=_at_least_one, default=13000, metavar="N",
+    sweep.add_argument("--port", type=at_least_one, default=13000, metavar="N",
                        help="with `serve`, a proxy of the --storage: where it answers (default: 13000)")  # fmt: skip
     sweep.add_argument("of", nargs="?", help="with `status`: the sweep to look at (default: all below runs/)")
     sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", type=override, dest="overrides",

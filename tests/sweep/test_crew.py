@@ -1,6 +1,5 @@
 """Several workers on a machine: shares, replacements, one stop for all."""
 
-import json
 import multiprocessing
 import os
 import signal
