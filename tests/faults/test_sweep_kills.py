@@ -45,7 +45,7 @@ def _write_sweep(root: Path, name: str, rates: list[float], overrides: dict[str,
 
 
 def _url(kind: str, project: Path) -> str | None:
-    return f"journal:///{project / 'journal.log'}" if kind == "journal" else None
+    return f"journal://{(project / 'journal.log').resolve()}" if kind == "journal" else None
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "journal"])

@@ -275,7 +275,7 @@ def test_many_workers_at_once_take_each_place_once(kind: str, planned: Callable[
     search = {"lr": {"keys": ["model.optimizer.lr"], "choices": [0.01 * i for i in range(1, 13)]}}
     plan = planned(search=search, seeds=[0], plots=[])
     plan.folder.mkdir(parents=True)
-    url = f"journal:///{plan.folder / 'journal.log'}" if kind == "journal" else None
+    url = f"journal://{(plan.folder / 'journal.log').resolve()}" if kind == "journal" else None
     Study(plan, open_storage(url, plan.folder), FAST.grace)
     taken: list[str] = []
     barrier = threading.Barrier(4)
