@@ -43,7 +43,7 @@ ALLOWED = {
     ),
     "sweep": (
         {"sweep", "runner", "configuration", "layout", "training", "data"},
-        {"lightning", "optuna"},
+        {"torch", "lightning", "optuna"},
     ),
     "analysis": ({"analysis"}, {"pandas", "scipy", "matplotlib"}),
     "plots": ({"analysis"}, {"matplotlib"}),

@@ -8,6 +8,7 @@ without running anything again, on this machine or another.
 
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -343,7 +344,11 @@ class Study:
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if not self.plan.spec.is_search or len(complete) < 4:
             return None
-        return dict(optuna.importance.get_param_importances(self.study, target=lambda trial: trial.values[0]))
+        with warnings.catch_warnings():
+            # that low values are the good ones, which is said whenever a target is named
+            warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator computes")
+            shares = optuna.importance.get_param_importances(self.study, target=lambda t: t.values[0])
+        return dict(shares)
 
     def _results_of_earlier_studies(self) -> dict[str, RunResult]:
         """Of the same sweep with other seeds or choices; a run is the same wherever it has the same name."""
