@@ -221,7 +221,7 @@ def read(
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise TornCheckpoint(_torn(path, type(error).__name__)) from error
-    if not isinstance(content, dict) or not _EVERY_CHECKPOINT_HAS <= content.keys():
+    if not isinstance(content, dict) or not content.keys() >= _EVERY_CHECKPOINT_HAS:
         raise UserError(
             f"{path} is not the checkpoint of a run, which has {', '.join(sorted(_EVERY_CHECKPOINT_HAS))}"
         )
