@@ -20,9 +20,10 @@ def test_lightning_run_model(place: Any, capsys: pytest.CaptureFixture[str]) -> 
     assert error.count("\n") == 1
 
 
-def _make(*arguments: str) -> subprocess.CompletedProcess[str]:
+def _make(ready: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """``make`` with this environment instead of one of its own."""
-    own = [f"VENV={sys.prefix}", "READY=pyproject.toml"]
+    ready.touch()
+    own = [f"VENV={sys.prefix}", f"READY={ready}"]
     return subprocess.run(
         ["make", *arguments, *own],
         cwd=ROOT,
@@ -33,16 +34,16 @@ def _make(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("target", ["sweep", "plots", "report", "store"])
-def test_make_without_a_sweep(target: str) -> None:
-    done = _make(target)
+def test_make_without_a_sweep(target: str, tmp_path: Path) -> None:
+    done = _make(tmp_path / "ready", target)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "EXP is missing" in line
     assert "rank_ablation" in line
 
 
-def test_make_with_an_unknown_sweep() -> None:
-    done = _make("sweep", "EXP=gird")
+def test_make_with_an_unknown_sweep(tmp_path: Path) -> None:
+    done = _make(tmp_path / "ready", "sweep", "EXP=gird")
     assert done.returncode == 2
     ours, makes = done.stderr.splitlines()
     assert ours.startswith("error: there is no sweep named 'gird': choose one of")
