@@ -10,6 +10,8 @@ READY := $(VENV)/.ready
 EXP ?=
 SIZE ?=
 DATA ?=
+WORKERS ?=
+STORAGE ?=
 ARGS ?=
 # test processes side by side; each has one thread, so that they do not crowd each other
 JOBS ?= 2
@@ -22,6 +24,7 @@ which_study = $(EXP) $(if $(SIZE),--size $(SIZE)) $(if $(DATA),--data $(DATA)) $
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo "  EXP=name of a file in sweeps/, SIZE=60m and DATA=c4 choose the model size and the corpus"
+	@echo "  WORKERS=4 runs of a sweep at a time; STORAGE=URL of its study, the same on several machines"
 
 setup: $(READY)  ## Make the virtual environment
 
@@ -33,7 +36,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 sweep: $(READY)  ## Run sweeps/$(EXP).yaml to its end (goes on where it stopped), then plots and report
-	$(need_exp)@$(BIN)/elas sweep $(which_study)
+	$(need_exp)@$(BIN)/elas sweep $(which_study) $(if $(WORKERS),--workers $(WORKERS)) $(if $(STORAGE),--storage '$(STORAGE)')
 
 plots: $(READY)  ## Redraw the plots of EXP from the stored results
 	$(need_exp)@$(BIN)/elas plots $(which_study)

@@ -16,8 +16,8 @@ from elas_lightning.layout import (
     RESULT_NAME,
     RUNS,
     checkpoint_folder,
-    hand_over,
     handed_over,
+    handing_over,
     hold,
     is_first_rank,
     new_run_directory,
@@ -77,7 +77,7 @@ def begin(config: dict[str, Any], held: ExitStack) -> Beginning:
     directory = _asked_for(config)
     beginning = _anywhere(config, wish, held) if directory is None else _in(directory, config, wish, held)
     if is_first_rank() and not beginning.finished:
-        _note(beginning, config)
+        _note(beginning, config, held)
     return beginning
 
 
@@ -163,7 +163,7 @@ def _explicit(wish: str | None) -> Path | None:
     return Path(wish)
 
 
-def _note(beginning: Beginning, config: dict[str, Any]) -> None:
+def _note(beginning: Beginning, config: dict[str, Any], held: ExitStack) -> None:
     """Say what is gone on with, keep the configuration for the next time, and tell the ranks that are started now."""
     directory, checkpoint = beginning.directory, beginning.checkpoint
     if checkpoint is not None:
@@ -175,7 +175,8 @@ def _note(beginning: Beginning, config: dict[str, Any]) -> None:
         print(f"going on with {directory}, which has no checkpoint yet; --ckpt_path {NEW} begins a new run")
     text = yaml.safe_dump(config, sort_keys=False)
     write_atomically(directory / CONFIG_NAME, lambda file: file.write(text.encode()))
-    hand_over({"directory": str(directory), "checkpoint": None if checkpoint is None else str(checkpoint)})
+    values = {"directory": str(directory), "checkpoint": None if checkpoint is None else str(checkpoint)}
+    held.enter_context(handing_over(values))
 
 
 def _stored_config(directory: Path) -> dict[str, Any] | None:

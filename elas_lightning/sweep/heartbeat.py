@@ -1,58 +1,123 @@
-"""Signs of life."""
+"""Who is alive: a worker's trial carries a counter that goes up, and who sees it stand still takes the trial back.
 
+Optuna's own heartbeat works inside ``study.optimize`` and on databases alone. Ours is an attribute of the trial, which
+every storage has; and it compares no clocks, since a counter that has not changed while *my* clock went on says all.
+"""
+
+import os
+import socket
 import threading
 import time
+from collections.abc import Callable
+from logging import getLogger
+from types import TracebackType
+from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-_KEY = "elas:heartbeat"
+from elas_lightning.sweep.patience import PatientStorage
+
+_log = getLogger(__name__)
+ATTRIBUTE = "elas:heartbeat"
+INTERVAL_SECONDS = 30.0
+GRACE_SECONDS = 120.0
 
 
 class Heartbeat:
-    """Counts in a trial's system attributes while the context is open."""
+    """Writes a trial's counter, with host and process, while its ``with`` block runs.
 
-    def __init__(self, storage: BaseStorage, trial_id: int, interval: float) -> None:
-        self._storage, self._trial_id, self._interval = storage, trial_id, interval
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
+    A beat that fails is made up for by the next one, so an outage of the storage neither ends nor stops it.
+
+    Args:
+        storage: Of the study.
+        trial_id: Of a trial in state ``RUNNING``.
+        interval: Seconds from beat to beat.
+    """
+
+    def __init__(self, storage: BaseStorage, trial_id: int, interval: float = INTERVAL_SECONDS) -> None:
+        # Patience would hold the thread for minutes after the block has ended.
+        self._storage = storage.impatient if isinstance(storage, PatientStorage) else storage
+        self._trial_id = trial_id
+        self._interval = interval
+        self._count = 0
+        self._ended = threading.Event()
+        self._lost = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"heartbeat of {trial_id}", daemon=True)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the trial has been taken away meanwhile: it was put an end to by another process."""
+        return self._lost.is_set()
 
     def __enter__(self) -> "Heartbeat":
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join(timeout=5.0)  # a beat may hang in a dead connection; as a daemon it keeps nobody
 
     def _beat(self) -> None:
-        count = 0
-        while not self._over.wait(self._interval):
-            count += 1
+        while not self._ended.is_set():
+            self._count += 1
+            value: Any = {"count": self._count, "host": socket.gethostname(), "pid": os.getpid()}
             try:
-                self._storage.set_trial_system_attr(self._trial_id, _KEY, count)
-            except UpdateFinishedTrialError:
-                return
+                self._storage.set_trial_system_attr(self._trial_id, ATTRIBUTE, value)
+            except (UpdateFinishedTrialError, KeyError):
+                if not self._ended.is_set():
+                    self._lost.set()
+                break
+            except Exception as error:
+                _log.debug("beat %d of trial %d failed: %s", self._count, self._trial_id, error)
+            self._ended.wait(self._interval)
+        self._storage.remove_session()
 
 
 class StaleWatch:
-    """Running trials whose counter stands still."""
+    """Finds running trials whose counter stands still.
 
-    def __init__(self, storage: BaseStorage, study_id: int, grace: float) -> None:
-        self._storage, self._study_id, self._grace = storage, study_id, grace
-        self._seen: dict[int, tuple[int, float]] = {}
+    Time counts only while the watch is looking: between two looks at most a quarter of the grace. So a watch that was
+    itself cut off from the storage, or asleep, does not take everybody else for dead when it comes back. Look at least
+    that often.
+
+    Args:
+        storage: Of the study.
+        study_id: The study.
+        grace: Seconds of this process's clock; several times the interval of the heartbeats.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        storage: BaseStorage,
+        study_id: int,
+        grace: float = GRACE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._storage = storage
+        self._study_id = study_id
+        self._grace = grace
+        self._clock = clock
+        self._looked: float | None = None
+        self._still: dict[
+            int, tuple[Any, float]
+        ] = {}  # trial id: its heartbeat, and for how long it has been this
 
     def stale(self) -> list[FrozenTrial]:
-        """Those that were not seen to change for the grace time."""
-        now, found = time.monotonic(), []
-        for trial in self._storage.get_all_trials(
-            self._study_id, deepcopy=False, states=(TrialState.RUNNING,)
-        ):
-            count = trial.system_attrs.get(_KEY, 0)
-            seen = self._seen.get(trial._trial_id)
-            if seen is None or seen[0] != count:
-                self._seen[trial._trial_id] = (count, now)
-            elif now - seen[1] >= self._grace:
-                found.append(trial)
-        return found
+        """Look once; gives the running trials that have not changed for the grace, oldest first."""
+        running = self._storage.get_all_trials(self._study_id, deepcopy=False, states=(TrialState.RUNNING,))
+        now = self._clock()
+        passed = 0.0 if self._looked is None else min(now - self._looked, self._grace / 4)
+        self._looked = now
+        still = {}
+        for trial in running:
+            beat = trial.system_attrs.get(ATTRIBUTE)
+            known = self._still.get(trial._trial_id)
+            unchanged = known is not None and known[0] == beat
+            still[trial._trial_id] = (beat, known[1] + passed if known is not None and unchanged else 0.0)
+        self._still = still
+        return [trial for trial in running if self._still[trial._trial_id][1] >= self._grace]

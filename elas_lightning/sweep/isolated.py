@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, NoReturn
 
 from elas_lightning.errors import UserError
 from elas_lightning.layout import hold
@@ -49,14 +49,22 @@ class IsolatedRun:
         context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
             context.set_forkserver_preload([run.__module__])
-        # the kernel closes our end when we die, however we die
-        theirs, self._lifeline = context.Pipe(duplex=False)
-        inherited = self._lifeline if method == "fork" else None
-        self._process = context.Process(
-            target=_make, args=(request, make, theirs, inherited), name=request.directory.name
-        )
-        self._process.start()
-        theirs.close()
+        for chance in reversed(range(3)):
+            # the kernel closes our end when we die, however we die
+            theirs, self._lifeline = context.Pipe(duplex=False)
+            inherited = self._lifeline if method == "fork" else None
+            self._process = context.Process(
+                target=_make, args=(request, make, theirs, inherited), name=request.directory.name
+            )
+            try:
+                self._process.start()
+                break
+            except (EOFError, ConnectionError):  # the server has died; the next start makes another
+                if not chance:
+                    raise
+                self._lifeline.close()
+            finally:
+                theirs.close()
 
     def ended(self, seconds: float) -> bool:
         """Wait for the end, but no longer than that."""
@@ -106,7 +114,7 @@ def failed(request: RunRequest, seed: int, reason: str) -> RunResult:
 
 
 def _make(request: RunRequest, make: Make, lifeline: Connection, inherited: Connection | None) -> None:
-    """What the process does; never returns."""
+    """What the process does; it leaves with the exit code."""
     os.setsid()
     if inherited is not None:
         inherited.close()  # a forked copy of the worker's end would keep the lifeline whole
@@ -138,13 +146,10 @@ def _make(request: RunRequest, make: Make, lifeline: Connection, inherited: Conn
     _leave(DONE)
 
 
-def _leave(code: int, request: RunRequest | None = None, reason: str = "") -> None:
-    """End the process at once: a library's thread that does not end must not keep it."""
+def _leave(code: int, request: RunRequest | None = None, reason: str = "") -> NoReturn:
     if request is not None:
         failed(request, int(request.overrides.get("seed_everything", 0)), reason).write(request.directory)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    sys.exit(code)  # and not at once: semaphores that nobody gives back are complained of later
 
 
 def _write_into(request: RunRequest) -> None:

@@ -79,14 +79,14 @@ class SweepProgress:
         """Count a run that has ended, and print its line unless it ended before :meth:`begin`."""
         known = event.result.run in self._done
         self._done.add(event.result.run)
-        objective = self._plan.spec.objective
-        score = event.result.metrics.get(objective)
-        if score is not None and (self._best is None or score < self._best[0]):
+        objective = self._plan.spec.objectives[0]
+        score = event.result.metrics.get(objective.name)
+        if score is not None and (self._best is None or objective.is_better(score, self._best[0])):
             self._best = (score, event.planned.label)
         if self._began is None or known:
             return
         self._fresh += 1
-        name = objective.removeprefix("val_").replace("_", " ")
+        name = objective.name.removeprefix("val_").replace("_", " ")
         ended_well = event.result.state == "complete" and score is not None
         verdict = f"{name} {score:.4g}" if ended_well else f"{event.result.state}: {event.result.reason}"
         total = self._plan.planned_runs

@@ -1,6 +1,5 @@
 """``elas sweep``: plan, check, run what is missing, leave the tables."""
 
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +15,7 @@ from elas_lightning.sweep.outcome import Outcome
 from elas_lightning.sweep.plan import Plan, PlannedRun
 from elas_lightning.sweep.progress import RunBars, SweepProgress
 from elas_lightning.sweep.spec import SweepSpec
-from elas_lightning.sweep.storage import open_storage
+from elas_lightning.sweep.storage import open_storage, redact
 from elas_lightning.sweep.study import Study
 from elas_lightning.sweep.worker import Budget, BudgetSpent, Timing, Worker
 from elas_lightning.training.live import read_progress
@@ -56,7 +55,7 @@ class Request:
         words += ["--size", self.size] if self.size else []
         words += ["--data", self.data] if self.data else []
         words += [part for key, value in self.overrides.items() for part in ("--set", f"{key}={value}")]
-        words += ["--storage", without_password(self.storage)] if self.storage else []
+        words += ["--storage", redact(self.storage)] if self.storage else []
         return shlex.join(words)
 
     def part(self, name: str) -> "Request":
@@ -200,11 +199,6 @@ def describe(requests: Sequence[Request], studies: Sequence[Study], budget: Budg
         "retry_below": [study.retry_below for study in studies],
         "minutes": budget.left,
     }
-
-
-def without_password(url: str) -> str:
-    """A storage's URL as it may be shown."""
-    return re.sub(r"(?<=://)([^:/@]*):[^@]*@", r"\1:***@", url)
 
 
 def run_sweep(request: Request, console: Console) -> int:

@@ -11,14 +11,46 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from elas_lightning.errors import UserError
+from elas_lightning.sweep.objectives import OBJECTIVES, QUALITY, Objective
 from elas_lightning.sweep.shape import read_fields
 
 Sampler = Literal["grid", "tpe", "random"]
 Pruner = Literal["none", "median"]
-PLOT_KINDS = ("metric_by", "bars", "curves", "heatmap", "lr_curve", "parallel", "importance", "telemetry")
-OBJECTIVES = ("val_perplexity", "val_loss", "val_bits_per_byte")
+PLOT_KINDS = (
+    "metric_by",
+    "bars",
+    "curves",
+    "heatmap",
+    "lr_curve",
+    "parallel",
+    "importance",
+    "telemetry",
+    "pareto",
+)
 
 Point = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """When the pruner may begin.
+
+    Args:
+        startup_points: Other points that must have got to the same seed and step before one is judged.
+        min_fraction: Share of a run's steps before which none is stopped: while the learning rate rises, and just
+            after, curves cross.
+    """
+
+    startup_points: int = 4
+    min_fraction: float = 0.25
+
+    def __post_init__(self) -> None:
+        if isinstance(self.startup_points, bool) or not isinstance(self.startup_points, int):
+            raise UserError(f"pruning.startup_points is {self.startup_points!r}: give a whole number from 1")
+        if self.startup_points < 1:
+            raise UserError(f"pruning.startup_points is {self.startup_points}: give a whole number from 1")
+        if not isinstance(self.min_fraction, int | float) or not 0 <= self.min_fraction <= 1:
+            raise UserError(f"pruning.min_fraction is {self.min_fraction!r}: give a share of a run, 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -116,8 +148,11 @@ class SweepSpec:
             choice adds.
         sampler: ``grid`` runs every combination; ``tpe`` and ``random`` draw ``trials`` points.
         trials: Points to draw; only for samplers that draw.
-        pruner: ``median`` stops points that look worse than the median of those before.
-        objective: The validation figure to minimise, averaged over seeds.
+        pruner: ``median`` stops points that look worse than the median of the others, seed by seed.
+        pruning: When it may begin.
+        baseline: A point, or a part of one by some dimensions' labels, that the pruner never stops.
+        objective: The validation figure to minimise, averaged over seeds; or a list of figures, each with its own
+            better direction, of which the first is the one that tables and plots take unless told otherwise.
         overrides: Dotted keys set for every run.
         plots: What to draw, see ``elas_lightning.analysis.plots``.
     """
@@ -132,7 +167,9 @@ class SweepSpec:
     without: tuple[Point, ...] = ()
     trials: int | None = None
     pruner: Pruner = "none"
-    objective: str = "val_perplexity"
+    pruning: Pruning = field(default_factory=Pruning)
+    baseline: Point = field(default_factory=dict)
+    objective: str | tuple[str, ...] = "val_perplexity"
     overrides: dict[str, Any] = field(default_factory=dict)
     plots: tuple[dict[str, Any], ...] = ()
     twins: dict[str, str] = field(default_factory=dict)
@@ -145,7 +182,6 @@ class SweepSpec:
                 f"sampler is {self.sampler!r}: {', '.join(get_args(Sampler))}",
             ),
             (self.pruner in get_args(Pruner), f"pruner is {self.pruner!r}: {', '.join(get_args(Pruner))}"),
-            (self.objective in OBJECTIVES, f"objective is {self.objective!r}: {', '.join(OBJECTIVES)}"),
             (bool(self.search), "search is empty: name at least one dimension"),
             (
                 bool(self.seeds) and len(set(self.seeds)) == len(self.seeds),
@@ -163,12 +199,15 @@ class SweepSpec:
             ),
         ]
         checks += [
-            (
-                point.items()
-                <= {d.name: point.get(d.name) for d in self.search if point.get(d.name) in d.options}.items(),
-                f"without: {point} is no point of the search",
-            )
+            (self._is_part_of_a_point(point), f"without: {point} is no point of the search")
             for point in self.without
+        ]
+        checks += self._objective_checks()
+        checks += [
+            (
+                self._is_part_of_a_point(self.baseline),
+                f"baseline: {self.baseline} is no point of the search, nor a part of one",
+            ),
         ]
         checks += [
             (
@@ -187,11 +226,43 @@ class SweepSpec:
             )
             for plot in self.plots
             for key, value in plot.items()
-            if key in ("x", "y", "series", "group")
+            if key in ("x", "y", "series", "group") and (key, plot["kind"]) != ("x", "pareto")
         ]
         for holds, complaint in checks:
             if not holds:
                 raise UserError(f"sweeps/{self.name}.yaml: {complaint}")
+
+    def _is_part_of_a_point(self, point: Point) -> bool:
+        known = {d.name: point.get(d.name) for d in self.search if point.get(d.name) in d.options}
+        return point.items() <= known.items()
+
+    def _objective_checks(self) -> list[tuple[bool, str]]:
+        names = self._objective_names
+        checks = [
+            (bool(names) and len(set(names)) == len(names), "objective: give at least one figure, each once")
+        ]
+        checks += [(n in OBJECTIVES, f"objective is {n!r}: {', '.join(OBJECTIVES)}") for n in names]
+        checks += [
+            (
+                self.pruner == "none" or len(names) == 1,
+                f"pruner is {self.pruner!r} with {len(names)} objectives: no point is worse in all of them until "
+                "it has ended; leave pruner out, or give one objective",
+            ),
+            (
+                self.pruner == "none" or names[:1] in [(name,) for name in QUALITY],
+                f"pruner is {self.pruner!r}: it judges by validations; objective is one of {', '.join(QUALITY)} then",
+            ),
+        ]
+        return checks
+
+    @property
+    def _objective_names(self) -> tuple[str, ...]:
+        return (self.objective,) if isinstance(self.objective, str) else tuple(self.objective)
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What the sweep looks at, the main one first."""
+        return tuple(Objective(name, OBJECTIVES[name]) for name in self._objective_names)
 
     @classmethod
     def read(cls, path: Path) -> "SweepSpec":
@@ -206,6 +277,8 @@ class SweepSpec:
             search = tuple(
                 Dimension(name, **_with_tuples(fields)) for name, fields in content.pop("search", {}).items()
             )
+            if "pruning" in content:
+                content["pruning"] = Pruning(**content["pruning"])
             return cls(search=search, **_with_tuples(content))
         except (TypeError, AttributeError) as error:
             # "__init__() got an unexpected keyword argument 'sead'" says it well enough without its prefix

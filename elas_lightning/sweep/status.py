@@ -19,7 +19,7 @@ from elas_lightning.layout import RUNS
 from elas_lightning.sweep import claims
 from elas_lightning.sweep.origin import is_gone
 from elas_lightning.sweep.progress import duration
-from elas_lightning.sweep.storage import open_storage
+from elas_lightning.sweep.storage import open_storage, redact
 from elas_lightning.sweep.study import PLANNED, results_of
 from elas_lightning.training.live import read_progress
 
@@ -64,7 +64,7 @@ def describe_folder(folder: Path, url: str | None, name: str = "") -> Iterator[s
     lines = list(_describe(open_storage(url, folder), where, [folder], prefix=f"{name}-" if name else ""))
     if not lines:
         raise UserError(
-            f"there is no study of {folder.name} in {url}: `elas sweep` with that --storage begins one"
+            f"there is no study of {folder.name} in {redact(where)}: `elas sweep` with that --storage begins one"
         )
     yield from lines
 
@@ -76,7 +76,7 @@ def _describe(storage: BaseStorage, where: str, folders: list[Path], prefix: str
         trials = storage.get_all_trials(study._study_id, deepcopy=False)
         yield from _describe_study(study.study_name, study.user_attrs.get(PLANNED), trials, folders)
     if found:
-        yield f"  dashboard: optuna-dashboard {where}"
+        yield f"  dashboard: optuna-dashboard {redact(where)}"
 
 
 def _describe_study(

@@ -1,15 +1,263 @@
-"""Where a study lives."""
+"""Where a study lives: a file beside the results, a journal on a shared folder, a database server, or a proxy of one.
 
+| URL | for |
+|---|---|
+| none | SQLite in the sweep's folder: workers on one machine |
+| ``sqlite:////absolute/path`` | the same elsewhere; never on a network file system, whose locks SQLite cannot trust |
+| ``journal:///absolute/path`` | a file on a folder that some machines share (NFS), no server needed |
+| ``postgresql://user@host/database``, ``mysql://…`` | many machines |
+| ``grpc://host:port`` | hundreds of workers: a proxy (:func:`serve`) that asks the database for all of them |
+
+Whatever is opened is wrapped in :class:`~elas_lightning.sweep.patience.PatientStorage`.
+"""
+
+import json
+import logging
+import os
+import random
+import re
+import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+import optuna
+from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal._file import get_lock_file  # holds the lock for a with block
+from sqlalchemy import event, exc
+
+from elas_lightning.errors import UserError
+from elas_lightning.sweep.patience import PATIENCE_SECONDS, PatientStorage, reason_of
+
+BUSY_SECONDS = 60.0  # how long a writer waits for another on SQLite
+OPENING_SECONDS = 10  # how long a server may take to answer the first call
+KNOWN = "journal:///path, postgresql://user@host/database, mysql://user@host/database, grpc://host:port"
+# Each process has one thread that works and one whose heart beats. A server has a hundred connections or so, and
+# a worker that trains for hours should not hold more than one of them.
+_POOL = {"pool_size": 1, "max_overflow": 3, "pool_pre_ping": True}
 
 
-def open_storage(url: str | None, folder: Path) -> BaseStorage:
-    """The storage at ``url``, or SQLite in ``folder``."""
-    if url is not None and url.startswith("journal:///"):
-        return JournalStorage(JournalFileBackend(url.removeprefix("journal:///")))
-    return RDBStorage(
-        url or f"sqlite:///{folder / 'study.db'}", engine_kwargs={"connect_args": {"timeout": 60}}
-    )
+def redact(text: str) -> str:
+    """A URL, or a command with one, without its password."""
+    text = re.sub(r"(\w://[^\s:/@]*):[^\s]*@", r"\1:***@", text)
+    return re.sub(r"([?&]\w*passw\w*=)[^&\s]*", r"\1***", text)
+
+
+def open_storage(url: str | None, folder: Path, *, patience: float = PATIENCE_SECONDS) -> BaseStorage:
+    """Open a study's storage; tables are made where there are none.
+
+    Args:
+        url: One of the module's table; ``None`` for ``folder/study.db``.
+        folder: The sweep's folder, which exists.
+        patience: Seconds that an outage may last once the storage is open.
+
+    Raises:
+        UserError: The URL is none that is known, the driver is not installed, the server cannot be reached, it refuses
+            the user, or the database does not exist. No message has the password.
+    """
+    if url is None:
+        url = f"sqlite:///{(folder / 'study.db').resolve()}"
+    shown = f"storage {redact(url)}"
+    scheme = url.partition("://")[0] if "://" in url else ""
+    if scheme not in _OPENERS:
+        raise UserError(f"{shown}: give {KNOWN}, or none for SQLite in the sweep's folder")
+    return PatientStorage(_OPENERS[scheme](url, shown), shown, patience)
+
+
+def serve(url: str | None, folder: Path, port: int, host: str = "0.0.0.0") -> None:
+    """Answer ``grpc://host:port`` for a database until stopped, so that hundreds of workers share a few connections.
+
+    Args:
+        url: Of a database (Optuna's proxy does not take journals).
+        folder: As for :func:`open_storage`.
+        port: To listen on. Whoever reaches it can write to the study: keep it inside the cluster.
+        host: Address to listen on.
+
+    Raises:
+        UserError: As :func:`open_storage`, or the port is taken.
+    """
+    if url is not None and url.startswith(("journal:", "grpc:")):
+        raise UserError(f"storage {redact(url)}: the proxy serves a database: postgresql://… or mysql://…")
+    storage = open_storage(url, folder)
+    # After a restart of the proxy its cache must know the trials that are under way, or their parameters are refused.
+    for study in storage.get_all_studies():
+        storage.get_all_trials(study._study_id, deepcopy=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        try:
+            optuna.storages.run_grpc_proxy_server(storage, host=host, port=port)
+        except ImportError as error:
+            raise UserError("the proxy needs grpcio: pip install 'elas-lightning[grpc]'") from error
+        except RuntimeError as error:
+            raise UserError(f"port {port} of {host} cannot be listened on: {reason_of(error)}") from error
+
+
+def _sqlite(url: str, shown: str) -> BaseStorage:
+    storage = _tables(url, shown, {"connect_args": {"timeout": BUSY_SECONDS}})
+
+    # SQLite has no row locks. A claim reads a trial's state and then writes it; two processes that read before either
+    # has written would both have claimed it. So a transaction takes the file's write lock before it reads.
+    @event.listens_for(storage.engine, "connect")
+    def manual(connection: Any, record: Any) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(storage.engine, "begin")
+    def immediate(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    storage.engine.dispose()  # what was opened before the two listeners
+    return optuna.storages.get_storage(storage)
+
+
+def _postgresql(url: str, shown: str) -> BaseStorage:
+    alive = {
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 60_000,
+    }
+    arguments = {
+        "connect_timeout": OPENING_SECONDS,
+        "application_name": "elas",
+        "prepare_threshold": None,  # poolers such as pgbouncer keep no prepared statements
+        **alive,
+    }
+    driven = "postgresql+psycopg://" + url.partition("://")[2]
+    return optuna.storages.get_storage(_tables(driven, shown, {**_POOL, "connect_args": arguments}))
+
+
+def _mysql(url: str, shown: str) -> BaseStorage:
+    arguments = {"connect_timeout": OPENING_SECONDS, "read_timeout": 60, "write_timeout": 60}
+    driven = "mysql+pymysql://" + url.partition("://")[2]
+    return optuna.storages.get_storage(_tables(driven, shown, {**_POOL, "connect_args": arguments}))
+
+
+def _tables(url: str, shown: str, engine: dict[str, Any]) -> RDBStorage:
+    """The storage of a database, with its tables made; several processes may be doing so at once."""
+    # It tells of every lost connection, with the whole statement; patience says it once.
+    logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)
+    for attempt in range(10):
+        try:
+            return RDBStorage(url.replace("{", "{{").replace("}", "}}"), engine_kwargs=dict(engine))
+        except ImportError as error:
+            extra = "mysql" if url.startswith("mysql") else "postgresql"
+            raise UserError(
+                f"{shown}: its driver is missing: pip install 'elas-lightning[{extra}]'"
+            ) from error
+        except (exc.ArgumentError, ValueError) as error:
+            raise UserError(f"{shown}: this is no URL: {reason_of(error)}; give {KNOWN}") from error
+        except (exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            reason = reason_of(error)
+            if attempt < 9 and re.search(
+                r"already exists|[Dd]uplicate|UNIQUE|starting up|shutting down", reason
+            ):
+                time.sleep(random.uniform(0.1, 0.5) * (attempt + 1))
+                continue
+            raise UserError(f"{shown}: {_advice(reason)} ({_scrubbed(reason, url)})") from error
+        except RuntimeError as error:  # tables of another Optuna
+            raise UserError(f"{shown}: {reason_of(error)}") from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _advice(reason: str) -> str:
+    if re.search(r"password|[Aa]ccess denied|authentication|no pg_hba.conf", reason):
+        return "the server refuses this user or password"
+    if re.search(r"database .* does not exist|Unknown database", reason):
+        return "the server has no such database: create it (createdb NAME)"
+    if re.search(r"role .* does not exist", reason):
+        return "the server has no such user"
+    if re.search(r"not a database|unable to open|readonly|malformed", reason):
+        return "the file cannot be used as a database"
+    return "no connection: is the server running, and is this its address?"
+
+
+def _scrubbed(reason: str, url: str) -> str:
+    password = urlsplit(url).password
+    return reason.replace(password, "***").replace(unquote(password), "***") if password else reason
+
+
+class _Journal(JournalFileBackend):
+    """Optuna's journal, healed: the half line of a writer that was killed, or of a full disk, is cut off by the next.
+
+    Left there, it would join with the next entry into a line that nobody can read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        # A symbolic link is made in one step on every version of NFS; flock is local to each client on many.
+        self._guard = JournalFileSymlinkLock(str(path))
+        self._path = path
+        super().__init__(str(path), self._guard)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append entries, whole or not at all."""
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
+        with get_lock_file(self._guard), self._path.open("r+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            if end:
+                file.seek(max(0, end - 1))
+                if file.read(1) != b"\n":
+                    end = _end_of_last_line(file, end)
+            file.truncate(end)
+            file.seek(end)
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _end_of_last_line(file: Any, end: int) -> int:
+    """Where the last whole line ends; a line is much shorter than what is read back here."""
+    start = max(0, end - 1_000_000)
+    file.seek(start)
+    return start + file.read(end - start).rfind(b"\n") + 1
+
+
+def _journal(url: str, shown: str) -> BaseStorage:
+    parts = urlsplit(url)
+    path = Path(unquote(parts.path))
+    if parts.netloc or not path.is_absolute():
+        raise UserError(
+            f"{shown}: give an absolute path after three slashes: journal:///shared/study.journal"
+        )
+    if not path.parent.is_dir():
+        raise UserError(f"{shown}: {path.parent} is no folder: make it, or mount it, first")
+    try:
+        return JournalStorage(_Journal(path))
+    except OSError as error:
+        raise UserError(f"{shown}: the file cannot be opened: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{shown}: the file is not an Optuna journal; give another path") from error
+
+
+def _grpc(url: str, shown: str) -> BaseStorage:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or not port:
+        raise UserError(f"{shown}: give host and port: grpc://host:13000")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        try:
+            proxy = GrpcStorageProxy(host=host, port=port)
+            proxy.wait_server_ready(timeout=OPENING_SECONDS)
+        except ImportError as error:
+            raise UserError(f"{shown}: it needs grpcio: pip install 'elas-lightning[grpc]'") from error
+        except ConnectionError as error:
+            raise UserError(
+                f"{shown}: no proxy answers there; start one with `elas sweep serve --storage URL --port {port}`"
+            ) from error
+    return proxy
+
+
+_OPENERS: dict[str, Callable[[str, str], BaseStorage]] = {
+    "sqlite": _sqlite,
+    "journal": _journal,
+    "postgresql": _postgresql,
+    "postgres": _postgresql,
+    "mysql": _mysql,
+    "grpc": _grpc,
+}

@@ -6,8 +6,6 @@ it under a name made from its whole configuration. So a sweep that was stopped, 
 without running anything again, on this machine or another.
 """
 
-import hashlib
-import json
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +14,6 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -25,10 +22,12 @@ from elas_lightning.runner import RunResult, finite
 from elas_lightning.sweep import claims
 from elas_lightning.sweep.heartbeat import StaleWatch
 from elas_lightning.sweep.isolated import failed, has_result
+from elas_lightning.sweep.objectives import values_of
 from elas_lightning.sweep.origin import here, is_gone
 from elas_lightning.sweep.plan import Plan, PlannedRun
 from elas_lightning.sweep.pruning import build_pruner
-from elas_lightning.sweep.spec import Dimension, Point
+from elas_lightning.sweep.space import build_sampler, distribution_of, study_name
+from elas_lightning.sweep.spec import Point
 
 PLANNED = "planned"  # a study's attribute: how many runs and points it is going to have
 _RESULT = "result "  # with the run's name: the key of a result among a trial's attributes
@@ -80,8 +79,8 @@ class Study:
         self.study = optuna.create_study(
             study_name=study_name(plan),
             storage=storage,
-            direction="minimize",
-            pruner=build_pruner(plan.spec),
+            directions=[objective.direction for objective in plan.spec.objectives],
+            pruner=build_pruner(plan),
             load_if_exists=True,
         )
         self.storage = self.study._storage  # with Optuna's cache
@@ -142,7 +141,7 @@ class Study:
                 yield place, point
 
     def _take(self, place: str, point: Point) -> Claim | None:
-        distributions = {d.name: _distribution(d) for d in self.plan.spec.search}
+        distributions = {d.name: distribution_of(d) for d in self.plan.spec.search}
         earlier = self.board().of(place)
         template = optuna.trial.create_trial(
             state=TrialState.RUNNING,
@@ -161,13 +160,13 @@ class Study:
         number = self.storage.get_trial(trial_id).number
         place = f"draw {number}"
         # seeded by the draw: reproducible, and two workers at once do not draw the same
-        self.study.sampler = _sampler(self.plan, seed=number)
+        self.study.sampler = build_sampler(self.plan, seed=number)
         trial = optuna.Trial(self.study, trial_id)
         self.storage.set_trial_system_attr(trial_id, claims.WORKER, here())
         if self._unless_surplus(trial, place) is None:
             return None
         for dimension in self.plan.spec.search:
-            trial._suggest(dimension.name, _distribution(dimension))
+            trial._suggest(dimension.name, distribution_of(dimension))
         return Claim(trial, place, dict(trial.params))
 
     def _unless_surplus(self, trial: optuna.Trial, place: str) -> Claim | None:
@@ -219,7 +218,9 @@ class Study:
                 claim.trial.set_user_attr(claims.REASON, str(pruned.reason))
                 self.study.tell(claim.trial, state=TrialState.PRUNED)
             else:
-                self.study.tell(claim.trial, self._score(results))
+                self.study.tell(
+                    claim.trial, values_of(self.plan.spec.objectives, [r.metrics for r in results])
+                )
 
     def reported(self, claim: Claim) -> set[int]:
         """Steps whose validations the trial has."""
@@ -232,7 +233,10 @@ class Study:
             TrialLost: The trial is no longer this worker's.
         """
         with _owned():
-            claim.trial.report(value, step)
+            if len(self.plan.spec.objectives) == 1:
+                claim.trial.report(value, step)
+            else:  # Optuna's trial refuses; it is still how far the run has got
+                self.storage.set_trial_intermediate_value(claim.id, step, value)
 
     def verdict(self, claim: Claim) -> str | None:
         """Why the pruner would end the point here; ``None`` if it would not."""
@@ -278,11 +282,6 @@ class Study:
         self.storage.set_trial_user_attr(trial_id, claims.ENDED, how)
         self.storage.set_trial_user_attr(trial_id, claims.REASON, reason)
         self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
-
-    def _score(self, results: list[RunResult]) -> float:
-        scores = [result.metrics[self.plan.spec.objective] for result in results]
-        # a divergence is the worst that a point can come to, not a trial to forget
-        return sum(float("inf") if score is None else score for score in scores) / len(scores)
 
     # what others have to know
 
@@ -344,7 +343,7 @@ class Study:
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if not self.plan.spec.is_search or len(complete) < 4:
             return None
-        return dict(optuna.importance.get_param_importances(self.study))
+        return dict(optuna.importance.get_param_importances(self.study, target=lambda trial: trial.values[0]))
 
     def _results_of_earlier_studies(self) -> dict[str, RunResult]:
         """Of the same sweep with other seeds or choices; a run is the same wherever it has the same name."""
@@ -384,25 +383,3 @@ def _kept(trial: FrozenTrial, name: str) -> tuple[RunResult, float] | None:
 
 def _found_here(planned: PlannedRun) -> RunResult | None:
     return RunResult.read(planned.request.directory) if has_result(planned.request) else None
-
-
-def study_name(plan: Plan) -> str:
-    """The sweep's name with a digest of its search space, since Optuna cannot change a study's choices."""
-    space = [asdict(dimension) for dimension in plan.spec.search]
-    described = json.dumps([space, plan.size, plan.data, plan.spec.seeds, plan.overrides], default=str)
-    return f"{plan.spec.name}-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
-
-
-def _sampler(plan: Plan, seed: int) -> optuna.samplers.BaseSampler:
-    if plan.spec.sampler == "tpe":
-        startup = min(8, (plan.spec.trials or 2) // 2)
-        return optuna.samplers.TPESampler(n_startup_trials=startup, seed=seed)
-    return optuna.samplers.RandomSampler(seed=seed)
-
-
-def _distribution(dimension: Dimension) -> BaseDistribution:
-    if dimension.is_range:
-        assert dimension.low is not None
-        assert dimension.high is not None
-        return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
-    return CategoricalDistribution(list(dimension.options))

@@ -328,7 +328,7 @@ class _Judge:
         if self.progress is None or self.progress["validated_step"] <= self._validated:
             return
         self._validated = self.progress["validated_step"]
-        objective, length = self._study.plan.spec.objective, self.progress["max_steps"]
+        objective, length = self._study.plan.spec.objectives[0].name, self.progress["max_steps"]
         for step, value in _validations(self._directory / "curve.csv", objective):
             place = self._index * length + step
             if place not in self._reported:

@@ -41,7 +41,7 @@ _UNREADABLE = (
     RuntimeError,
     ValueError,
 )
-_EVERY_CHECKPOINT_HAS = {"state_dict", "global_step", "pytorch-lightning_version"}
+_KEYS = {"state_dict", "global_step", "pytorch-lightning_version"}
 TEMPORARY = ".tmp"
 _SUFFIX, _TORN = ".ckpt", ".torn"
 
@@ -221,9 +221,9 @@ def read(
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise TornCheckpoint(_torn(path, type(error).__name__)) from error
-    if not isinstance(content, dict) or not content.keys() >= _EVERY_CHECKPOINT_HAS:
+    if not isinstance(content, dict) or not content.keys() >= _KEYS:
         raise UserError(
-            f"{path} is not the checkpoint of a run, which has {', '.join(sorted(_EVERY_CHECKPOINT_HAS))}"
+            f"{path} is not the checkpoint of a run: it has not all of {', '.join(sorted(_KEYS))}"
         )
     return content
 
@@ -254,7 +254,7 @@ class SafeCheckpointIO(CheckpointIO):
             verify(complete)
             retire(path)
 
-        write_atomically(path, lambda file: torch.save(checkpoint, file), keep_previous)
+        write_atomically(path, lambda file: _write(checkpoint, file), keep_previous)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -270,6 +270,14 @@ class SafeCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Make it the previous checkpoint, which goes: two are always kept."""
         retire(Path(path))
+
+
+def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(checkpoint, file)
+    except RuntimeError as error:
+        # torch closes its archive even so, and complains that it is not what it should be
+        raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 class CheckpointBetweenSteps(ModelCheckpoint):

@@ -278,3 +278,11 @@ class ElasModule(L.LightningModule):
             raise UserError(
                 "; ".join(different) + ": resume with the checkpoint's own configuration or start a new run"
             )
+        if other := self.state_dict().keys() ^ checkpoint["state_dict"].keys():
+            raise UserError(
+                f"the checkpoint is of another model: {min(other)} is a weight of one of the two alone"
+            )
+        if self._trainer is not None and self.trainer.training and "optimizer_states" not in checkpoint:
+            raise UserError(
+                "the checkpoint has weights alone (checkpoint.save_weights_only): training cannot go on from it"
+            )

@@ -50,3 +50,15 @@ def test_one_point_has_no_front(tmp_path: Path) -> None:
     results = as_sweep(compare([str(tmp_path / "runs")]).contenders)
     with pytest.raises(CannotDraw, match="fewer than two points"):
         pareto(results, {"series": "contender"})
+
+
+def test_a_point_beaten_in_two_of_three_is_on_the_front() -> None:
+    assert front([1, 2, 3], [1, 2, 3], [3, 2, 4]) == [0, 1]
+
+
+def test_of_speed_more_is_better(tmp_path: Path) -> None:
+    results = as_sweep(compare([str(three_methods(tmp_path / "runs"))]).contenders)
+    figure, caption = pareto(results, {"series": "contender", "x": "tokens_per_second"})
+    (ax,) = figure.axes
+    assert ax.get_xlabel() == "Training speed (tokens/s), higher is better"
+    assert "to the right" not in caption

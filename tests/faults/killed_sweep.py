@@ -28,7 +28,7 @@ from elas_lightning.sweep.study import Study
 from elas_lightning.sweep.worker import Budget, Timing, Worker
 from elas_lightning.training.recorder import CURVE_FIELDS
 
-STEPS = 25
+STEPS = 12
 COMPLETED = "completed.txt"
 FAST = Timing(heartbeat=0.3, grace=3.0, poll=0.2)
 

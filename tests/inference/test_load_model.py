@@ -31,7 +31,7 @@ def test_a_directory_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
-    content = {"hyper_parameters": {}, "state_dict": {}, "global_step": 0, "pytorch-lightning_version": "2"}
-    torch.save(content, tmp_path / "other.ckpt")
+    other = {"hyper_parameters": {}, "state_dict": {}, "global_step": 0, "pytorch-lightning_version": "2"}
+    torch.save(other, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match="has no 'config'"):
         load_model(tmp_path / "other.ckpt")

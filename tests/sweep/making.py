@@ -1,13 +1,18 @@
 """What a test lets a run's process do instead of training, or while it trains. Processes find these by name."""
 
+import json
 import os
 import signal
+import sys
 import time
 from typing import Any
 
 import lightning as L
 
+from elas_lightning.errors import UserError
+from elas_lightning.layout import hold
 from elas_lightning.runner import RunRequest, RunResult, run
+from elas_lightning.training.interruption import Interrupted
 
 
 class _StopTheWorker(L.Callback):
@@ -28,3 +33,90 @@ def stop_the_worker(request: RunRequest, worker: int, step: int) -> RunResult:
 
 def run_out_of_memory(request: RunRequest) -> RunResult:
     raise MemoryError("no more")
+
+
+def _move(request: RunRequest, step: int) -> None:
+    request.directory.mkdir(parents=True, exist_ok=True)
+    content = {"step": step, "max_steps": 9, "validated_step": -1, "tokens": 9, "seconds": 1.0, "time": 0.0}
+    (request.directory / "progress.json").write_text(json.dumps(content))
+
+
+def _count(request: RunRequest) -> int:
+    """How often the run has been begun, this time included."""
+    with (request.directory / "begun.txt").open("a+") as file:
+        file.write("x")
+        file.seek(0)
+        return len(file.read())
+
+
+def finish(request: RunRequest) -> RunResult:
+    """Come to an end at once, with the seed as perplexity."""
+    seed = int(request.overrides["seed_everything"])
+    metrics = {"val_perplexity": float(seed), "seconds": 1.0}
+    result = RunResult(
+        request.directory.name, "complete", None, seed, {}, [], {}, metrics, {}, {}, {}, "", ""
+    )
+    result.write(request.directory)
+    return result
+
+
+def die_always(request: RunRequest) -> RunResult:
+    _count(request)
+    _move(request, 4)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def die_further_on_each_time(request: RunRequest) -> RunResult:
+    times = _count(request)
+    _move(request, times)
+    if times < 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return finish(request)
+
+
+def hang_first(request: RunRequest) -> RunResult:
+    if _count(request) == 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+    return finish(request)
+
+
+def refuse(request: RunRequest) -> RunResult:
+    raise UserError("model.rank is 99")
+
+
+def refuse_the_first_point(request: RunRequest) -> RunResult:
+    if "rank-2" in request.directory.name and "dense" in request.directory.name:
+        raise UserError("model.rank is 2")
+    return finish(request)
+
+
+def wait_for_the_end(request: RunRequest) -> RunResult:
+    """Run until asked to stop, and say so in a file."""
+    _count(request)
+
+    def stop(number: int, frame: Any) -> None:
+        (request.directory / "stopped.txt").write_text(str(number))
+        raise Interrupted(number)
+
+    signal.signal(signal.SIGTERM, stop)
+    _move(request, 1)
+    time.sleep(600)
+    raise AssertionError
+
+
+def print_and_finish(request: RunRequest) -> RunResult:
+    print("said by the run")
+    print("complained by the run", file=sys.stderr)
+    (request.directory / "arguments.txt").write_text(
+        " ".join([sys.modules["__main__"].__spec__.name, *sys.argv])  # type: ignore[union-attr]
+    )
+    return finish(request)
+
+
+def hold_and_finish(request: RunRequest) -> RunResult:
+    with hold(request.directory):
+        _count(request)
+        time.sleep(1)
+        return finish(request)

@@ -143,3 +143,30 @@ def test_energy_is_summed_over_training_and_travels_with_the_checkpoint(
     recorder = RunRecorder(tmp_path)
     recorder.load_state_dict({**recorder.state_dict(), "joules": 3.5})
     assert recorder.state_dict()["joules"] == 3.5
+
+
+def test_a_torn_row_and_what_follows_it_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "curve.csv"
+    path.write_text("step,tokens\n1,10\n2")
+    assert [row["step"] for row in _keep_rows(path, ("step", "tokens"), 5)] == ["1"]
+    assert path.read_text().split() == ["step,tokens", "1,10"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_a_window_that_a_checkpoint_cuts_through_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int
+) -> None:
+    """On the same number of ranks each takes up its own part; on another the sum is taken up once."""
+    saved = {
+        **RunRecorder(tmp_path).state_dict(),
+        "windows": [[1.5, 10, 2.0], [2.5, 20, 3.0]],
+        "seconds": 4.0,
+    }
+    recorders = []
+    for rank in range(ranks):
+        monkeypatch.setattr(recorder_module, "rank_and_world_size", lambda rank=rank: (rank, ranks))
+        recorders.append(RunRecorder(tmp_path))
+        recorders[-1].load_state_dict(saved)
+    windows = [(r._window_nll, r._window_tokens, r._window_joules) for r in recorders]
+    assert [sum(part) for part in zip(*windows, strict=True)] == [4.0, 30, 5.0]
+    assert windows[0] == ((1.5, 10, 2.0) if ranks == 2 else (4.0, 30, 5.0))

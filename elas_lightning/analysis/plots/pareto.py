@@ -8,27 +8,28 @@ from matplotlib.figure import Figure
 
 from elas_lightning.analysis import style
 from elas_lightning.analysis.load import SweepResults
-from elas_lightning.analysis.metrics import metric_of
+from elas_lightning.analysis.metrics import Metric, metric_of
 from elas_lightning.analysis.parameters import side_name
 from elas_lightning.analysis.plots.base import (
     CannotDraw,
     Options,
     cut_clause,
     losses_clause,
-    required,
     value_limits,
 )
 from elas_lightning.analysis.points import gather
 from elas_lightning.analysis.wording import listing, sentence
 
 
-def front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
-    """Indices of the points that no other beats: none is as good in both (lower is better) and better in one."""
-    pairs = list(zip(costs, values, strict=True))
+def front(*columns: Sequence[float]) -> list[int]:
+    """Indices of the points that no other beats: none is as good in all columns (lower is better) and better in one."""
+    points = list(zip(*columns, strict=True))
     return [
         i
-        for i, (cost, value) in enumerate(pairs)
-        if not any(c <= cost and v <= value and (c < cost or v < value) for c, v in pairs)
+        for i, point in enumerate(points)
+        if not any(
+            other != point and all(o <= p for o, p in zip(other, point, strict=True)) for other in points
+        )
     ]
 
 
@@ -37,18 +38,18 @@ def pareto(results: SweepResults, options: Options) -> tuple[Figure, str]:
     """Mean of the metric against a cost, with 95 % intervals of both; the front as a line, the others grey.
 
     Args:
-        options: ``series``, the parameter whose levels are the points; ``x``, the cost (``flops_per_token``);
-            optionally ``metric`` (the objective) and ``filter``. Of both, lower must be better.
+        options: ``x``, the cost (``flops_per_token``); optionally ``metric`` (the objective), ``filter`` and
+            ``series``, the one parameter whose levels are the points, else each point of the search is one.
 
     Raises:
         CannotDraw: Fewer than two points have both.
     """
-    series = required(options, "series")
+    names_of = [str(options["series"])] if "series" in options else results.names
     metric = metric_of(str(options.get("metric", results.objective)))
     cost = metric_of(str(options.get("x", "flops_per_token")))
-    parameter = results.parameter(series)
-    points = gather(results, [series], metric.column, options.get("filter"))
-    prices = gather(results, [series], cost.column, options.get("filter"))
+    parameters = [results.parameter(name) for name in names_of]
+    points = gather(results, names_of, metric.column, options.get("filter"))
+    prices = gather(results, names_of, cost.column, options.get("filter"))
     drawn = [
         (point, value, price)
         for point, other in zip(points, prices, strict=True)
@@ -56,13 +57,16 @@ def pareto(results: SweepResults, options: Options) -> tuple[Figure, str]:
     ]
     if len(drawn) < 2:
         raise CannotDraw(f"fewer than two points have both {metric.noun} and {cost.noun}")
-    best = front([price.mean for _, _, price in drawn], [value.mean for _, value, _ in drawn])
+    signs = [1 if one.lower_is_better else -1 for one in (cost, metric)]
+    best = front(
+        [signs[0] * price.mean for _, _, price in drawn], [signs[1] * value.mean for _, value, _ in drawn]
+    )
     figure = style.new_figure(width=6.2)
     ax = figure.add_subplot()
-    names = [side_name(parameter, point.levels[series]) for point, _, _ in drawn]
+    names = [", ".join(side_name(p, point.levels[p.name]) for p in parameters) for point, _, _ in drawn]
     ends = []
     for i, (point, value, price) in enumerate(drawn):
-        look = style.look(parameter.levels.index(point.levels[series]))
+        look = style.look(parameters[0].levels.index(point.levels[parameters[0].name]))
         colour = look.color if i in best else "#b0b0b0"
         ax.errorbar(
             price.mean * cost.scale,
@@ -79,9 +83,9 @@ def pareto(results: SweepResults, options: Options) -> tuple[Figure, str]:
             zorder=4 if i in best else 3,
         )
         ends.append((value.mean * metric.scale, names[i], look._replace(color=colour, linestyle="none")))
-    line = sorted(best, key=lambda i: drawn[i][2].mean)
-    ax.set_xlabel(f"{cost.label}, lower is better")
-    ax.set_ylabel(f"{metric.label}, lower is better")
+    line = sorted(best, key=lambda i: signs[0] * drawn[i][2].mean)
+    ax.set_xlabel(f"{cost.label}, {_better(cost)} is better")
+    ax.set_ylabel(f"{metric.label}, {_better(metric)} is better")
     cut = [
         value_limits(
             ax,
@@ -94,9 +98,10 @@ def pareto(results: SweepResults, options: Options) -> tuple[Figure, str]:
             ("y", [value for _, value, _ in drawn], metric.scale),
         )
     ]
-    # from the upper edge to the right one, so that what lies beyond it is seen to be beaten
+    # from one worse edge to the other, so that what lies beyond it is seen to be beaten
     corners = [(drawn[i][2].mean * cost.scale, drawn[i][1].mean * metric.scale) for i in line]
-    whole = [(corners[0][0], ax.get_ylim()[1]), *corners, (ax.get_xlim()[1], corners[-1][1])]
+    worst_x, worst_y = ax.get_xlim()[signs[0] > 0], ax.get_ylim()[signs[1] > 0]
+    whole = [(corners[0][0], worst_y), *corners, (worst_x, corners[-1][1])]
     ax.plot(
         *zip(*whole, strict=True),
         color=style.GREY,
@@ -112,6 +117,11 @@ def pareto(results: SweepResults, options: Options) -> tuple[Figure, str]:
         f"{listing([names[i] for i in line])}"
     ]
     if beaten:
-        clauses.append(f"grey, above or to the right of it: {listing(beaten)}")
+        where = f"{'above' if signs[1] > 0 else 'below'} or to the {'right' if signs[0] > 0 else 'left'}"
+        clauses.append(f"grey, {where} of it: {listing(beaten)}")
     clauses.append("means over seeds with 95 % intervals; which of two close points is better is not settled")
     return figure, sentence([*clauses, cut_clause(any(cut)), losses_clause(points)])
+
+
+def _better(metric: Metric) -> str:
+    return "lower" if metric.lower_is_better else "higher"

@@ -19,6 +19,7 @@ from elas_lightning.analysis.plots.base import CannotDraw
 from elas_lightning.analysis.plots.curves import curves
 from elas_lightning.analysis.plots.dots import bars
 from elas_lightning.analysis.plots.overview import heatmap, importance, parallel
+from elas_lightning.analysis.plots.pareto import pareto
 from elas_lightning.analysis.plots.telemetry import telemetry
 from elas_lightning.errors import UserError
 
@@ -33,6 +34,7 @@ KINDS: dict[str, Draw] = {
     "parallel": parallel,
     "importance": importance,
     "telemetry": telemetry,
+    "pareto": pareto,
 }
 _NAMING = ("x", "y", "series", "style", "group", "metric", "value", "site")
 
@@ -121,7 +123,10 @@ def _title(results: SweepResults, options: Mapping[str, Any]) -> str:
         ),
         "heatmap": lambda: f"{metric} by {label('x')} and {label('y')}",
     }
-    if kind in titles:
+    if kind == "pareto":
+        cost = metric_of(str(options.get("x", "flops_per_token"))).noun
+        text = f"{metric} against {cost}"
+    elif kind in titles:
         text = titles[kind]()
     else:
         split = options.get("series") or options.get("group")

@@ -1,0 +1,42 @@
+"""The front of a sweep with several objectives: the points that no other beats in all of them."""
+
+from __future__ import annotations
+
+from elas_lightning.analysis.load import SweepResults
+from elas_lightning.analysis.metrics import metric_of
+from elas_lightning.analysis.parameters import level_name
+from elas_lightning.analysis.plots.pareto import front
+from elas_lightning.analysis.points import gather
+from elas_lightning.analysis.tables import Table
+from elas_lightning.analysis.wording import plus_minus
+
+
+def front_table(results: SweepResults) -> Table | None:
+    """One row a point of the front, the best in the first objective first; ``None`` for a single objective."""
+    metrics = [metric_of(name) for name in results.summary.get("objectives") or []]
+    if len(metrics) < 2:
+        return None
+    by_metric = [gather(results, results.names, metric.column) for metric in metrics]
+    known = [points for points in zip(*by_metric, strict=True) if all(p.estimate for p in points)]
+    means = [[p.estimate.mean for p in points if p.estimate] for points in known]
+    signed = [
+        [m.scale * (1 if m.lower_is_better else -1) * row[k] for row in means] for k, m in enumerate(metrics)
+    ]
+    rows = [
+        (
+            *(level_name(results.parameter(name), level) for name, level in known[i][0].levels.items()),
+            *(
+                plus_minus(p.estimate, m.scale) if p.estimate else ""
+                for p, m in zip(known[i], metrics, strict=True)
+            ),
+        )
+        for i in sorted(front(*signed), key=lambda i: signed[0][i])
+    ]
+    caption = (
+        f"The {len(rows)} of {len(known)} points that no other point is as good as in every column and better than in "
+        "one, by their means; which of two close points is better is not settled. Mean ± half of the 95 % t-interval."
+    )
+    heads = [f"{m.label}, {'lower' if m.lower_is_better else 'higher'} is better" for m in metrics]
+    return Table(
+        caption, (*(p.label for p in results.parameters), *heads), tuple(rows), len(results.parameters)
+    )

@@ -1,0 +1,54 @@
+"""Four workers on PostgreSQL, SIGKILLs at random and two restarts of the server: all trials complete once."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from killed_sweep import Crew, check_complete, check_made_once, finish, kill_at_random, open_cheap
+from postgres import Postgres
+from test_sweep_kills import _write_sweep
+
+
+@pytest.mark.slow
+def test_kills_and_two_restarts_of_the_server(
+    overlay: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    postgres: Postgres,
+    request: pytest.FixtureRequest,
+) -> None:
+    kills = request.config.getoption("--kills") or 20
+    root = tmp_path / "project"
+    for folder in ("experiments/sizes", "sweeps"):
+        (root / folder).mkdir(parents=True)
+    (root / "experiments/sizes/small.yaml").write_text(overlay.read_text())
+    _write_sweep(root, "kills", [0.01 * i for i in range(1, 17)], {})
+    monkeypatch.chdir(root)
+    url, began = postgres.create("kills"), time.monotonic()
+
+    def restart_twice() -> None:
+        for _ in range(2):
+            time.sleep(4)
+            postgres.stop()
+            time.sleep(2)
+            postgres.start()
+
+    crew, restarts = Crew(root, "kills", url, workers=4), threading.Thread(target=restart_twice)
+    restarts.start()
+    try:
+        hit = kill_at_random(crew, kills, seed=0, between=(0.2, 0.8))
+        restarts.join()
+        finish(crew, 300)
+    finally:
+        restarts.join()
+        crew.stop()
+    study = open_cheap("kills", url)
+    found = check_complete(study)
+    check_made_once(study.plan.folder, 32)
+    trials = study.study.get_trials(deepcopy=False)
+    print(
+        f"{dict(hit)} killed, 2 restarts, {time.monotonic() - began:.0f} s: {len(found['points'])} points complete "
+        f"once, {len(found['runs'])} runs made once, {len(trials)} trials"
+    )
+    assert sum(hit.values()) == kills

@@ -1,0 +1,238 @@
+"""``elas fit`` typed again: which run it goes on with, what it refuses, and its exit codes."""
+
+import json
+import os
+import re
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from elas_lightning.cli import main
+from elas_lightning.layout import hold
+from elas_lightning.training.checkpoints import read, verify
+
+Fit = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def _obey_ctrl_c() -> Iterator[None]:
+    """As in a terminal: a shell starts background jobs with the signal ignored, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def fit(
+    overlay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Fit:
+    """Types ``elas fit`` in a folder of its own: exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = main(["fit", "--config", str(overlay), "--checkpoint.every_n_train_steps=3", *arguments])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return code, captured.out, captured.err
+
+    return run
+
+
+def _callback(name: str, **arguments: Any) -> str:
+    return f"--trainer.callbacks={json.dumps([{'class_path': f'watching.{name}', 'init_args': arguments}])}"
+
+
+def _stop(fit: Fit, *arguments: str, place: str = "step", step: int = 6) -> None:
+    """Leave an unfinished run whose newest checkpoint is of ``step`` + 1."""
+    code, _, error = fit(
+        _callback("SignalAt", number=int(signal.SIGTERM), place=place, step=step), *arguments
+    )
+    assert code == 128 + signal.SIGTERM
+    assert "the same command goes on" in error
+
+
+def _losses(directory: str) -> list[tuple[str, ...]]:
+    rows = [line.split(",") for line in (Path(directory) / "curve.csv").read_text().splitlines()[1:]]
+    return [(row[0], row[1], row[3], row[4]) for row in rows]
+
+
+ONCE = _callback("SignalAt", number=int(signal.SIGTERM), place="step", step=6)
+
+
+def test_the_same_command_goes_on_and_a_finished_run_is_left_alone(fit: Fit) -> None:
+    where = "--trainer.default_root_dir=mine"
+    _stop(fit, where)
+    code, out, _ = fit(ONCE.replace('"step": 6', '"step": 6'), where, "--ckpt_path=last")
+    assert code == 0
+    assert (
+        "going on with mine from step 7 (mine/checkpoints/last.ckpt); --ckpt_path new begins a new run" in out
+    )
+    whole, _, _ = fit("--trainer.default_root_dir=whole")
+    assert whole == 0
+    assert _losses("mine") == _losses("whole")
+    before = {path: path.stat().st_mtime_ns for path in Path("mine").rglob("*") if path.name != ".lock"}
+    for wish in ((), ("--ckpt_path=last",)):
+        code, out, _ = fit(ONCE, where, *wish)
+        assert (code, out) == (0, "mine is finished\nresults: mine\n")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    code, _, error = fit(ONCE, where, "--ckpt_path=new")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "mine holds a run already" in error
+
+
+def test_without_a_directory_the_newest_unfinished_run_of_the_configuration_goes_on(fit: Fit) -> None:
+    assert fit("--model.config.ffn_rank=8", "--trainer.max_steps=3")[0] == 0
+    _stop(fit)
+    _stop(fit, "--ckpt_path=new", step=3)
+    with hold(Path("runs/fit/002")):
+        assert "going on with runs/fit/001 from step 7" in fit(ONCE)[1]
+        assert fit(ONCE, "--ckpt_path=last")[0] == 2
+    other = _callback("SignalAt", number=int(signal.SIGTERM), place="step", step=3)
+    assert (
+        "going on with runs/fit/002 from step 4" in fit(other, "--data.num_workers=2", "--ckpt_path=last")[1]
+    )
+    code, _, error = fit(ONCE, "--ckpt_path=last")
+    assert code == 2
+    assert "--ckpt_path last: below runs/fit/ there is no unfinished run of this configuration" in error
+    assert sorted(path.name for path in Path("runs/fit").iterdir()) == ["000", "001", "002"]
+
+
+def test_another_configuration_is_refused_with_what_differs(fit: Fit) -> None:
+    _stop(fit, "--trainer.default_root_dir=mine")
+    code, _, error = fit(
+        ONCE, "--trainer.default_root_dir=mine", "--trainer.max_steps=20", "--model.optimizer.lr=0.5"
+    )
+    assert (code, error.count("\n")) == (2, 1)
+    assert "trainer.max_steps is 20 but the run has 12" in error
+    assert "model.optimizer.lr is 0.5 but the run has 0.01" in error
+    code, _, error = fit("--trainer.max_steps=20", "--ckpt_path=mine/checkpoints/last.ckpt")
+    assert code == 2
+    assert "trainer.max_steps is 20 but the checkpoint has 12" in error
+    with hold(Path("mine")):
+        code, _, error = fit(ONCE, "--trainer.default_root_dir=mine")
+    assert (code, "another process is at work in mine" in error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "several processes .* give --trainer.default_root_dir"),
+    ],
+)
+def test_processes_that_were_started_together_must_agree(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    code, _, error = fit()
+    assert code == 2
+    assert re.search(message, error)
+
+
+@pytest.mark.parametrize(
+    ("number", "place", "step", "saved"),
+    [
+        (signal.SIGUSR1, "validation", 5, 5),
+        (signal.SIGINT, "setup", 0, None),
+        (signal.SIGTERM, "validation", 10, 10),
+    ],
+)
+def test_a_signal_within_a_validation_or_before_training(
+    fit: Fit, number: int, place: str, step: int, saved: int | None
+) -> None:
+    where = "--trainer.default_root_dir=mine"
+    at = _callback("SignalAt", number=int(number), place=place, step=step)
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    assert fit(at, where, "--checkpoint.every_n_train_steps=100")[0] == 128 + number
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == handlers
+    last = Path("mine/checkpoints/last.ckpt")
+    assert (read(last)["global_step"] if last.exists() else None) == saved
+    config = yaml.safe_load(Path("mine/config.yaml").read_text())
+    config["trainer"]["callbacks"] = None
+    Path("mine/config.yaml").write_text(yaml.safe_dump(config))
+    assert fit(where)[0] == 0
+    assert fit("--trainer.default_root_dir=whole")[0] == 0
+    assert _losses("mine") == _losses("whole")
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_poisoned_run_diverges_and_saves_no_poison(fit: Fit, behind: bool) -> None:
+    poison = _callback("Poison", step=6, behind=behind)
+    code, _, error = fit(poison, "--trainer.default_root_dir=mine")
+    assert code == 3
+    assert error.startswith("diverged: ")
+    result = json.loads(Path("mine/result.json").read_text())
+    assert result["state"] == "diverged"
+    for path in Path("mine/checkpoints").iterdir():
+        verify(path)
+        assert all(bool(t.isfinite().all()) for t in read(path)["state_dict"].values())
+    assert read(Path("mine/checkpoints/last.ckpt"))["global_step"] == (6 if not behind else 3)
+    assert fit(poison, "--trainer.default_root_dir=mine")[0] == 3  # it is finished
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_good_checkpoint(fit: Fit) -> None:
+    where = "--trainer.default_root_dir=mine"
+    _stop(fit, where)
+    last = Path("mine/checkpoints/last.ckpt")
+    before = last.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        code, _, error = fit(ONCE, where)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (code, error.count("\n")) == (2, 1)
+    assert "last.ckpt cannot be written (File too large): what was saved before is untouched" in error
+    assert last.read_bytes() == before
+    assert fit(ONCE, where)[0] == 0
+
+
+def test_a_torn_newest_checkpoint_costs_its_steps_and_not_the_run(
+    fit: Fit, caplog: pytest.LogCaptureFixture
+) -> None:
+    where = "--trainer.default_root_dir=mine"
+    _stop(fit, where)
+    last = Path("mine/checkpoints/last.ckpt")
+    last.write_bytes(last.read_bytes()[:-300])
+    code, _, error = fit(ONCE, where, f"--ckpt_path={last}")
+    assert (code, "last.ckpt cannot be read" in error) == (2, True)
+    code, out, _ = fit(ONCE, where)
+    assert code in (0, 128 + signal.SIGTERM)
+    assert "going on with mine from step 6 (mine/checkpoints/previous.ckpt)" in out
+    assert "going on from the one before" in caplog.text
+
+
+FOREIGN = {"state_dict": {"w": torch.zeros(1)}, "global_step": 3, "pytorch-lightning_version": "2.6.6"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [([1], "other.ckpt is not the checkpoint of a run"), (FOREIGN, "the checkpoint is of another model")],
+)
+def test_a_foreign_checkpoint_is_refused(fit: Fit, content: Any, message: str) -> None:
+    torch.save(content, "other.ckpt")
+    code, _, error = fit("--ckpt_path=other.ckpt")
+    assert (code, error.count("\n")) == (2, 1)
+    assert message in error
+
+
+def test_weights_alone_cannot_be_trained_on(fit: Fit) -> None:
+    assert fit("--trainer.default_root_dir=mine", "--checkpoint.save_weights_only=true")[0] == 0
+    code, _, error = fit("--ckpt_path=mine/checkpoints/last.ckpt")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "weights alone" in error
+
+
+def test_a_directory_that_cannot_be_made(fit: Fit) -> None:
+    Path("file").write_text("")
+    code, _, error = fit("--trainer.default_root_dir=file/run")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "file/run cannot be written to (Not a directory)" in error
+    assert not os.path.exists("runs")
