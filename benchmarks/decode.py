@@ -21,7 +21,7 @@ from contenders import SHAPES
 from measuring import measure, processor
 from tune import sizes
 
-from elas_lightning.commands.arguments import Parser, device
+from elas_lightning.commands.arguments import Parser, usable_device
 from elas_lightning.ops import lowrank_ffn, lowrank_ffn_decode, relu2_sparsify_24
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--rounds", type=int, default=40, help="measured rounds")
-    parser.add_argument("--device", type=device, default="cuda" if cuda else "cpu")
+    parser.add_argument("--device", type=usable_device, default="cuda" if cuda else "cpu")
     parser.add_argument("--backend", default="triton" if cuda else "reference")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -25,7 +25,7 @@ from contenders import SHAPES, TWIN, baselines, elas
 from measuring import Record, joules, measure, ratios, spread
 from memory import kept_bytes
 
-from elas_lightning.commands.arguments import Parser, device
+from elas_lightning.commands.arguments import Parser, usable_device
 from elas_lightning.errors import UserError
 from elas_lightning.nn import ModelConfig
 from elas_lightning.nn.account import flops_per_token
@@ -137,7 +137,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="time torch.compile'd forms, too")
     parser.add_argument("--autotune", action="store_true", help="and the twin under max-autotune")
     parser.add_argument("--rounds", type=int, default=15, help="measured rounds")
-    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", type=usable_device, default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--json", type=Path, help="where to write the record, after every case")
     options = parser.parse_args()
     if options.rounds < 2 or min(options.tokens) < 1:

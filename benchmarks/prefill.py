@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from contenders import FULL, SHAPES, TWIN, baselines, elas
 from measuring import Record, joules, measure, ratios, spread
 
-from elas_lightning.commands.arguments import Parser, device
+from elas_lightning.commands.arguments import Parser, usable_device
 from elas_lightning.errors import UserError
 from elas_lightning.nn import Llama
 from elas_lightning.nn.account import flops_per_token
@@ -116,7 +116,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=int, default=32000)
     parser.add_argument("--compile", action="store_true", help="time torch.compile'd forms, too")
     parser.add_argument("--rounds", type=int, default=10, help="measured rounds")
-    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", type=usable_device, default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--json", type=Path, help="where to write the record, after every case")
     options = parser.parse_args()
     if options.rounds < 2:

@@ -29,7 +29,7 @@ from contenders import FULL, SHAPES, TWIN, baselines, elas
 from measuring import Record, joules, measure, ratios, spread
 from memory import memory_split
 
-from elas_lightning.commands.arguments import Parser, device
+from elas_lightning.commands.arguments import Parser, usable_device
 from elas_lightning.errors import UserError
 from elas_lightning.nn import Llama, ModelConfig
 from elas_lightning.nn.account import count_parameters, flops_per_token
@@ -215,7 +215,9 @@ def parse() -> argparse.Namespace:
         "--checkpointing", choices=("none", "block"), default="none", help="what backward computes again"
     )
     parser.add_argument("--rounds", type=int, default=10, help="measured rounds")
-    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", type=usable_device, default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--json", type=Path, help="where to write the record, after every case")
     options = parser.parse_args()
     if options.rounds < 2:

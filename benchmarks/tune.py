@@ -31,7 +31,7 @@ sys.path.insert(
 from contenders import SHAPES, STORAGES, TWIN, baselines
 from measuring import measure
 
-from elas_lightning.commands.arguments import Parser, device
+from elas_lightning.commands.arguments import Parser, usable_device
 from elas_lightning.errors import UserError
 from elas_lightning.ops import lowrank_ffn, resolve_backend
 from elas_lightning.ops.backend import BACKENDS
@@ -177,7 +177,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=TOLERANCE, default="bfloat16" if cuda else "float32")
     parser.add_argument("--compile", action="store_true", help="measure under torch.compile, too")
     parser.add_argument("--rounds", type=int, default=10, help="measured rounds")
-    parser.add_argument("--device", type=device, default="cuda" if cuda else "cpu")
+    parser.add_argument("--device", type=usable_device, default="cuda" if cuda else "cpu")
     parser.add_argument(
         "--out", type=Path, help="the record (default: one that `auto` reads, in the cache folder)"
     )

@@ -22,6 +22,17 @@ def binaries() -> Path | None:
     return folder if (folder / "pg_ctl").exists() else None
 
 
+def _copy(tools: Path, target: Path) -> Path:
+    """Copy an installation, and the libraries that a wheel keeps beside its package."""
+    install = tools.parent
+    copied = target / install.parent.name / install.name
+    shutil.copytree(install, copied, symlinks=True)
+    libraries = install.parent.with_name(f"{install.parent.name}.libs")
+    if libraries.is_dir():
+        shutil.copytree(libraries, target / libraries.name)
+    return copied / "bin"
+
+
 class Postgres:
     """A server on a port of this machine, with a database, a user and a password.
 
@@ -38,6 +49,9 @@ class Postgres:
             self.port = free.getsockname()[1]
         self._as_root = os.getuid() == 0
         if self._as_root:
+            self.folder.chmod(0o755)
+            if not all(parent.stat().st_mode & 0o001 for parent in tools.parents):
+                self._tools = _copy(tools, self.folder / "install")  # it lies where only root may look
             shutil.chown(self.folder, OTHER_USER)
         password = self.folder / "password"
         password.write_text("se:cr@t")

@@ -30,7 +30,7 @@ def override(text: str) -> tuple[str, Any]:
         ) from error
 
 
-def device(text: str) -> str:
+def usable_device(text: str) -> str:
     """A device that torch can use here."""
     import torch
 

@@ -233,7 +233,7 @@ def read_tokenizer(path: Path, name: str) -> TextTokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for every fault of a file
         raise UserError(
-            f"the tokenizer {name} cannot be read from {path} ({' '.join(str(error).split())}); "
+            f"the tokenizer {name} cannot be read as a tokenizer.json ({path}: {' '.join(str(error).split())}); "
             "it must be a file saved by the tokenizers library"
         ) from error
     return TextTokenizer(tokenizer, name)

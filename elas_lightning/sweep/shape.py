@@ -63,7 +63,7 @@ def _wrong_names(content: dict[str, Any]) -> Iterator[str]:
     for kind, machine in content.get("machines", {}).items():
         named = machine if isinstance(machine, dict) else {}
         if not all(isinstance(named.get(key), str) for key in ("size", "data")):
-            yield f"machines.{kind} is {machine!r}: give its size and its data, names of experiments/"
+            yield f"machines: give size and data for cpu and for gpu, names of experiments/; {kind} has {machine!r}"
     for name in content.get("base", []):
         try:
             name.format(size="", data="")

@@ -40,6 +40,10 @@ KNOWN = "journal:///path, postgresql://user@host/database, mysql://user@host/dat
 _POOL = {"pool_size": 1, "max_overflow": 3, "pool_pre_ping": True}
 
 
+class Unreachable(UserError):
+    """Nobody answers at a storage's address: a wrong one, or a server that is down."""
+
+
 def redact(text: str) -> str:
     """A URL, or a command with one, without its password."""
     text = re.sub(r"(\w://[^\s:/@]*):[^\s]*@", r"\1:***@", text)
@@ -156,13 +160,17 @@ def _tables(url: str, shown: str, engine: dict[str, Any]) -> RDBStorage:
             ):
                 time.sleep(random.uniform(0.1, 0.5) * (attempt + 1))
                 continue
-            raise UserError(f"{shown}: {_advice(reason)} ({_scrubbed(reason, url)})") from error
+            advice = _advice(reason)
+            kind = UserError if advice else Unreachable
+            advice = advice or "no connection: is the server running, and is this its address?"
+            raise kind(f"{shown}: {advice} ({_scrubbed(reason, url)})") from error
         except RuntimeError as error:  # tables of another Optuna
             raise UserError(f"{shown}: {reason_of(error)}") from error
     raise AssertionError("the last attempt returns or raises")
 
 
-def _advice(reason: str) -> str:
+def _advice(reason: str) -> str | None:
+    """What a refusal means; ``None`` where nobody was there to refuse."""
     if re.search(r"password|[Aa]ccess denied|authentication|no pg_hba.conf", reason):
         return "the server refuses this user or password"
     if re.search(r"database .* does not exist|Unknown database", reason):
@@ -171,12 +179,18 @@ def _advice(reason: str) -> str:
         return "the server has no such user"
     if re.search(r"not a database|unable to open|readonly|malformed", reason):
         return "the file cannot be used as a database"
-    return "no connection: is the server running, and is this its address?"
+    return None
 
 
 def _scrubbed(reason: str, url: str) -> str:
     password = urlsplit(url).password
-    return reason.replace(password, "***").replace(unquote(password), "***") if password else reason
+    if not password:
+        return reason
+    # of a password with an @ that is not written as %40, a driver takes the rest for the host
+    parts = [password, unquote(password), *re.split("[@/]", password)]
+    for part in sorted(filter(None, parts), key=len, reverse=True):
+        reason = reason.replace(part, "***")
+    return reason
 
 
 class _Journal(JournalFileBackend):
@@ -247,7 +261,7 @@ def _grpc(url: str, shown: str) -> BaseStorage:
         except ImportError as error:
             raise UserError(f"{shown}: it needs grpcio: pip install 'elas-lightning[grpc]'") from error
         except ConnectionError as error:
-            raise UserError(
+            raise Unreachable(
                 f"{shown}: no proxy answers there; start one with `elas sweep serve --storage URL --port {port}`"
             ) from error
     return proxy

@@ -1,8 +1,9 @@
 """Compile every kernel configuration that can be launched, for one compute capability, without a GPU.
 
-    python tests/ops/kernels/compile_all.py 90 232448
+    python tests/ops/kernels/compile_all.py 90 232448 [bf16 …]
 
-The second number is the shared memory, in bytes, that a program may have there. Prints one JSON object a line:
+The second number is the shared memory, in bytes, that a program may have there; then come the dtypes, all if none is
+named. Prints one JSON object a line:
 kernel, options, registers, bytes of stack (spills live there) and of shared memory, and the matrix instruction
 found. It runs as a process of its own, since a kernel is either compiled or interpreted for the life of one.
 """
@@ -37,9 +38,11 @@ NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 Case = tuple[Any, dict[str, str], dict[str, Any], tiles.Tiles | None]
 
 
-def cases(shared_bytes: int) -> Iterator[tuple[str, Case]]:
+def cases(shared_bytes: int, dtypes: list[str]) -> Iterator[tuple[str, Case]]:
     """Name, and kernel, types of its arguments, constants and tiles of everything the launchers may choose."""
     for dtype, name in NAMES.items():
+        if dtypes and name not in dtypes:
+            continue
         pointer, relu_and_mask = f"*{name}", list(itertools.product((False, True), repeat=2))
         block = {"BLOCK": sparsify.BLOCK}
         for relu2 in (False, True):
@@ -139,7 +142,7 @@ def compile_one(case: Case, capability: int) -> dict[str, Any]:
 def main() -> None:
     """Compile for the capability on the command line."""
     capability, shared_bytes = int(sys.argv[1]), int(sys.argv[2])
-    for name, case in cases(shared_bytes):
+    for name, case in cases(shared_bytes, sys.argv[3:]):
         shown = {key: value for key, value in case[2].items() if key.isupper()}
         print(json.dumps({"kernel": name, "options": shown, **compile_one(case, capability)}), flush=True)
 

@@ -17,14 +17,24 @@ SHARED_BYTES = {80: 163 * 2**10, 90: 227 * 2**10, 100: 227 * 2**10}
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma", 100: "tcgen05.mma"}
 
 
+@pytest.fixture(
+    scope="module", params=[("bf16",), pytest.param(("fp16", "fp32"), marks=pytest.mark.slow)], ids=" ".join
+)
+def dtypes(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """bf16 is what training uses; the others differ from it in the width and the type of what is loaded."""
+    return request.param  # type: ignore[no-any-return]
+
+
 @pytest.fixture(scope="module")
-def compilations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, subprocess.Popen[str]]]:
+def compilations(
+    dtypes: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[int, subprocess.Popen[str]]]:
     """One process a capability, side by side."""
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
     pipe = subprocess.PIPE
     running = {
         capability: subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(capability), str(shared)],
+            [sys.executable, str(SCRIPT), str(capability), str(shared), *dtypes],
             stdout=pipe,
             stderr=pipe,
             text=True,
@@ -40,7 +50,7 @@ def compilations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int,
 
 @pytest.mark.parametrize("capability", SHARED_BYTES)
 def test_compiles_without_spills_and_within_shared_memory(
-    capability: int, compilations: dict[int, subprocess.Popen[str]]
+    capability: int, dtypes: tuple[str, ...], compilations: dict[int, subprocess.Popen[str]]
 ) -> None:
     output, errors = compilations[capability].communicate()
     assert compilations[capability].returncode == 0, errors
@@ -52,7 +62,8 @@ def test_compiles_without_spills_and_within_shared_memory(
         "hidden",
         "decode",
     }
-    assert {row["kernel"] for row in rows} >= {"hidden hardware fp16", "hidden hardware bf16"}
+    halves = {name for name in dtypes if name != "fp32"}
+    assert {row["kernel"] for row in rows} >= {f"hidden hardware {name}" for name in halves}
     for row in rows:
         assert row["stack_bytes"] == 0, row
         assert row["shared_bytes"] <= SHARED_BYTES[capability], row

@@ -1,0 +1,72 @@
+"""The other ways to the same commands: ``lightning run model``, ``make``, a shell."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elas_lightning.lightning_command import lightning
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_lightning_run_model(place: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lightning(["run", "model", "--config", "nowhere.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the overlay nowhere.yaml cannot be read")
+    assert error.count("\n") == 1
+
+
+def _make(ready: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``make`` with this environment instead of one of its own."""
+    ready.touch()
+    own = [f"VENV={sys.prefix}", f"READY={ready}"]
+    return subprocess.run(
+        ["make", *arguments, *own],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("target", ["sweep", "plots", "report", "store"])
+def test_make_without_a_sweep(target: str, tmp_path: Path) -> None:
+    done = _make(tmp_path / "ready", target)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "EXP is missing" in line
+    assert "rank_ablation" in line
+
+
+def test_make_with_an_unknown_sweep(tmp_path: Path) -> None:
+    done = _make(tmp_path / "ready", "sweep", "EXP=gird")
+    assert done.returncode == 2
+    ours, makes = done.stderr.splitlines()
+    assert ours.startswith("error: there is no sweep named 'gird': choose one of")
+    assert makes.startswith("make: ***")
+
+
+def test_a_shell_without_a_gpu(place: Any) -> None:
+    if Path("/dev/nvidia0").exists():
+        pytest.skip("there is a GPU, on which this is no mistake")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"}
+    command = [
+        sys.executable,
+        "-m",
+        "elas_lightning",
+        "fit",
+        "--config",
+        "run.yaml",
+        "--model.config.backend=triton",
+    ]
+    before = place.files()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "backend 'triton' cannot run here" in line
+    assert place.files() == before
