@@ -125,3 +125,13 @@ def test_a_project_without_its_folders(place: Any, monkeypatch: pytest.MonkeyPat
 def test_runs_that_is_a_file(place: Any) -> None:
     place.write("runs", "in the way")
     place.refuses("sweep", "grid", saying="runs")
+
+
+@pytest.mark.parametrize("url", ["nothing", "ftp://host/file", "journal:///nowhere/at/all"])
+def test_status_of_a_storage_that_is_none(place: Any, url: str) -> None:
+    place.refuses("sweep", "status", "grid", "--storage", url, saying="storage")
+
+
+def test_status_of_a_study_that_is_torn(place: Any) -> None:
+    place.write("runs/grid/study.db", "this is no database\n" * 200)
+    place.refuses("sweep", "status", "grid", saying="study.db…not a database")
