@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from elas_lightning.cli import main
-from elas_lightning.commands import cost, model, study
+from elas_lightning.commands import cost, data, model, study
 from elas_lightning.data.sources import open_source
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,10 +126,12 @@ def test_every_command_is_understood(
 def _check_make(target: str, given: list[str]) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
     variables = dict(word.split("=", 1) for word in given)
-    assert set(variables) <= {"EXP", "SIZE", "DATA", "ARGS"}
+    assert set(variables) <= {"EXP", "SIZE", "DATA", "WORKERS", "STORAGE", "ARGS"}
     if target == "sweep":
         chosen = ["--size", variables.get("SIZE", "tiny"), "--data", variables.get("DATA", "pydocs")]
         more = shlex.split(variables.get("ARGS", ""))
+        more += [part for name in ("WORKERS", "STORAGE") if name in variables
+                 for part in (f"--{name.lower()}", variables[name])]  # fmt: skip
         assert main(["sweep", variables["EXP"], *chosen, *more, "--dry-run"]) == 0
     elif "EXP" in variables:
         assert (ROOT / "sweeps" / f"{variables['EXP']}.yaml").is_file()
@@ -141,7 +143,7 @@ def _check_elas(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(SystemExit) as end:
             main([*arguments, *([] if "--print_config" in rest else ["--print_config"])])
         assert end.value.code in (0, None)
-    elif command == "sweep":
+    elif command == "sweep" and rest[0] not in ("status", "serve"):
         assert main([*arguments, *([] if "--dry-run" in rest else ["--dry-run"])]) == 0
     elif command == "bench":
         _check_bench(rest)
@@ -152,8 +154,9 @@ def _check_elas(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     else:
         # the options are read, the command is not carried out
         called = []
-        (home,) = (module for module in (study, model, cost) if hasattr(module, f"_{command}"))
-        monkeypatch.setattr(home, f"_{command}", lambda options: called.append(options) or 0)
+        name = f"_{rest[0] if command in ('data', 'sweep') else command}"
+        (home,) = (module for module in (study, model, cost, data) if hasattr(module, name))
+        monkeypatch.setattr(home, name, lambda options: called.append(options) or 0)
         assert main(arguments) == 0
         assert called
 

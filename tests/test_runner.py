@@ -51,6 +51,7 @@ def test_a_complete_run_leaves_figures_and_no_weights(overlay: Path, tmp_path: P
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         ".lock",
         "curve.csv",
+        "progress.json",
         "result.json",
         "telemetry.csv",
     ]

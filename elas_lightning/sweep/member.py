@@ -26,8 +26,7 @@ def work(job: dict[str, Any]) -> int:
     """Do a job as :func:`elas_lightning.sweep.run.describe` wrote it; the exit code."""
     requests = [Request(**{**part, "timing": Timing(**part["timing"])}) for part in job["parts"]]
     studies = [
-        _open(request, retry_below)
-        for request, retry_below in zip(requests, job["retry_below"], strict=True)
+        _open(request, retry_below) for request, retry_below in zip(requests, job["retry_below"], strict=True)
     ]
     try:
         Worker(studies, Budget(job["minutes"]), requests[0].timing).work()
