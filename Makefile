@@ -16,7 +16,11 @@ ARGS ?=
 # test processes side by side; each has one thread, so that they do not crowd each other
 JOBS ?= 2
 
-need_exp = $(if $(EXP),,$(error EXP is missing: name a file of sweeps/, e.g. `make $@ EXP=rank_ablation` (there are: $(notdir $(basename $(wildcard sweeps/*.yaml))))))
+# asked before anything is made, the environment included
+about_exp = $(filter sweep plots report store,$(MAKECMDGOALS))
+ifneq ($(and $(about_exp),$(if $(EXP),,missing)),)
+$(error EXP is missing: name a file of sweeps/, e.g. `make $(firstword $(about_exp)) EXP=rank_ablation` (there are: $(notdir $(basename $(wildcard sweeps/*.yaml)))))
+endif
 which_study = $(EXP) $(if $(SIZE),--size $(SIZE)) $(if $(DATA),--data $(DATA)) $(ARGS)
 
 .PHONY: help setup sweep plots report test test-slow test-gpu lint format bench docs store clean
@@ -36,13 +40,13 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 sweep: $(READY)  ## Run sweeps/$(EXP).yaml to its end (goes on where it stopped), then plots and report
-	$(need_exp)@$(BIN)/elas sweep $(which_study) $(if $(WORKERS),--workers $(WORKERS)) $(if $(STORAGE),--storage '$(STORAGE)')
+	@$(BIN)/elas sweep $(which_study) $(if $(WORKERS),--workers $(WORKERS)) $(if $(STORAGE),--storage '$(STORAGE)')
 
 plots: $(READY)  ## Redraw the plots of EXP from the stored results
-	$(need_exp)@$(BIN)/elas plots $(which_study)
+	@$(BIN)/elas plots $(which_study)
 
 report: $(READY)  ## Rewrite plots, tables and report.html of EXP from the stored results
-	$(need_exp)@$(BIN)/elas report $(which_study)
+	@$(BIN)/elas report $(which_study)
 
 test: $(READY)  ## Run the tests (under 10 minutes on two cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
@@ -66,7 +70,7 @@ docs: $(READY)  ## Build the documentation into site/; a broken link or a missin
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "documentation: site/index.html"
 
 store: $(READY)  ## Keep the results of EXP with the code, for the documentation's results page
-	$(need_exp)@$(BIN)/python docs/store.py $(which_study)
+	@$(BIN)/python docs/store.py $(which_study)
 
 clean:  ## Remove the virtual environment and caches (never runs/)
 	rm -rf $(VENV) site .pytest_cache .ruff_cache .mypy_cache

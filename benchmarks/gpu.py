@@ -9,6 +9,7 @@ was in and nothing else.
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -45,6 +46,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the records")
     parser.add_argument("--only", nargs="+", choices=[name for name, *_ in PARTS], help="these parts alone")
     options = parser.parse_args()
+    if not 0 < options.minutes < math.inf:
+        parser.error(f"--minutes is {options.minutes}: give a number above 0")
     options.out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * options.minutes
     failed = []

@@ -29,6 +29,7 @@ from elas_lightning.training.checkpoints import CheckpointBetweenSteps, SafeChec
 from elas_lightning.training.interruption import StopBetweenSteps
 from elas_lightning.training.live import LiveProgress
 from elas_lightning.training.module import ElasModule
+from elas_lightning.training.optimizers import OptimizerConfig
 from elas_lightning.training.progress import StepProgressBar
 from elas_lightning.training.randomness import RandomStates
 from elas_lightning.training.recorder import RunRecorder
@@ -178,8 +179,9 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _in_one_line(message: str) -> str:
-    """jsonargparse's message without its line breaks and its advice to run another program's help."""
-    return re.sub(r"\s+", " ", message).strip()
+    """jsonargparse's message without its line breaks, and with advice where it has none."""
+    line = re.sub(r"\s+", " ", message).strip()
+    return f"{line}; `elas fit --help` lists the keys" if line.startswith("unrecognized arguments") else line
 
 
 def resolve(overlays: Sequence[Path], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -211,12 +213,15 @@ class Resolver:
 
 
 def check(overlays: Sequence[Path], overrides: dict[str, Any]) -> None:
-    """Refuse a configuration that cannot be run; only the model's dataclasses are built.
+    """Refuse a configuration that cannot be run; nothing that takes time is built.
 
     Raises:
-        UserError: As :func:`resolve`, or the model's configuration is impossible.
+        UserError: As :func:`resolve`, or the model, its optimizer or its data are impossible.
     """
-    ModelConfig.from_mapping(resolve(overlays, overrides)["model"]["config"])
+    config = resolve(overlays, overrides)
+    ModelConfig.from_mapping(config["model"]["config"])
+    OptimizerConfig(**config["model"]["optimizer"])
+    C4DataModule(**config["data"])
 
 
 def command_line(overlays: Sequence[Path], overrides: dict[str, Any]) -> list[str]:

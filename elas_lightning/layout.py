@@ -113,15 +113,15 @@ class Before:
 
     def __init__(self, place: Path) -> None:
         self._place = place
-        self._there = {path for path in (place, *place.parents) if path.exists()}
-        if place.is_dir():
+        self._there = {path for path in (place, *place.parents) if os.path.exists(path)}
+        if os.path.isdir(place):  # unlike a Path's own, both are false where a name is too long
             self._there.update(place.iterdir())
 
     def restore(self, directory: Path) -> None:
         """Remove the run's directory, or what is new in it, and the folders above it that were not there either."""
         if directory not in self._there:
             shutil.rmtree(directory, ignore_errors=True)
-        elif directory == self._place:
+        elif directory == self._place and directory.is_dir():
             for new in set(directory.iterdir()) - self._there:
                 shutil.rmtree(new) if new.is_dir() else new.unlink()
         for folder in directory.parents:

@@ -48,6 +48,9 @@ def lightning(arguments: list[str] | None = None) -> int:
 def run_model(arguments: list[str]) -> int:
     """``elas fit …``; with a ``.py`` file as first argument, Fabric's runner."""
     if arguments and arguments[0].endswith(".py"):
+        if not Path(arguments[0]).is_file():
+            print(f"error: there is no file {arguments[0]}: give the path of a script", file=sys.stderr)
+            return 2
         from lightning.fabric.cli import _main as fabric
 
         fabric(["run", *arguments])

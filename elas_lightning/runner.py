@@ -172,6 +172,8 @@ class RunCommand(ElasCLI):
     def choose_directory(self, given: str | None) -> Path:
         """The directory of the run that ``elas fit`` goes on with, or a new one."""
         self._before = Before(Path(given) if given else RUNS / str(self.subcommand))
+        if given:
+            self.directory = Path(given)  # already here, for a beginning that is refused
         if self.subcommand != "fit":
             handed = handed_over()
             directory = Path(handed["directory"]) if handed else super().choose_directory(given)

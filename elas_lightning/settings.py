@@ -97,6 +97,11 @@ def check_settings(config: Mapping[str, Any]) -> None:
     clip = config["trainer"]["gradient_clip_val"]
     if clip is not None and not 0 <= clip < math.inf:
         raise UserError(f"trainer.gradient_clip_val is {clip}: give a finite number, 0 or more")
+    for name in ("limit_train_batches", "max_epochs"):
+        if config["trainer"][name] == 0:
+            raise UserError(
+                f"trainer.{name} is 0, which trains nothing: leave it out, trainer.max_steps ends a run"
+            )
     seed = config["seed_everything"]
-    if not isinstance(seed, bool) and not 0 <= seed <= _LARGEST_SEED:
+    if isinstance(seed, bool) or not 0 <= seed <= _LARGEST_SEED:
         raise UserError(f"seed_everything is {seed}: give a whole number from 0 to {_LARGEST_SEED}")

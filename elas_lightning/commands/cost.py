@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from elas_lightning.commands.arguments import Parser, override
+from elas_lightning.errors import UserError
 
 _BENCHMARKS = ("train-step", "ffn", "prefill", "decode", "memory-account", "loader", "gpu")
 
@@ -71,6 +72,9 @@ def bench(arguments: list[str]) -> int:
 
     Args:
         arguments: What follows ``elas bench``.
+
+    Raises:
+        UserError: There is no such benchmark.
     """
     import runpy
 
@@ -79,6 +83,8 @@ def bench(arguments: list[str]) -> int:
     first, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if first == "--report":
         return _bench_report(rest)
+    if first and not first.startswith("-") and first not in _BENCHMARKS:
+        raise UserError(f"there is no benchmark named {first!r}: choose one of {', '.join(_BENCHMARKS)}")
     scripts = {path.stem.replace("_", "-"): path for path in shipped_folder("benchmarks").glob("*.py")}
     name = "tune" if first == "--tune" else first if first in _BENCHMARKS else "train-step"
     sys.argv = [os.path.relpath(scripts[name]), *(rest if first == "--tune" or name == first else arguments)]

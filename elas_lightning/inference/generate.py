@@ -53,6 +53,7 @@ def generate(
         ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "give at least 1"),
         ("temperature", temperature, 0 <= temperature < math.inf, "give 0 (greedy) or a positive number"),
         ("top_p", top_p, 0 < top_p <= 1, "give a number above 0 and at most 1"),
+        ("seed", seed, 0 <= seed < 2**63, "give an integer, 0 or more and below 2^63"),
     ):
         if not fine:
             raise UserError(f"{name} = {value} is not possible: {allowed}")

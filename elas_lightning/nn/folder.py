@@ -51,12 +51,15 @@ def new_folder(path: Path) -> Iterator[Path]:
         path: Where; it may exist if it is empty.
 
     Raises:
-        UserError: There is something already.
+        UserError: There is something already, or nothing can be made there.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} exists and is not empty: give a new folder, or remove this one")
     staged = path.absolute().with_name(f".{path.absolute().name}.{os.getpid()}")
-    staged.mkdir(parents=True)
+    try:
+        staged.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written to ({error.strerror}): give another folder") from error
     try:
         yield staged
         for file in staged.iterdir():  # safetensors makes files that only their owner can read

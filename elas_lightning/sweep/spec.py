@@ -6,7 +6,7 @@ with a seed.
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -273,16 +273,20 @@ class SweepSpec:
         """
         content = read_fields(path)
         content.setdefault("name", path.stem)
+        part: type[Any] = Dimension
         try:
             search = tuple(
                 Dimension(name, **_with_tuples(fields)) for name, fields in content.pop("search", {}).items()
             )
             if "pruning" in content:
+                part = Pruning
                 content["pruning"] = Pruning(**content["pruning"])
+            part = cls
             return cls(search=search, **_with_tuples(content))
         except (TypeError, AttributeError) as error:
             # "__init__() got an unexpected keyword argument 'sead'" says it well enough without its prefix
-            raise UserError(f"{path}: {str(error).split('__init__() ')[-1]}") from error
+            known = ", ".join(field.name for field in fields(part))
+            raise UserError(f"{path}: {str(error).split('__init__() ')[-1]}; there are {known}") from error
 
     @property
     def is_search(self) -> bool:

@@ -8,20 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
+from good_sweep import GRID
 
 from elas_lightning.cli import main
-
-GRID: dict[str, Any] = {
-    "question": "Does the rank matter?",
-    "base": ["sizes/{size}"],
-    "machines": {"cpu": {"size": "small", "data": "own"}, "gpu": {"size": "small", "data": "own"}},
-    "search": {
-        "method": {"overlays": {"dense": "methods/dense", "ELAS": "methods/elas"}},
-        "rank": {"keys": ["model.config.ffn_rank"], "choices": [2, 4]},
-    },
-    "seeds": [0],
-    "plots": [{"kind": "metric_by", "x": "rank", "series": "method"}],
-}
 
 
 class Place:

@@ -59,10 +59,12 @@ VALUES = {
     "--model.optimizer.warmup_steps=-1": "warmup_steps",
     "--model.optimizer.warmup_steps=1000": "warmup_steps",
     "--model.optimizer.weight_decay=-0.1": "weight_decay",
+    "--model.optimizer.weight_decay=.inf": "weight_decay is inf…finite",
     "--model.optimizer.betas=[0.9, 1.5]": "betas",
     "--model.nothing=1": "model.nothing",
-    "--nothing=1": "nothing",
+    "--nothing=1": "--nothing=1…elas fit --help",
     "--seed_everything=-1": "seed_everything",
+    "--seed_everything=false": "seed_everything is False…whole number",
     "--seed_everything=seven": "seed_everything",
     "--data.batch_size=0": "data.batch_size",
     "--data.batch_size=-3": "data.batch_size",
@@ -98,6 +100,8 @@ VALUES = {
     "--trainer.val_check_interval=1.5": "val_check_interval",
     "--trainer.log_every_n_steps=-1": "log_every_n_steps",
     "--trainer.limit_val_batches=-2": "limit_val_batches",
+    "--trainer.limit_train_batches=0": "trainer.limit_train_batches is 0…trains nothing",
+    "--trainer.max_epochs=0": "trainer.max_epochs is 0…trains nothing",
     "--trainer.fast_dev_run=-1": "fast_dev_run",
     "--trainer.logger=paper": "logger",
     "--trainer.callbacks=Nothing": "callbacks",
@@ -105,6 +109,7 @@ VALUES = {
     "--trainer.max_time=later": "later…DD:HH:MM:SS",
     "--trainer.default_root_dir=run.yaml": "run.yaml",
     "--trainer.default_root_dir=/proc/nowhere": "/proc/nowhere",
+    f"--trainer.default_root_dir={'x' * 300}": "x cannot be written to…too long…another folder",
     "--trainer.fit=1": "trainer.fit",
     "--checkpoint.every_n_train_steps=-1": "checkpoint…every_n_train_steps",
     "--checkpoint.every_n_train_steps=often": "checkpoint.every_n_train_steps",
@@ -120,3 +125,8 @@ VALUES = {
 @pytest.mark.parametrize("option", VALUES)
 def test_values(place: Any, option: str) -> None:
     place.refuses(*FIT, option, saying=VALUES[option])
+
+
+def test_going_on_with_a_run_that_never_was(place: Any) -> None:
+    options = ("--trainer.default_root_dir=new", "--ckpt_path=last")
+    place.refuses(*FIT, *options, saying="--ckpt_path last…new…leave it out")

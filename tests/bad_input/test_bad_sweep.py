@@ -4,7 +4,7 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from conftest import GRID
+from good_sweep import GRID
 
 
 def _changed(**changes: Any) -> dict[str, Any]:
@@ -17,7 +17,7 @@ FILES = {
     "text": ("rank ablation, please\n", "mine.yaml…mapping"),
     "not-yaml": ("question: [what\n", "mine.yaml…not YAML"),
     "binary": (b"\xff\xfe\x00\x80", "mine.yaml…not YAML"),
-    "unknown-field": (_changed(sead=[1]), "mine.yaml…sead"),
+    "unknown-field": (_changed(sead=[1]), "mine.yaml…'sead'…there are…seeds"),
     "no-seeds": ({k: v for k, v in GRID.items() if k != "seeds"}, "mine.yaml…seeds"),
     "seeds-twice": (_changed(seeds=[0, 0]), "mine.yaml…seeds"),
     "seeds-number": (_changed(seeds=3), "mine.yaml…seeds"),
@@ -33,7 +33,7 @@ FILES = {
     "search-empty": (_changed(search={}), "mine.yaml…search"),
     "search-null": (_changed(search=None), "mine.yaml…search"),
     "dimension-text": (_changed(search={"rank": "all"}, plots=[]), "mine.yaml…search.rank"),
-    "dimension-field": (_changed(search={"rank": {"key": ["a"]}}, plots=[]), "mine.yaml…key"),
+    "dimension-field": (_changed(search={"rank": {"key": ["a"]}}, plots=[]), "mine.yaml…'key'…there are…keys"),
     "choices-and-range": (
         _changed(search={"rank": {"keys": ["seed"], "choices": [1], "low": 1}}, plots=[]),
         "search.rank",
@@ -100,6 +100,8 @@ def test_files(place: Any, kind: str) -> None:
         (["grid", "--set", "model.config.fnf=1"], "model.config.fnf"),
         (["grid", "--set", "model.config.num_heads=3"], "num_heads"),
         (["grid", "--set", "trainer.val_check_interval=0"], "trainer.val_check_interval"),
+        (["grid", "--set", "model.optimizer.lr=.nan"], "model.optimizer.lr is nan…finite"),
+        (["grid", "--set", "data.batch_size=0"], "data.batch_size=0…at least 1"),
         (["grid", "--budget", "soon"], "--budget…soon"),
         (["grid", "--budget", "nan"], "--budget…nan"),
         (["grid", "--budget", "-5"], "--budget…-5"),

@@ -20,6 +20,11 @@ def test_lightning_run_model(place: Any, capsys: pytest.CaptureFixture[str]) -> 
     assert error.count("\n") == 1
 
 
+def test_a_script_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lightning(["run", "model", "nowhere.py"]) == 2
+    assert capsys.readouterr().err == "error: there is no file nowhere.py: give the path of a script\n"
+
+
 def _make(ready: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """``make`` with this environment instead of one of its own."""
     ready.touch()
@@ -35,7 +40,9 @@ def _make(ready: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("target", ["sweep", "plots", "report", "store"])
 def test_make_without_a_sweep(target: str, tmp_path: Path) -> None:
-    done = _make(tmp_path / "ready", target)
+    command = ["make", target, f"VENV={tmp_path / 'made'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert not (tmp_path / "made").exists()
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "EXP is missing" in line

@@ -89,7 +89,7 @@ class OptimizerConfig:
         self._check("betas", all(0 <= beta < 1 for beta in self.betas), "lie in [0, 1), both")
         self._check("muon_momentum", 0 <= self.muon_momentum < 1, "lie in [0, 1)")
         for field in ("warmup_steps", "restart_warmup_steps", "weight_decay"):
-            self._check(field, getattr(self, field) >= 0, "be 0 or more")
+            self._check(field, 0 <= getattr(self, field) < math.inf, "be 0 or more, and finite")
         for field in ("restart_every", "muon_ns_steps", "galore_update_every"):
             self._check(field, getattr(self, field) >= 1, "be 1 or more")
         if self.schedule == "cosine_restarts":
