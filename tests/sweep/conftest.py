@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import yaml
+from making import Started
 
 from elas_lightning.runner import RunRequest, run
-from elas_lightning.sweep.isolated import IsolatedRun, Make
+from elas_lightning.sweep.isolated import IsolatedRun
 from elas_lightning.sweep.plan import Plan
 from elas_lightning.sweep.run import Request
 
@@ -56,14 +57,6 @@ def planned(project: Path) -> Callable[..., Plan]:
         return Request("mine").plan()
 
     return plan
-
-
-class Started(list[str]):
-    """The names of the runs that were started, in order; how each is made can be chosen."""
-
-    def make_with(self, choose: Callable[[RunRequest], Make | None]) -> None:
-        """Let ``choose`` name what makes a run, or ``None`` for the real thing."""
-        self.choose = choose
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -12,7 +13,16 @@ import lightning as L
 from elas_lightning.errors import UserError
 from elas_lightning.layout import hold
 from elas_lightning.runner import RunRequest, RunResult, run
+from elas_lightning.sweep.isolated import Make
 from elas_lightning.training.interruption import Interrupted
+
+
+class Started(list[str]):
+    """The names of the runs that were started, in order; how each is made can be chosen."""
+
+    def make_with(self, choose: Callable[[RunRequest], Make | None]) -> None:
+        """Let ``choose`` name what makes a run, or ``None`` for the real thing."""
+        self.choose = choose
 
 
 class _StopTheWorker(L.Callback):

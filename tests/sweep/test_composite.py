@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Started
+from making import Started
 from rich.console import Console
 
 from elas_lightning.analysis.load import load_sweep

@@ -12,7 +12,7 @@ from typing import Any
 import making
 import pytest
 import yaml
-from conftest import Started
+from making import Started
 from rich.console import Console
 
 from elas_lightning.errors import UserError
