@@ -101,7 +101,7 @@ class Crew:
         self._arguments = (project, name, url)
         # a server that has this module: a worker is there as soon as it is forked
         self._context: Any = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__])
+        self._context.set_forkserver_preload([__name__, "elas_lightning.runner"])
         self._workers = [self._start() for _ in range(workers)]
 
     def _start(self) -> Any:

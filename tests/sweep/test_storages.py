@@ -47,7 +47,7 @@ def test_what_one_process_writes_another_opening_reads(url: str | None, tmp_path
 
 def _context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "elas_lightning.runner"])
     return context
 
 

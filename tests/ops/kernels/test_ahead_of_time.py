@@ -16,7 +16,7 @@ SHARED_BYTES = {80: 163 * 2**10, 90: 227 * 2**10, 100: 227 * 2**10}
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma", 100: "tcgen05.mma"}
 
 
-# bf16 is what training uses; the others differ from it in the width and the type of what is loaded. Compute capability 8.0
+# bf16 is what training uses; the others differ from it in the width and the type of what is loaded. Capability 8.0
 # takes as long as the two others together.
 CASES = [
     pytest.param(90, ("bf16",), id="90 bf16"),
