@@ -331,13 +331,13 @@ class Study:
         return next((run for run in runs if run.request.directory.name == name), None)
 
     def left_out(self) -> int:
-        """Runs that will not be made, since their point was pruned with an earlier seed."""
+        """Runs that will not be made: of points that were pruned with an earlier seed, or drawn a second time."""
+        spec = self.plan.spec
         pruned = self.study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
-        return sum(
-            self.result(self.planned(trial.params, seed)) is None
-            for trial in pruned
-            for seed in self.plan.spec.seeds
-        )
+        unmade = sum(self.result(self.planned(t.params, seed)) is None for t in pruned for seed in spec.seeds)
+        settled = self.study.get_trials(deepcopy=False, states=claims.SETTLED)
+        points = {claims.point_key(trial.params) for trial in settled}
+        return unmade + (len(settled) - len(points)) * len(spec.seeds)
 
     def importances(self) -> dict[str, float] | None:
         """Share of the objective's variance by parameter (PED-ANOVA); ``None`` for grids and short searches."""
@@ -345,8 +345,8 @@ class Study:
         if not self.plan.spec.is_search or len(complete) < 4:
             return None
         with warnings.catch_warnings():
-            # that low values are the good ones, which is said whenever a target is named
-            warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator computes")
+            # that low values are the good ones, which is said whenever a target is named; and that all are equal
+            warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator computes|Target and region")
             shares = optuna.importance.get_param_importances(self.study, target=lambda t: t.values[0])
         return dict(shares)
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from elas_lightning.errors import UserError
 from elas_lightning.runner import RunResult
-from elas_lightning.sweep.run import Request, run_sweep
+from elas_lightning.sweep.run import Request, open_study, run_sweep
 from elas_lightning.training.interruption import Interrupted
 
 QUICK = {"trainer.max_steps": 6, "trainer.val_check_interval": 3}
@@ -160,3 +160,14 @@ def test_a_sweep_that_cannot_be_run_leaves_nothing(project: Path, planned: Calla
     with pytest.raises(UserError, match="ffn_rank"):
         _sweep("bad")
     assert not Path("runs/bad").exists()
+
+
+def test_a_point_that_is_drawn_twice_leaves_nothing_missing(project: Path, started: Started) -> None:
+    started.make_with(lambda request: making.finish)
+    rank = {"rank": {"keys": ["model.config.ffn_rank"], "choices": [2, 4]}}
+    _write_sweep(project, "few", search=rank, sampler="random", trials=5, plots=[])
+    request = Request("few")
+    assert run_sweep(request, Console(file=io.StringIO())) == 0
+    study = open_study(request.plan(), request)
+    assert study.left_out() == (5 - len({row["rank"] for row in _rows("few")})) * 2
+    assert len(started) == len(set(started)) == 10 - study.left_out()
