@@ -346,7 +346,9 @@ class Study:
             return None
         with warnings.catch_warnings():
             # that low values are the good ones, which is said whenever a target is named; and that all are equal
-            warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator computes|Target and region")
+            warnings.filterwarnings(
+                "ignore", message="PedAnovaImportanceEvaluator computes|Target and region"
+            )
             shares = optuna.importance.get_param_importances(self.study, target=lambda t: t.values[0])
         return dict(shares)
 
