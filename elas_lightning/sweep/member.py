@@ -14,10 +14,7 @@ from typing import Any
 from elas_lightning.errors import UserError
 from elas_lightning.sweep.crew import BUDGET_SPENT, DONE, REFUSED
 from elas_lightning.sweep.isolated import ORPHAN_SECONDS
-from elas_lightning.sweep.patience import PATIENCE_SECONDS
-from elas_lightning.sweep.run import Request, open_study
-from elas_lightning.sweep.storage import Unreachable
-from elas_lightning.sweep.study import Study
+from elas_lightning.sweep.run import Request, rejoin_study
 from elas_lightning.sweep.worker import Budget, BudgetSpent, Timing, Worker
 from elas_lightning.training.interruption import Interrupted
 
@@ -26,25 +23,14 @@ def work(job: dict[str, Any]) -> int:
     """Do a job as :func:`elas_lightning.sweep.run.describe` wrote it; the exit code."""
     requests = [Request(**{**part, "timing": Timing(**part["timing"])}) for part in job["parts"]]
     studies = [
-        _open(request, retry_below) for request, retry_below in zip(requests, job["retry_below"], strict=True)
+        rejoin_study(request, retry_below)
+        for request, retry_below in zip(requests, job["retry_below"], strict=True)
     ]
     try:
         Worker(studies, Budget(job["minutes"]), requests[0].timing).work()
     except BudgetSpent:
         return BUDGET_SPENT
     return DONE
-
-
-def _open(request: Request, retry_below: int) -> Study:
-    """Open a study that was there when the crew began: who replaces a dead worker may find the database away."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            return open_study(request.plan(), request, retry_below)
-        except Unreachable:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(2)
 
 
 def main() -> int:

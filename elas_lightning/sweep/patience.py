@@ -45,10 +45,11 @@ def is_outage(error: BaseException) -> bool:
     if type(error).__module__.startswith("grpc"):
         code = getattr(error, "code", None)
         return callable(code) and getattr(code(), "name", "") in GRPC_OUTAGES
+    # Optuna asks once more in the session in which the connection was lost: PendingRollbackError.
     # sqlalchemy's own TimeoutError: all connections of the pool are in use. A journal's lock that was taken away from
     # a process that had been asleep is a RuntimeError of Optuna's.
     lost_lock = isinstance(error, RuntimeError) and "did not possess lock" in str(error)
-    return lost_lock or isinstance(error, exc.TimeoutError | OSError)
+    return lost_lock or isinstance(error, exc.PendingRollbackError | exc.TimeoutError | OSError)
 
 
 class Outage:

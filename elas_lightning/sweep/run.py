@@ -1,6 +1,7 @@
 """``elas sweep``: plan, check, run what is missing, leave the tables."""
 
 import shlex
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -12,10 +13,11 @@ from elas_lightning.layout import hold, sweep_folder, sweep_path
 from elas_lightning.runner import device_kind
 from elas_lightning.sweep.crew import Crew, devices_of
 from elas_lightning.sweep.outcome import Outcome
+from elas_lightning.sweep.patience import PATIENCE_SECONDS
 from elas_lightning.sweep.plan import Plan, PlannedRun
 from elas_lightning.sweep.progress import RunBars, SweepProgress
 from elas_lightning.sweep.spec import SweepSpec
-from elas_lightning.sweep.storage import open_storage, redact
+from elas_lightning.sweep.storage import Unreachable, open_storage, redact
 from elas_lightning.sweep.study import Study
 from elas_lightning.sweep.worker import Budget, BudgetSpent, Timing, Worker
 from elas_lightning.training.live import read_progress
@@ -148,6 +150,21 @@ def open_study(plan: Plan, request: Request, retry_below: int | None = None) -> 
     with hold(plan.folder, _OPENING_SECONDS):  # two at once would both make the tables
         storage = open_storage(request.storage, plan.folder)
         return Study(plan, storage, request.timing.grace, retry_below)
+
+
+def rejoin_study(request: Request, retry_below: int | None) -> Study:
+    """Open a study that was there when others began: who replaces a dead worker may find the database away.
+
+    A typed command does not wait: its address may be wrong.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return open_study(request.plan(), request, retry_below)
+        except Unreachable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(2)
 
 
 def prepare_data(plan: Plan) -> None:

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from elas_lightning.layout import hold
 from elas_lightning.runner import RESULT_NAME, RunRequest, RunResult
 from elas_lightning.sweep.isolated import IsolatedRun
-from elas_lightning.sweep.run import Request, open_study
+from elas_lightning.sweep.run import Request, open_study, rejoin_study
 from elas_lightning.sweep.study import Study
 from elas_lightning.sweep.worker import Budget, Timing, Worker
 from elas_lightning.training.recorder import CURVE_FIELDS
@@ -84,7 +84,8 @@ def work(project: Path, name: str, url: str | None) -> None:
     """What a worker's process does."""
     os.chdir(project)
     start = partial(IsolatedRun, make=cheap_run, method="fork")
-    Worker([open_cheap(name, url)], Budget(None), FAST, start=start).work()
+    study = rejoin_study(Request(name, storage=url, timing=FAST), None)  # as a crew's members do
+    Worker([study], Budget(None), FAST, start=start).work()
 
 
 class Crew:
