@@ -53,8 +53,13 @@ class Outcome:
         found = Counter(row["state"] for row in self._rows.values())
         return {state: found[state] for state in ENDED}
 
-    def write(self, importances: dict[str, float] | None = None) -> None:
-        """Write both files, each whole or not at all."""
+    def write(self, importances: dict[str, float] | None = None, left_out: int = 0) -> None:
+        """Write both files, each whole or not at all.
+
+        Args:
+            importances: Of a search's parameters.
+            left_out: Runs of the plan that nobody is going to make.
+        """
         folder, spec = self.plan.folder, self.plan.spec
         names = [dimension.name for dimension in spec.search]
         rows = sorted(self._rows.values(), key=lambda row: (row["trial"], row["seed"]))
@@ -79,7 +84,7 @@ class Outcome:
             "seeds": list(spec.seeds),
             "plots": [dict(plot) for plot in spec.plots],
             "twins": dict(spec.twins),
-            "runs": {"planned": self.plan.planned_runs, **self.counts},
+            "runs": {"planned": self.plan.planned_runs - left_out, **self.counts},
             "seconds": sum(row["seconds"] or 0.0 for row in rows),
             "importances": importances,
         }

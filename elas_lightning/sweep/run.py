@@ -94,7 +94,7 @@ class SweepRun:
         self._announced = False
         self.study = open_study(plan, request)
         self.refresh()
-        self._outcome.write(self.study.importances())
+        self._write()
         self._progress.begin()
 
     @property
@@ -135,7 +135,10 @@ class SweepRun:
     def close(self) -> None:
         """Write the tables as they stay."""
         self.refresh()
-        self._outcome.write(self.study.importances())
+        self._write()
+
+    def _write(self) -> None:
+        self._outcome.write(self.study.importances(), self.study.left_out())
 
     def bars(self) -> Iterator[tuple[str, int, int]]:
         """Label, step and number of steps of each run in progress whose directory is within reach."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from elas_lightning.layout import hold
@@ -72,6 +73,28 @@ def _write(path: Path, content: Any) -> None:
     staged = path.with_suffix(".tmp")
     staged.write_text(json.dumps(content))
     os.replace(staged, path)
+
+
+def make_project(overlay: Path, folder: Path, points: int) -> Path:
+    """A working directory with ``sweeps/kills.yaml``: some points with 2 seeds."""
+    root = folder / "project"
+    for made in ("experiments/sizes", "sweeps"):
+        (root / made).mkdir(parents=True)
+    (root / "experiments/sizes/small.yaml").write_text(overlay.read_text())
+    write_sweep(root, "kills", [0.01 * i for i in range(1, points + 1)], {})
+    return root
+
+
+def write_sweep(root: Path, name: str, rates: list[float], overrides: dict[str, Any]) -> None:
+    spec = {
+        "question": "Does it survive?",
+        "base": ["sizes/{size}"],
+        "machines": {kind: {"size": "small", "data": "inside"} for kind in ("cpu", "gpu")},
+        "search": {"lr": {"keys": ["model.optimizer.lr"], "choices": rates}},
+        "seeds": [0, 1],
+        "overrides": overrides,
+    }
+    (root / f"sweeps/{name}.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
 
 
 def open_cheap(name: str, url: str | None) -> Study:
@@ -178,6 +201,13 @@ def check_complete(study: Study) -> dict[str, Any]:
         "runs": {run: asdict(result)["metrics"] for run, result in results.items()},
         "points": {_point(t): t.values for t in complete},
     }
+
+
+def unbroken(project: Path) -> dict[str, Any]:
+    """What the same sweep comes to with one worker that nobody kills."""
+    (project / "runs/kills").rename(project / "runs/killed")
+    work(project, "kills", None)
+    return check_complete(open_cheap("kills", None))
 
 
 def check_made_once(folder: Path, runs: int) -> None:

@@ -5,9 +5,17 @@ import time
 from pathlib import Path
 
 import pytest
-from killed_sweep import Crew, check_complete, check_made_once, finish, kill_at_random, open_cheap
+from killed_sweep import (
+    Crew,
+    check_complete,
+    check_made_once,
+    finish,
+    kill_at_random,
+    make_project,
+    open_cheap,
+    unbroken,
+)
 from postgres import Postgres
-from test_sweep_kills import _write_sweep
 
 
 @pytest.mark.slow
@@ -19,11 +27,7 @@ def test_kills_and_two_restarts_of_the_server(
     request: pytest.FixtureRequest,
 ) -> None:
     kills = request.config.getoption("--kills") or 20
-    root = tmp_path / "project"
-    for folder in ("experiments/sizes", "sweeps"):
-        (root / folder).mkdir(parents=True)
-    (root / "experiments/sizes/small.yaml").write_text(overlay.read_text())
-    _write_sweep(root, "kills", [0.01 * i for i in range(1, 17)], {})
+    root = make_project(overlay, tmp_path, points=28)
     monkeypatch.chdir(root)
     url, began = postgres.create("kills"), time.monotonic()
 
@@ -45,10 +49,11 @@ def test_kills_and_two_restarts_of_the_server(
         crew.stop()
     study = open_cheap("kills", url)
     found = check_complete(study)
-    check_made_once(study.plan.folder, 32)
+    check_made_once(study.plan.folder, 56)
     trials = study.study.get_trials(deepcopy=False)
     print(
         f"{dict(hit)} killed, 2 restarts, {time.monotonic() - began:.0f} s: {len(found['points'])} points complete "
         f"once, {len(found['runs'])} runs made once, {len(trials)} trials"
     )
     assert sum(hit.values()) == kills
+    assert found == unbroken(root)

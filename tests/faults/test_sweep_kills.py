@@ -10,38 +10,28 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import killed_sweep
 import pytest
-import yaml
-from killed_sweep import Crew, check_complete, check_made_once, finish, kill_at_random, open_cheap
+from killed_sweep import (
+    Crew,
+    check_complete,
+    check_made_once,
+    finish,
+    kill_at_random,
+    make_project,
+    open_cheap,
+    unbroken,
+    write_sweep,
+)
 
 from elas_lightning.sweep.run import Request, open_study
 
 
 @pytest.fixture
 def project(overlay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with ``sweeps/kills.yaml``: 8 points with 2 seeds."""
-    root = tmp_path / "project"
-    for folder in ("experiments/sizes", "sweeps"):
-        (root / folder).mkdir(parents=True)
-    (root / "experiments/sizes/small.yaml").write_text(overlay.read_text())
-    _write_sweep(root, "kills", [0.01 * i for i in range(1, 9)], {})
+    root = make_project(overlay, tmp_path, points=8)
     monkeypatch.chdir(root)
     return root
-
-
-def _write_sweep(root: Path, name: str, rates: list[float], overrides: dict[str, Any]) -> None:
-    spec = {
-        "question": "Does it survive?",
-        "base": ["sizes/{size}"],
-        "machines": {kind: {"size": "small", "data": "inside"} for kind in ("cpu", "gpu")},
-        "search": {"lr": {"keys": ["model.optimizer.lr"], "choices": rates}},
-        "seeds": [0, 1],
-        "overrides": overrides,
-    }
-    (root / f"sweeps/{name}.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
 
 
 def _url(kind: str, project: Path) -> str | None:
@@ -63,14 +53,7 @@ def test_workers_and_runs_are_killed_and_nothing_is_lost_or_double(
     study = open_cheap("kills", url)
     found = check_complete(study)
     check_made_once(study.plan.folder, 16)
-    assert found == _unbroken(project)
-
-
-def _unbroken(project: Path) -> dict[str, Any]:
-    """The same sweep by one worker that nobody kills."""
-    (project / "runs/kills").rename(project / "runs/killed")
-    killed_sweep.work(project, "kills", None)
-    return check_complete(open_cheap("kills", None))
+    assert found == unbroken(project)
 
 
 class Commands:
@@ -120,7 +103,7 @@ def test_four_commands_on_one_study_survive_kills_bit_for_bit(
         "trainer.val_check_interval": 100,
         "checkpoint.every_n_train_steps": 20,
     }
-    _write_sweep(project, "real", [0.0005 * i for i in range(1, 7)], steps)
+    write_sweep(project, "real", [0.0005 * i for i in range(1, 7)], steps)
     _run_unbroken(project)
     began, draw, hit = time.monotonic(), random.Random(1), Counter[str]()
     crew = Commands(project, [], workers=4)

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from postgres import Postgres
+from sqlalchemy.exc import IntegrityError, OperationalError, PendingRollbackError
 
 from elas_lightning.errors import UserError
-from elas_lightning.sweep.patience import PatientStorage
+from elas_lightning.sweep.patience import PatientStorage, is_outage
 from elas_lightning.sweep.storage import open_storage, redact, serve
 
 MINIMIZE = [StudyDirection.MINIMIZE]
@@ -166,6 +167,23 @@ class Flaky(InMemoryStorage):
             self.lost -= 1
             raise ConnectionResetError("lost")
         return answer
+
+
+@pytest.mark.parametrize(
+    ("error", "outage"),
+    [
+        (OperationalError("SELECT 1", None, Exception("server closed the connection")), True),
+        (PendingRollbackError("Can't reconnect until invalid transaction is rolled back"), True),
+        (ConnectionResetError("cut"), True),
+        (IntegrityError("INSERT", None, Exception("duplicate key")), False),
+        (KeyError("no such trial"), False),
+    ],
+)
+def test_what_is_an_outage(error: Exception, outage: bool) -> None:
+    assert is_outage(error) is outage
+    wrapped = StorageInternalError("during the commit")
+    wrapped.__cause__ = error
+    assert is_outage(wrapped) is outage
 
 
 class Time:

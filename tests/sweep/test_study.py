@@ -171,3 +171,5 @@ def test_a_point_that_is_drawn_twice_leaves_nothing_missing(project: Path, start
     study = open_study(request.plan(), request)
     assert study.left_out() == (5 - len({row["rank"] for row in _rows("few")})) * 2
     assert len(started) == len(set(started)) == 10 - study.left_out()
+    summary = json.loads(Path("runs/few/summary.json").read_text())
+    assert summary["runs"]["planned"] == summary["runs"]["complete"] == len(started)
