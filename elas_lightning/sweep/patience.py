@@ -89,12 +89,12 @@ class Outage:
                     "goes on when it is back"
                 ) from error
 
-    def is_over(self) -> None:
-        """A call has been answered."""
+    def is_over(self, asked: float) -> None:
+        """A call has been answered that was made at ``asked``; it may have been under way when the outage began."""
         if self._began is None:
             return
         with self._lock:
-            if self._began is not None:
+            if self._began is not None and asked > self._began:
                 _log.warning("%s is back after %.0f s", self._name, self._clock() - self._began)
                 self._began = None
 
@@ -133,21 +133,23 @@ class PatientStorage(BaseStorage):
     ) -> None:
         self.impatient = storage
         self._outage = Outage(name, patience, clock)
+        self._clock = clock
         self._sleep = sleep
 
     def _ask(self, call: Callable[[], T], again: Callable[[], T] | None = None) -> T:
         """Make a call; after an outage make it ``again`` (by default as before) until it is answered."""
         pause = FIRST_PAUSE
         while True:
+            asked = self._clock()
             try:
                 answer = call()
             except Exception as error:
                 if not is_outage(error):
-                    self._outage.is_over()
+                    self._outage.is_over(asked)
                     raise
                 self._outage.goes_on(error)
             else:
-                self._outage.is_over()
+                self._outage.is_over(asked)
                 return answer
             # Hundreds of workers that were cut off together should not come back together.
             self._sleep(pause * random.uniform(0.5, 1.5))
