@@ -156,7 +156,7 @@ def run_case(
         for position in range(len(names)):
             name = names[(number + position) % len(names)]
             # what is fast takes more batches, so that every turn is long enough for the clock
-            count = options.batches * (20 if "token shards" in name else 1)
+            count = options.batches * (1 if name == BASELINE else 20 if "token shards" in name else 5)
             seconds[name].append(turn(contenders[name], count, workers))
     rows = {}
     for name in names:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -14,6 +15,37 @@ from elas_lightning.data.shards import encoded, open_documents
 from elas_lightning.data.sources import Source
 from elas_lightning.data.tokenizer import TextTokenizer
 from elas_lightning.errors import UserError
+
+
+class Parcel:
+    """A batch on its way from a worker: arrays, which travel inside the message.
+
+    A tensor travels as a file of shared memory, which the receiver has to ask the sender for: that takes longer than
+    to copy some kilobytes.
+
+    Args:
+        batch: tensors of numbers that fit into 32 bits, and what else goes with them.
+    """
+
+    def __init__(self, batch: dict[str, Any]) -> None:
+        self._parts = {
+            name: part.int().numpy() if isinstance(part, torch.Tensor) else part
+            for name, part in batch.items()
+        }
+
+    def unpack(self) -> dict[str, Any]:
+        """The batch as it was, its tensors of int64."""
+        return {
+            name: torch.from_numpy(part).long() if isinstance(part, np.ndarray) else part
+            for name, part in self._parts.items()
+        }
+
+    def pin_memory(self) -> dict[str, Any]:
+        """The batch for a GPU; the loader's thread that pins memory calls this."""
+        return {
+            name: part.pin_memory() if isinstance(part, torch.Tensor) else part
+            for name, part in self.unpack().items()
+        }
 
 
 class TrainLoader(DataLoader[Any]):
@@ -44,7 +76,7 @@ class TrainLoader(DataLoader[Any]):
             batch = next(batches)
             if busy is None or busy.query():
                 self.waited_seconds += time.perf_counter() - began
-            yield batch
+            yield batch.unpack() if isinstance(batch, Parcel) else batch
 
 
 def train_loader(stream: TrainStream, num_workers: int) -> TrainLoader:
@@ -53,7 +85,7 @@ def train_loader(stream: TrainStream, num_workers: int) -> TrainLoader:
         stream,
         batch_size=None,
         num_workers=num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=Parcel if num_workers else _as_it_is,
         worker_init_fn=_set_up_worker,
         pin_memory=torch.cuda.is_available(),
     )

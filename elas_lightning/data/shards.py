@@ -181,7 +181,7 @@ def encoded(documents: list[Any], tokenizer: TextTokenizer, wanted: int | None =
     """
     if not documents or not isinstance(documents[0], str):
         return documents
-    return tokenizer.encode(documents) if wanted is None else tokenizer.encode_heads(documents, wanted)
+    return tokenizer.encode(documents, wanted)
 
 
 def count_documents(shard: str) -> int:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import re
+from array import array
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +16,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from elas_lightning.data.cache import build_once
-from elas_lightning.data.heads import cuts_at_spaces, head
 from elas_lightning.data.hub import fetch
 from elas_lightning.data.sources import Source
+from elas_lightning.data.words import WordCache, words_of
 from elas_lightning.errors import UserError
 
 PYDOCS_VOCABULARY = 4096
@@ -54,6 +55,9 @@ class TextTokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer, name: str) -> None:
+        # Some files say that text is to be cut or padded, as some model needs it.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         self._tokenizer = tokenizer
         self.name = name
         ends = [token for token in _END_TOKENS if tokenizer.token_to_id(token) is not None]
@@ -66,7 +70,6 @@ class TextTokenizer:
         assert end_id is not None
         self.end_id: int = end_id
         self._definition: dict[str, Any] = json.loads(tokenizer.to_str())
-        self._cuts_at_spaces = cuts_at_spaces(self._definition)
         decoder = json.dumps(self._definition["decoder"])
         self._byte_level = '"ByteLevel"' in decoder
         if not self._byte_level and '"Metaspace"' not in decoder and "\\u2581" not in decoder:
@@ -92,57 +95,51 @@ class TextTokenizer:
         """Of the whole definition: equal fingerprints give equal ids for equal text."""
         return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()[:16]
 
-    def encode(self, texts: list[str]) -> list[np.ndarray]:
+    def encode(self, texts: list[str], wanted: int | None = None) -> list[np.ndarray]:
         """Encode documents, each closed by the end token, which appears nowhere else.
 
         Args:
             texts: documents.
+            wanted: how many tokens of each are enough; None for all.
 
         Returns:
-            One int32 array of ids a document, in order (a quarter of the memory of a list).
+            One int32 array of ids a document, in order: at least as many ids as wanted, or all with the end token
+            behind them.
         """
         # A document that talks about "</s>" is text like any other. Set here since pickling forgets it.
         self._tokenizer.encode_special_tokens = True
-        return [
-            self._ids(encoding.ids)
-            for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        ]
-
-    def encode_heads(self, texts: list[str], tokens: int) -> list[np.ndarray]:
-        """As ``encode``, where no more than the first tokens of each document are wanted.
-
-        Long documents are cut before they are encoded if that is known to change none of their first tokens.
-
-        Args:
-            texts: documents.
-            tokens: how many are wanted of each.
-
-        Returns:
-            One array a document: its first ids, at least that many, or all of it where it has fewer.
-        """
-        if not self._cuts_at_spaces:
-            return self.encode(texts)
-        heads = [head(text, tokens) for text in texts]
-        documents = self.encode(
-            [text if cut is None else cut for text, cut in zip(texts, heads, strict=True)]
-        )
-        for index, cut in enumerate(heads):
-            if cut is not None:
-                documents[index] = documents[index][:-1]  # the end token of the head is not the document's
-                if len(documents[index]) < tokens:
-                    (documents[index],) = self.encode([texts[index]])
-        return documents
+        end = self._bytes([self.end_id])
+        if self._words is None:
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            documents = [self._bytes(encoding.ids) + end for encoding in encodings]
+        elif wanted is None:
+            documents = [self._words.encode(text) + end for text in texts]
+        else:
+            heads = [self._words.encode_head(text, wanted) for text in texts]
+            documents = [ids + end if whole else ids for ids, whole in heads]
+        return [np.frombuffer(ids, dtype=np.int32).copy() for ids in documents]
 
     def decode(self, ids: list[int]) -> str:
         """The text that ids stand for; end tokens and other special ones stand for none."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
-    def _ids(self, ids: list[int]) -> np.ndarray:
-        document = np.array([*ids, self.end_id], dtype=np.int32)
-        # The piece "<extra_id_0>" met in running text is no reason for a run to end.
-        document[document >= self.vocab_size] = self._stand_in
-        return document
+    @cached_property
+    def _words(self) -> WordCache | None:
+        words = words_of(self._definition)
+        return None if words is None else WordCache(words, self._encode_word)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_words"}
+
+    def _encode_word(self, word: str) -> bytes:
+        return self._bytes(self._tokenizer.encode(word, add_special_tokens=False).ids)
+
+    def _bytes(self, ids: list[int]) -> bytes:
+        if max(ids, default=0) >= self.vocab_size:
+            # The piece "<extra_id_0>" met in running text is no reason for a run to end.
+            ids = [index if index < self.vocab_size else self._stand_in for index in ids]
+        return array("i", ids).tobytes()
 
     @cached_property
     def token_bytes(self) -> list[bytes]:

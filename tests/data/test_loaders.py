@@ -1,3 +1,4 @@
+import pickle
 from itertools import islice
 from pathlib import Path
 
@@ -5,10 +6,26 @@ import pytest
 import torch
 from small_corpus import write_shard
 
+from elas_lightning.data.loaders import Parcel
 from elas_lightning.errors import UserError
 
 # Two workers are two too many on a machine of one core, and say so.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+
+def test_a_batch_arrives_as_it_was_sent():
+    batch = {
+        "input_ids": torch.tensor([[1, 2**31 - 1], [3, 4]]),
+        "labels": torch.tensor([[-100, 2], [3, -100]]),
+        "cursor": {"lane": 3, "state": {"partial": [1, 2]}},
+    }
+    message = pickle.dumps(Parcel(batch))
+    assert b"torch" not in message  # nothing that has to be fetched from the sender
+    arrived = pickle.loads(message).unpack()
+    assert arrived["cursor"] == batch["cursor"]
+    for name in ("input_ids", "labels"):
+        assert arrived[name].dtype == torch.int64
+        assert torch.equal(arrived[name], batch[name])
 
 
 def rows_of(batches):
