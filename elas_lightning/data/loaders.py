@@ -85,7 +85,8 @@ def train_loader(stream: TrainStream, num_workers: int) -> TrainLoader:
         stream,
         batch_size=None,
         num_workers=num_workers,
-        collate_fn=Parcel if num_workers else _as_it_is,
+        # the default would walk through the cursor to turn it into tensors
+        collate_fn=_parcel if num_workers else _as_it_is,
         worker_init_fn=_set_up_worker,
         pin_memory=torch.cuda.is_available(),
     )
@@ -98,7 +99,11 @@ def _mark() -> torch.cuda.Event:
 
 
 def _as_it_is(batch: Any) -> Any:
-    return batch  # the default would walk through the cursor to turn it into tensors
+    return batch
+
+
+def _parcel(batch: Any) -> Any:
+    return Parcel(batch)
 
 
 def _set_up_worker(_: int) -> None:
