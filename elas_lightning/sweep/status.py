@@ -4,6 +4,7 @@ From one look at a study it cannot be told whether another machine's worker is d
 (``heartbeat.py``). What is told is how old its last news is.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -73,15 +74,14 @@ def _describe(storage: BaseStorage, where: str, folders: list[Path], prefix: str
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     found = [study for study in storage.get_all_studies() if study.study_name.startswith(prefix)]
     for study in found:
-        trials = storage.get_all_trials(study._study_id, deepcopy=False)
-        yield from _describe_study(study.study_name, study.user_attrs.get(PLANNED), trials, folders)
+        yield from _describe_study(optuna.load_study(study_name=study.study_name, storage=storage), folders)
     if found:
         yield f"  dashboard: optuna-dashboard {redact(where)}"
 
 
-def _describe_study(
-    name: str, planned: dict[str, int] | None, trials: list[FrozenTrial], folders: list[Path]
-) -> Iterator[str]:
+def _describe_study(study: optuna.Study, folders: list[Path]) -> Iterator[str]:
+    planned = study.user_attrs.get(PLANNED)
+    trials = study.get_trials(deepcopy=False)
     is_search = any(claims.PLACE not in trial.system_attrs for trial in trials)
     board = claims.Board(trials, max((len(t.params) for t in trials), default=0), is_search)
     last = {place: board.live(place) or board.last(place) for place in board.places}
@@ -93,16 +93,20 @@ def _describe_study(
         result.state for result in {r.run: r for t in board.trials for r in results_of(t)}.values()
     )
     ended = ", ".join(f"{number} {state}" for state, number in sorted(runs.items())) or "none ended"
-    yield f"{name}"
+    yield study.study_name
     yield f"  points: {points or 'none'}"
     yield f"  runs: {ended}" + (f" of {planned['runs']}" if planned else "")
     for trial in board.trials:
         if trial.state == TrialState.RUNNING:
             yield f"  running: {_running(trial, folders)}"
-    complete = [t for t in board.trials if t.state == TrialState.COMPLETE and len(t.values) == 1]
-    if complete:
-        best = min(complete, key=lambda trial: trial.values[0])
-        yield f"  best: {best.values[0]:.4g} (trial {best.number}: {_point(best)})"
+    names = planned["objectives"] if planned else ["objective"] * len(study.directions)
+    best = sorted(study.best_trials, key=lambda trial: trial.values)  # those that no other is better than
+    for trial in best if len(names) > 1 else best[:1]:
+        if all(map(math.isfinite, trial.values)):
+            figures = ", ".join(
+                f"{name} {value:.4g}" for name, value in zip(names, trial.values, strict=True)
+            )
+            yield f"  best: {figures} (trial {trial.number}: {_point(trial)})"
     for latest in last.values():
         if latest is not None and claims.ended(latest) == claims.FAILED:
             reason = latest.user_attrs.get(claims.REASON, "no reason given")

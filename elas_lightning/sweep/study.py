@@ -30,7 +30,7 @@ from elas_lightning.sweep.pruning import build_pruner
 from elas_lightning.sweep.space import build_sampler, distribution_of, study_name
 from elas_lightning.sweep.spec import Point
 
-PLANNED = "planned"  # a study's attribute: how many runs and points it is going to have
+PLANNED = "planned"  # a study's attribute: how many runs and points it is going to have, and what is looked at
 _RESULT = "result "  # with the run's name: the key of a result among a trial's attributes
 
 
@@ -85,7 +85,11 @@ class Study:
             load_if_exists=True,
         )
         self.storage = self.study._storage  # with Optuna's cache
-        described = {"runs": plan.planned_runs, "points": plan.planned_runs // len(plan.spec.seeds)}
+        described = {
+            "runs": plan.planned_runs,
+            "points": plan.planned_runs // len(plan.spec.seeds),
+            "objectives": [objective.name for objective in plan.spec.objectives],
+        }
         if self.study.user_attrs.get(PLANNED) != described:
             self.study.set_user_attr(PLANNED, described)
         self._watch = StaleWatch(self.storage, self.study._study_id, grace)

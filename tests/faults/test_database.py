@@ -1,4 +1,4 @@
-"""Four workers on PostgreSQL, SIGKILLs at random and two restarts of the server: all trials complete once."""
+"""Four workers on PostgreSQL or MariaDB, SIGKILLs at random and two restarts of the server: all trials complete once."""
 
 import threading
 import time
@@ -15,28 +15,31 @@ from killed_sweep import (
     open_cheap,
     unbroken,
 )
+from mariadb import MariaDB
 from postgres import Postgres
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["postgres", "mariadb"])
 def test_kills_and_two_restarts_of_the_server(
     overlay: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    postgres: Postgres,
+    kind: str,
     request: pytest.FixtureRequest,
 ) -> None:
+    server: Postgres | MariaDB = request.getfixturevalue(kind)
     kills = request.config.getoption("--kills") or 20
     root = make_project(overlay, tmp_path, points=28)
     monkeypatch.chdir(root)
-    url, began = postgres.create("kills"), time.monotonic()
+    url, began = server.create("kills"), time.monotonic()
 
     def restart_twice() -> None:
         for _ in range(2):
             time.sleep(4)
-            postgres.stop()
+            server.stop()
             time.sleep(2)
-            postgres.start()
+            server.start()
 
     crew, restarts = Crew(root, "kills", url, workers=4), threading.Thread(target=restart_twice)
     restarts.start()

@@ -63,11 +63,27 @@ def test_what_is_done_running_and_failed(study: Study, capsys: pytest.CaptureFix
         in running
     )
     assert running.endswith("900 tokens/s, 30 s of training left")
-    assert "  best: 0.5 (trial 1: method ELAS, rank 0.125)" in lines
+    assert "  best: val_perplexity 0.5 (trial 1: method ELAS, rank 0.125)" in lines
     path.write_text(json.dumps({**progress, "time": time.time() - 1000}))
     assert "no news for 17 min" in "\n".join(_status(capsys))
     study.storage.set_trial_system_attr(claim.id, claims.WORKER, {**here(), "started": "1"})
     assert "which is gone; the next worker takes it up" in "\n".join(_status(capsys))
+
+
+def test_of_several_objectives_all_points_are_told_that_no_other_is_better_than(
+    planned: Callable[..., Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned(objective=["val_perplexity", "seconds"])
+    plan.folder.mkdir(parents=True)
+    study = Study(plan, open_storage(None, plan.folder), grace=60)
+    start = partial(IsolatedRun, make=making.trade_seconds_for_perplexity, method="fork")
+    Worker([study], Budget(None), Timing(), start=start).work()
+    best = [line for line in _status(capsys, "mine") if line.startswith("  best: ")]
+    assert [line.partition(" (trial ")[0] for line in best] == [
+        "  best: val_perplexity 4, seconds 2",
+        "  best: val_perplexity 8, seconds 1",
+    ]
+    assert all("method ELAS" in line for line in best)
 
 
 def test_looking_changes_nothing(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
