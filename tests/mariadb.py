@@ -28,7 +28,8 @@ class MariaDB:
             self.port = free.getsockname()[1]
         server = shutil.which("mariadbd")
         assert server is not None
-        common = ["--no-defaults", f"--basedir={Path(server).resolve().parents[1]}", f"--datadir={self.folder / 'data'}"]
+        base = Path(server).resolve().parents[1]
+        common = ["--no-defaults", f"--basedir={base}", f"--datadir={self.folder / 'data'}"]
         if os.getuid() == 0:
             common.append("--user=root")  # it wants to be told
         self._command = [server, *common, f"--socket={self.folder / 'socket'}", f"--port={self.port}",
@@ -37,7 +38,12 @@ class MariaDB:
             f"CREATE USER IF NOT EXISTS elas@'127.0.0.1' IDENTIFIED BY '{PASSWORD}';\n"
             "GRANT ALL ON *.* TO elas@'127.0.0.1';\n"
         )
-        install = ["mariadb-install-db", *common, "--auth-root-authentication-method=normal", "--skip-test-db"]
+        install = [
+            "mariadb-install-db",
+            *common,
+            "--auth-root-authentication-method=normal",
+            "--skip-test-db",
+        ]
         subprocess.run(install, check=True, capture_output=True)
         self._server: subprocess.Popen[bytes] | None = None
 

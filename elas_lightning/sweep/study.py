@@ -30,7 +30,9 @@ from elas_lightning.sweep.pruning import build_pruner
 from elas_lightning.sweep.space import build_sampler, distribution_of, study_name
 from elas_lightning.sweep.spec import Point
 
-PLANNED = "planned"  # a study's attribute: how many runs and points it is going to have, and what is looked at
+PLANNED = (
+    "planned"  # a study's attribute: how many runs and points it is going to have, and what is looked at
+)
 _RESULT = "result "  # with the run's name: the key of a result among a trial's attributes
 
 

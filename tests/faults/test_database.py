@@ -1,4 +1,4 @@
-"""Four workers on PostgreSQL or MariaDB, SIGKILLs at random and two restarts of the server: all trials complete once."""
+"""Four workers on PostgreSQL or MariaDB, SIGKILLs at random, two restarts of the server: all trials complete once."""
 
 import threading
 import time
