@@ -33,8 +33,8 @@ def front_table(results: SweepResults) -> Table | None:
         for i in sorted(front(*signed), key=lambda i: signed[0][i])
     ]
     caption = (
-        f"The {len(rows)} of {len(known)} points that no other point is as good as in every column and better than in "
-        "one, by their means; which of two close points is better is not settled. Mean ± half of the 95 % t-interval."
+        f"On the front: {len(rows)} of {len(known)} points. No other point is as good in every column and better in "
+        "one, by the means; which of two close points is better is not settled. Mean ± half of the 95 % t-interval."
     )
     heads = [f"{m.label}, {'lower' if m.lower_is_better else 'higher'} is better" for m in metrics]
     return Table(
