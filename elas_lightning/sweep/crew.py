@@ -93,10 +93,15 @@ class Crew:
             codes = [member.code() for member in self._members]
             if REFUSED in codes:
                 return
-            for member, code in zip(self._members, codes, strict=True):
-                if code not in (None, DONE, BUDGET_SPENT) and member.may_be_replaced():
-                    member.start(self._job)
-            if all(member.code() is not None for member in self._members):
+            dead = [
+                member
+                for member, code in zip(self._members, codes, strict=True)
+                if code not in (None, DONE, BUDGET_SPENT) and member.may_be_replaced()
+            ]
+            for member in dead:
+                member.start(self._job)
+            # by the codes that were looked at: who has died since is replaced the next time
+            if not dead and None not in codes:
                 return
             if time.monotonic() - looked > 1:
                 self._on_look()
@@ -161,6 +166,8 @@ class Member:
 
     def may_be_replaced(self) -> bool:
         """Whether to start it again now that it has died; not if it does nothing but die."""
+        if self._died_at_once >= AT_ONCE_TIMES:
+            return False  # given up, however long ago that was
         lived = time.monotonic() - self._started
         self._died_at_once = self._died_at_once + 1 if lived < AT_ONCE_SECONDS else 1
         return self._died_at_once < AT_ONCE_TIMES

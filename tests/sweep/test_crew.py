@@ -56,6 +56,16 @@ def test_a_worker_that_lived_for_a_while_is_replaced_again_and_again(
     assert all(member.may_be_replaced() for _ in range(10))
 
 
+def test_who_was_given_up_stays_so_while_the_others_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = crew_module.Member(0, {}, tmp_path, MEMBER)
+    member._started = time.monotonic()
+    assert [member.may_be_replaced() for _ in range(4)] == [True, True, False, False]
+    monkeypatch.setattr(crew_module, "AT_ONCE_SECONDS", -1.0)  # as if it had started long ago
+    assert not member.may_be_replaced()
+
+
 def test_a_refusal_is_the_users_and_ends_all(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no corpus"):
         _work("refuse", tmp_path)
