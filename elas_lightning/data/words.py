@@ -94,14 +94,13 @@ def words_of(definition: dict[str, Any]) -> re.Pattern[str] | None:
     splitters = _parts(definition["pre_tokenizer"], "pretokenizers")
     if not all(map(_keeps_words, normalizers)) or not all(map(_looks_at_words, splitters)):
         return None
+    # special tokens are text like any other (TextTokenizer.encode); others must not be cut in two
     if (
         [splitter["type"] for splitter in splitters] == ["ByteLevel"]
         and splitters[0]["use_regex"]
         and not splitters[0]["add_prefix_space"]
         and all(normalizer["type"] in _PLAIN for normalizer in normalizers)
-        and all(
-            token["special"] for token in added
-        )  # these are text like any other, see TextTokenizer.encode
+        and all(token["special"] for token in added)
     ):
         return _AT_KINDS
     if splitters and splitters[0]["type"] in ("WhitespaceSplit", "Whitespace"):
