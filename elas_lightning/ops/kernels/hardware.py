@@ -1,6 +1,6 @@
 """The hidden features of the FFN, straight from the product that makes them into cuSPARSELt's packed form.
 
-``ops/hardware_layout.py`` is the specification. Every program writes whole 128 x 64 blocks of metadata, and the
+``ops/hardware_layout.py`` is the specification. Every program writes whole 64 x 32 blocks of metadata, and the
 rows and features that fill up the last blocks are written as zeros, so that nothing needs to be cleared before.
 
 Shape suffixes: T tokens, R rank, F hidden features.
@@ -14,16 +14,29 @@ from torch import Tensor
 
 from elas_lightning.ops.hardware_layout import packed_shape, split
 from elas_lightning.ops.kernels.ffn import activate, group_products, to_multiple, upcast
-from elas_lightning.ops.kernels.selection import pack_groups
+from elas_lightning.ops.kernels.selection import choose
 from elas_lightning.ops.kernels.tiles import hidden_tiles
 
 
 @triton.jit
-def word_offsets(rows, words, all_rows):
-    """Where the metadata's word ``words`` of row ``rows`` stands; ``words`` counts 16 features each."""
-    block = (words // 4) * (all_rows * 4) + (rows // 128) * 512
-    tile = (words // 2 % 2) * 256 + (rows % 128 // 32) * 64
-    return block + tile + (rows % 8) * 8 + (rows % 32 // 16) * 4 + (words % 2) * 2 + rows // 8 % 2
+def word_offsets(rows, groups, all_groups):
+    """The metadata's word in which the code of a row and a group stands."""
+    block = rows // 64 * (all_groups * 16) + groups // 8 * 128
+    return block + rows // 16 % 4 * 32 + rows % 8 * 4 + groups % 4
+
+
+@triton.jit
+def bit_offsets(rows, groups):
+    """Where in that word the four bits of the code begin."""
+    return rows // 8 % 2 * 4 + groups // 4 % 2 * 8
+
+
+@triton.jit
+def join_codes(code, BT: tl.constexpr, BG: tl.constexpr):
+    """Whole blocks of codes ``(BT, BG)`` to words ``(BT / 2, BG / 2)``: rows r and r + 8, groups g and g + 4 are one."""
+    shifted = code << bit_offsets(tl.arange(0, BT)[:, None], tl.arange(0, BG)[None, :])
+    pairs = tl.reshape(shifted, (BT // 16, 2, 8, BG // 8, 2, 4))
+    return tl.reshape(tl.sum(tl.sum(pairs, 4), 1), (BT // 2, BG // 2)).to(tl.int16)
 
 
 @triton.jit
@@ -35,14 +48,13 @@ def hidden_hardware_kernel(
     tokens,
     groups,
     rank,
-    all_rows,
     all_groups,
     UPCAST: tl.constexpr,
     BT: tl.constexpr,
     BG: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """``S(relu(z upᵀ)**2)``, packed; ``all_rows`` and ``all_groups`` are tokens and groups in whole blocks."""
+    """``S(relu(z upᵀ)**2)``, packed; ``all_groups`` are the groups in whole blocks."""
     DTYPE: tl.constexpr = z_ptr.dtype.element_ty
     column_blocks = all_groups // BG
     token_offsets = tl.program_id(0) // column_blocks * BT + tl.arange(0, BT)
@@ -58,14 +70,14 @@ def hidden_hardware_kernel(
     zero = tl.zeros_like(a)
     a, b = tl.where(group_mask[None, :], a, zero), tl.where(group_mask[None, :], b, zero)
     c, d = tl.where(group_mask[None, :], c, zero), tl.where(group_mask[None, :], d, zero)
-    values, meta = pack_groups(a, b, c, d)
+    values, code = choose(a, b, c, d)
     rows = token_offsets[:, None]
     columns = first_group * 2 + tl.arange(0, 2 * BG)[None, :]
     tl.store(values_ptr + rows.to(tl.int64) * (all_groups * 2) + columns, values)
-    low, high = tl.split(tl.reshape(meta, (BT, BG // 4, 2)))
-    word = low.to(tl.int16) | (high.to(tl.int16) << 8)
-    words = first_group // 4 + tl.arange(0, BG // 4)[None, :]
-    tl.store(words_ptr + word_offsets(rows, words, all_rows), word)
+    half_rows, half_groups = tl.arange(0, BT // 2)[:, None], tl.arange(0, BG // 2)[None, :]
+    word_rows = tl.program_id(0) // column_blocks * BT + half_rows // 8 * 16 + half_rows % 8
+    word_groups = first_group + half_groups // 4 * 8 + half_groups % 4
+    tl.store(words_ptr + word_offsets(word_rows, word_groups, all_groups), join_codes(code, BT, BG))
 
 
 def hidden_hardware(z_TR: Tensor, up_FR: Tensor, packed: Tensor) -> None:
@@ -87,7 +99,6 @@ def hidden_hardware(z_TR: Tensor, up_FR: Tensor, packed: Tensor) -> None:
         tokens,
         groups,
         z_TR.shape[1],
-        rows,
         all_groups,
         UPCAST=upcast(z_TR.dtype),
         BT=tiles.tokens,

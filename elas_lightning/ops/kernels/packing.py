@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from elas_lightning.ops.kernels.selection import join_groups, pack_groups, split_groups
+from elas_lightning.ops.kernels.selection import pack_groups, place, split_groups
 
 BLOCK = 4096
 WARPS = 4
@@ -38,16 +38,7 @@ def unpack_kernel(values_ptr, meta_ptr, out_ptr, entries, BLOCK: tl.constexpr):
     meta_offsets = start // 8 + tl.arange(0, BLOCK // 8)
     values = tl.load(values_ptr + values_offsets, mask=values_offsets < entries // 2, other=0.0)
     meta = tl.load(meta_ptr + meta_offsets, mask=meta_offsets < entries // 8, other=0).to(tl.int32)
-    first, second = tl.split(tl.reshape(values, (BLOCK // 4, 2)))
-    code = tl.reshape(tl.join(meta & 0xF, meta >> 4), (BLOCK // 4,))
-    first_index, second_index = code & 3, code >> 2
-    zero = tl.zeros_like(first)
-    out = join_groups(
-        tl.where(first_index == 0, first, zero),
-        tl.where(first_index == 1, first, tl.where(second_index == 1, second, zero)),
-        tl.where(first_index == 2, first, tl.where(second_index == 2, second, zero)),
-        tl.where(second_index == 3, second, zero),
-    )
+    out = place(values, tl.reshape(tl.join(meta & 0xF, meta >> 4), (BLOCK // 4,)))
     out_offsets = start + tl.arange(0, BLOCK)
     tl.store(out_ptr + out_offsets, out, mask=out_offsets < entries)
 

@@ -62,8 +62,8 @@ def join_groups(a, b, c, d):
 
 
 @triton.jit
-def pack_groups(a, b, c, d):
-    """The layout of ``ops/packing.py``: ``(..., g)`` four times to values ``(..., 2g)`` and codes ``(..., g/2)``."""
+def choose(a, b, c, d):
+    """What 2:4 keeps of ``(..., g)`` four times: values ``(..., 2g)`` and the codes of ``ops/packing.py``, ``(..., g)``."""
     keep_a, keep_b, keep_c, keep_d = keep_24(a, b, c, d)
     # exactly two are kept: the first is a, b or c, the second is d, c or b
     first = tl.where(keep_a, a, tl.where(keep_b, b, c))
@@ -71,6 +71,26 @@ def pack_groups(a, b, c, d):
     first_index = tl.where(keep_a, 0, tl.where(keep_b, 1, 2))
     second_index = tl.where(keep_d, 3, tl.where(keep_c, 2, 1))
     values = tl.reshape(tl.join(first, second), a.shape[:-1] + [a.shape[-1] * 2])
-    code = first_index | (second_index << 2)
+    return values, first_index | (second_index << 2)
+
+
+@triton.jit
+def pack_groups(a, b, c, d):
+    """The layout of ``ops/packing.py``: ``(..., g)`` four times to values ``(..., 2g)`` and bytes ``(..., g/2)``."""
+    values, code = choose(a, b, c, d)
     low, high = tl.split(tl.reshape(code, a.shape[:-1] + [a.shape[-1] // 2, 2]))
     return values, (low | (high << 4)).to(tl.uint8)
+
+
+@triton.jit
+def place(values, code):
+    """The inverse of ``choose``: values ``(..., 2g)`` and codes ``(..., g)`` to ``(..., 4g)``, zero elsewhere."""
+    first, second = tl.split(tl.reshape(values, code.shape + [2]))
+    first_index, second_index = code & 3, code >> 2
+    zero = tl.zeros_like(first)
+    return join_groups(
+        tl.where(first_index == 0, first, zero),
+        tl.where(first_index == 1, first, tl.where(second_index == 1, second, zero)),
+        tl.where(first_index == 2, first, tl.where(second_index == 2, second, zero)),
+        tl.where(second_index == 3, second, zero),
+    )
