@@ -1,4 +1,4 @@
-"""The hidden features of the FFN, straight from the product that makes them into cuSPARSELt's packed form.
+"""The hidden features of the FFN, straight from the product that makes them into cuSPARSELt's packed form, and back.
 
 ``ops/hardware_layout.py`` is the specification. Every program writes whole 64 x 32 blocks of metadata, and the
 rows and features that fill up the last blocks are written as zeros, so that nothing needs to be cleared before.
@@ -14,8 +14,13 @@ from torch import Tensor
 
 from elas_lightning.ops.hardware_layout import packed_shape, split
 from elas_lightning.ops.kernels.ffn import activate, group_products, to_multiple, upcast
-from elas_lightning.ops.kernels.selection import choose
+from elas_lightning.ops.kernels.selection import choose, place
 from elas_lightning.ops.kernels.tiles import hidden_tiles
+
+# What a program of ``unpack_hardware_kernel`` writes; whole blocks hold a whole number of both.
+UNPACK_TOKENS = 32
+UNPACK_GROUPS = 32
+UNPACK_WARPS = 4
 
 
 @triton.jit
@@ -33,10 +38,50 @@ def bit_offsets(rows, groups):
 
 @triton.jit
 def join_codes(code, BT: tl.constexpr, BG: tl.constexpr):
-    """Whole blocks of codes ``(BT, BG)`` to words ``(BT / 2, BG / 2)``: rows r and r + 8, groups g and g + 4 are one."""
+    """Whole blocks of codes ``(BT, BG)`` to words ``(BT/2, BG/2)``: rows r and r + 8, groups g and g + 4 share one."""
     shifted = code << bit_offsets(tl.arange(0, BT)[:, None], tl.arange(0, BG)[None, :])
     pairs = tl.reshape(shifted, (BT // 16, 2, 8, BG // 8, 2, 4))
     return tl.reshape(tl.sum(tl.sum(pairs, 4), 1), (BT // 2, BG // 2)).to(tl.int16)
+
+
+@triton.jit
+def unpack_hardware_kernel(
+    values_ptr, words_ptr, out_ptr, tokens, groups, all_groups, BT: tl.constexpr, BG: tl.constexpr
+):
+    """The first tokens and groups of a packed buffer, dense; ``all_groups`` are the groups in whole blocks."""
+    column_blocks = tl.cdiv(groups, BG)
+    rows = (tl.program_id(0) // column_blocks * BT + tl.arange(0, BT))[:, None]
+    first_group = tl.program_id(0) % column_blocks * BG
+    columns = first_group + tl.arange(0, BG)[None, :]
+    word = tl.load(words_ptr + word_offsets(rows, columns, all_groups)).to(tl.int32)
+    code = (word >> bit_offsets(rows, columns)) & 0xF
+    long_rows = rows.to(tl.int64)
+    columns = first_group * 2 + tl.arange(0, 2 * BG)[None, :]
+    values = tl.load(values_ptr + long_rows * (all_groups * 2) + columns)
+    columns = first_group * 4 + tl.arange(0, 4 * BG)[None, :]
+    mask = (rows < tokens) & (columns < groups * 4)
+    tl.store(out_ptr + long_rows * (groups * 4) + columns, place(values, code), mask=mask)
+
+
+def unpack_hardware(packed: Tensor, tokens: int, features: int) -> Tensor:
+    """The dense ``(T, F)`` at the beginning of ``packed``, of ``packed_shape(T, F)``; F in whole groups."""
+    assert packed.shape == packed_shape(tokens, features)
+    values, words = split(packed)
+    out_TF = packed.new_empty((tokens, features))
+    groups = features // 4
+    grid = (triton.cdiv(tokens, UNPACK_TOKENS) * triton.cdiv(groups, UNPACK_GROUPS),)
+    unpack_hardware_kernel[grid](
+        values,
+        words,
+        out_TF,
+        tokens,
+        groups,
+        values.shape[1] // 2,
+        BT=UNPACK_TOKENS,
+        BG=UNPACK_GROUPS,
+        num_warps=UNPACK_WARPS,
+    )
+    return out_TF
 
 
 @triton.jit
