@@ -63,7 +63,7 @@ def join_groups(a, b, c, d):
 
 @triton.jit
 def choose(a, b, c, d):
-    """What 2:4 keeps of ``(..., g)`` four times: values ``(..., 2g)`` and codes ``(..., g)`` as in ``ops/packing.py``."""
+    """What 2:4 keeps of ``(..., g)`` four times: values ``(..., 2g)`` and codes of ``ops/packing.py``, ``(..., g)``."""
     keep_a, keep_b, keep_c, keep_d = keep_24(a, b, c, d)
     # exactly two are kept: the first is a, b or c, the second is d, c or b
     first = tl.where(keep_a, a, tl.where(keep_b, b, c))
