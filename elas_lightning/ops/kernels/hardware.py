@@ -37,7 +37,7 @@ def bit_offsets(rows, groups):
 
 
 @triton.jit
-def join_codes(code, BT: tl.constexpr, BG: tl.constexpr):
+def join_words(code, BT: tl.constexpr, BG: tl.constexpr):
     """Whole blocks of codes ``(BT, BG)`` to words ``(BT/2, BG/2)``: rows r and r + 8, groups g and g + 4 share one."""
     shifted = code << bit_offsets(tl.arange(0, BT)[:, None], tl.arange(0, BG)[None, :])
     pairs = tl.reshape(shifted, (BT // 16, 2, 8, BG // 8, 2, 4))
@@ -122,7 +122,7 @@ def hidden_hardware_kernel(
     half_rows, half_groups = tl.arange(0, BT // 2)[:, None], tl.arange(0, BG // 2)[None, :]
     word_rows = tl.program_id(0) // column_blocks * BT + half_rows // 8 * 16 + half_rows % 8
     word_groups = first_group + half_groups // 4 * 8 + half_groups % 4
-    tl.store(words_ptr + word_offsets(word_rows, word_groups, all_groups), join_codes(code, BT, BG))
+    tl.store(words_ptr + word_offsets(word_rows, word_groups, all_groups), join_words(code, BT, BG))
 
 
 def hidden_hardware(z_TR: Tensor, up_FR: Tensor, packed: Tensor) -> None:
