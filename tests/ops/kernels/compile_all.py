@@ -62,7 +62,7 @@ def cases(shared_bytes: int, dtypes: list[str]) -> Iterator[tuple[str, Case]]:
 def products(dtype: torch.dtype, pointer: str, shared_bytes: int) -> Iterator[tuple[str, Case]]:
     """The matrix kernels of one dtype; ranks reach them as whole tiles."""
     name = NAMES[dtype]
-    sizes = dict.fromkeys(("tokens", "groups", "rank", "out_rank", "all_groups", "stride"), "i32")
+    sizes = dict.fromkeys(("tokens", "groups", "rank", "out_rank", "all_rows", "all_groups", "stride"), "i32")
     largest = tiles.largest_fused_rank(dtype, shared_bytes)
     ranks = [2**power for power in range(4, 9) if 2**power <= largest]
     for sparse, rank in itertools.product((True, False), ranks):
