@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from elas_lightning.ops.hardware_layout import packed_shape, split
-from elas_lightning.ops.kernels.ffn import activate, group_products, to_multiple, upcast
-from elas_lightning.ops.kernels.selection import pack_groups
+from elas_lightning.ops.kernels.products import own_tile, product, row_places, to_multiple, upcast
+from elas_lightning.ops.kernels.selection import activate, join_codes, member_major, pack
 from elas_lightning.ops.kernels.tiles import hidden_tiles
 
 
@@ -44,28 +44,18 @@ def hidden_hardware_kernel(
 ):
     """``S(relu(z upᵀ)**2)``, packed; ``all_rows`` and ``all_groups`` are tokens and groups in whole blocks."""
     DTYPE: tl.constexpr = z_ptr.dtype.element_ty
-    column_blocks = all_groups // BG
-    token_offsets = tl.program_id(0) // column_blocks * BT + tl.arange(0, BT)
-    first_group = tl.program_id(0) % column_blocks * BG
-    group_offsets = first_group + tl.arange(0, BG)
-    token_mask, group_mask = token_offsets < tokens, group_offsets < groups
-    a, b, c, d = group_products(
-        z_ptr, up_ptr, token_offsets, group_offsets, token_mask, group_mask, rank,
-        UPCAST, BT, BG, BK,
-    )  # fmt: skip
-    a, b, c, d = activate(a, b, c, d, DTYPE, False)
+    row, column = own_tile(all_rows // BT, all_groups // BG)
+    t = row * BT + tl.arange(0, BT)
+    f = member_major(column * BG, BG)
+    x = product(z_ptr, up_ptr, t, f, tokens, groups * 4, rank, UPCAST, BK)
     # the products of a row that is not finite are NaN where there is no feature, too
-    zero = tl.zeros_like(a)
-    a, b = tl.where(group_mask[None, :], a, zero), tl.where(group_mask[None, :], b, zero)
-    c, d = tl.where(group_mask[None, :], c, zero), tl.where(group_mask[None, :], d, zero)
-    values, meta = pack_groups(a, b, c, d)
-    rows = token_offsets[:, None]
-    columns = first_group * 2 + tl.arange(0, 2 * BG)[None, :]
-    tl.store(values_ptr + rows.to(tl.int64) * (all_groups * 2) + columns, values)
-    low, high = tl.split(tl.reshape(meta, (BT, BG // 4, 2)))
-    word = low.to(tl.int16) | (high.to(tl.int16) << 8)
-    words = first_group // 4 + tl.arange(0, BG // 4)[None, :]
-    tl.store(words_ptr + word_offsets(rows, words, all_rows), word)
+    x = tl.where((f < groups * 4)[None, :], x, 0.0)
+    _, hidden = activate(x, DTYPE)
+    values, code = pack(hidden)
+    tl.store(values_ptr + row_places(t, column * (2 * BG) + tl.arange(0, 2 * BG), all_groups * 2), values)
+    words = join_codes(join_codes(code, 4), 8).to(tl.int16)
+    place = column * (BG // 4) + tl.arange(0, BG // 4)
+    tl.store(words_ptr + word_offsets(t[:, None], place[None, :], all_rows), words)
 
 
 def hidden_hardware(z_TR: Tensor, up_FR: Tensor, packed: Tensor) -> None:
