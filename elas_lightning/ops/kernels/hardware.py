@@ -13,8 +13,15 @@ import triton.language as tl
 from torch import Tensor
 
 from elas_lightning.ops.hardware_layout import packed_shape, split
-from elas_lightning.ops.kernels.ffn import activate, group_products, to_multiple, upcast
-from elas_lightning.ops.kernels.selection import choose, place
+from elas_lightning.ops.kernels.products import (
+    own_tile,
+    product,
+    row_places,
+    store_columns,
+    to_multiple,
+    upcast,
+)
+from elas_lightning.ops.kernels.selection import activate, member_major, pack, place
 from elas_lightning.ops.kernels.tiles import hidden_tiles
 
 # What a program of ``unpack_hardware_kernel`` writes; whole blocks hold a whole number of both.
@@ -37,8 +44,10 @@ def bit_offsets(rows, groups):
 
 
 @triton.jit
-def join_words(code, BT: tl.constexpr, BG: tl.constexpr):
+def join_words(code):
     """Whole blocks of codes ``(BT, BG)`` to words ``(BT/2, BG/2)``: rows r and r + 8, groups g and g + 4 share one."""
+    BT: tl.constexpr = code.shape[0]
+    BG: tl.constexpr = code.shape[1]
     shifted = code << bit_offsets(tl.arange(0, BT)[:, None], tl.arange(0, BG)[None, :])
     pairs = tl.reshape(shifted, (BT // 16, 2, 8, BG // 8, 2, 4))
     return tl.reshape(tl.sum(tl.sum(pairs, 4), 1), (BT // 2, BG // 2)).to(tl.int16)
@@ -50,17 +59,12 @@ def unpack_hardware_kernel(
 ):
     """The first tokens and groups of a packed buffer, dense; ``all_groups`` are the groups in whole blocks."""
     column_blocks = tl.cdiv(groups, BG)
-    rows = (tl.program_id(0) // column_blocks * BT + tl.arange(0, BT))[:, None]
-    first_group = tl.program_id(0) % column_blocks * BG
-    columns = first_group + tl.arange(0, BG)[None, :]
-    word = tl.load(words_ptr + word_offsets(rows, columns, all_groups)).to(tl.int32)
-    code = (word >> bit_offsets(rows, columns)) & 0xF
-    long_rows = rows.to(tl.int64)
-    columns = first_group * 2 + tl.arange(0, 2 * BG)[None, :]
-    values = tl.load(values_ptr + long_rows * (all_groups * 2) + columns)
-    columns = first_group * 4 + tl.arange(0, 4 * BG)[None, :]
-    mask = (rows < tokens) & (columns < groups * 4)
-    tl.store(out_ptr + long_rows * (groups * 4) + columns, place(values, code), mask=mask)
+    row, column = tl.program_id(0) // column_blocks, tl.program_id(0) % column_blocks
+    t, g = row * BT + tl.arange(0, BT), column * BG + tl.arange(0, BG)
+    words = tl.load(words_ptr + word_offsets(t[:, None], g[None, :], all_groups)).to(tl.int32)
+    code = (words >> bit_offsets(t[:, None], g[None, :])) & 0xF
+    values = tl.load(values_ptr + row_places(t, column * (2 * BG) + tl.arange(0, 2 * BG), all_groups * 2))
+    store_columns(out_ptr, place(values, code), t, column, tokens, groups * 4)
 
 
 def unpack_hardware(packed: Tensor, tokens: int, features: int) -> Tensor:
@@ -93,36 +97,28 @@ def hidden_hardware_kernel(
     tokens,
     groups,
     rank,
+    all_rows,
     all_groups,
     UPCAST: tl.constexpr,
     BT: tl.constexpr,
     BG: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """``S(relu(z upᵀ)**2)``, packed; ``all_groups`` are the groups in whole blocks."""
+    """``S(relu(z upᵀ)**2)``, packed; ``all_rows`` and ``all_groups`` are tokens and groups in whole blocks."""
     DTYPE: tl.constexpr = z_ptr.dtype.element_ty
-    column_blocks = all_groups // BG
-    token_offsets = tl.program_id(0) // column_blocks * BT + tl.arange(0, BT)
-    first_group = tl.program_id(0) % column_blocks * BG
-    group_offsets = first_group + tl.arange(0, BG)
-    token_mask, group_mask = token_offsets < tokens, group_offsets < groups
-    a, b, c, d = group_products(
-        z_ptr, up_ptr, token_offsets, group_offsets, token_mask, group_mask, rank,
-        UPCAST, BT, BG, BK,
-    )  # fmt: skip
-    a, b, c, d = activate(a, b, c, d, DTYPE, False)
+    row, column = own_tile(all_rows // BT, all_groups // BG)
+    t = row * BT + tl.arange(0, BT)
+    f = member_major(column * BG, BG)
+    x = product(z_ptr, up_ptr, t, f, tokens, groups * 4, rank, UPCAST, BK)
     # the products of a row that is not finite are NaN where there is no feature, too
-    zero = tl.zeros_like(a)
-    a, b = tl.where(group_mask[None, :], a, zero), tl.where(group_mask[None, :], b, zero)
-    c, d = tl.where(group_mask[None, :], c, zero), tl.where(group_mask[None, :], d, zero)
-    values, code = choose(a, b, c, d)
-    rows = token_offsets[:, None]
-    columns = first_group * 2 + tl.arange(0, 2 * BG)[None, :]
-    tl.store(values_ptr + rows.to(tl.int64) * (all_groups * 2) + columns, values)
+    x = tl.where((f < groups * 4)[None, :], x, 0.0)
+    _, hidden = activate(x, DTYPE)
+    values, code = pack(hidden)
+    tl.store(values_ptr + row_places(t, column * (2 * BG) + tl.arange(0, 2 * BG), all_groups * 2), values)
     half_rows, half_groups = tl.arange(0, BT // 2)[:, None], tl.arange(0, BG // 2)[None, :]
-    word_rows = tl.program_id(0) // column_blocks * BT + half_rows // 8 * 16 + half_rows % 8
-    word_groups = first_group + half_groups // 4 * 8 + half_groups % 4
-    tl.store(words_ptr + word_offsets(word_rows, word_groups, all_groups), join_words(code, BT, BG))
+    word_rows = row * BT + half_rows // 8 * 16 + half_rows % 8
+    word_groups = column * BG + half_groups // 4 * 8 + half_groups % 4
+    tl.store(words_ptr + word_offsets(word_rows, word_groups, all_groups), join_words(code))
 
 
 def hidden_hardware(z_TR: Tensor, up_FR: Tensor, packed: Tensor) -> None:
@@ -144,6 +140,7 @@ def hidden_hardware(z_TR: Tensor, up_FR: Tensor, packed: Tensor) -> None:
         tokens,
         groups,
         z_TR.shape[1],
+        rows,
         all_groups,
         UPCAST=upcast(z_TR.dtype),
         BT=tiles.tokens,
