@@ -14,8 +14,10 @@ from elas_lightning.errors import UserError
 from elas_lightning.ops import backend as backends
 from elas_lightning.ops import cusparselt, lowrank_ffn, pack_24, relu2_sparsify_24, storage, unpack_24
 from elas_lightning.ops.cusparselt import PLANS, Plan, PlanCache
-from elas_lightning.ops.hardware_layout import from_hardware, packed_shape, to_hardware
+from elas_lightning.ops.hardware_layout import FEATURES, ROWS, from_hardware, packed_shape, to_hardware
+from elas_lightning.ops.kernels import hardware
 from elas_lightning.ops.kernels.hardware import hidden_hardware
+from elas_lightning.ops.kernels.tiles import Tiles, hidden_tiles
 from elas_lightning.ops.storage import stored_ffn, stored_ffn_backward
 
 # (tokens, rank, d_ff, output rank): whole blocks, and odd everything
@@ -101,7 +103,7 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("shape", [*SHAPES, (1, 16, 8, 1)])
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 16, 8, 1), (1200, 16, 264, 1)])
 def test_the_kernel_writes_what_the_layout_says(
     shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> None:
@@ -118,6 +120,23 @@ def test_the_kernel_writes_what_the_layout_says(
     # which of NaN's bit patterns it is, is nobody's promise
     torch.testing.assert_close(values, expected[: values.numel()], rtol=0, atol=0, equal_nan=True)
     assert torch.equal(words.view(torch.int16), expected[values.numel() :].view(torch.int16))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_tiles_divide_the_blocks(dtype: torch.dtype) -> None:
+    tiles = hidden_tiles(dtype)
+    assert ROWS % tiles.tokens == 0
+    assert FEATURES // 4 % tiles.groups == 0
+
+
+@pytest.mark.parametrize("tiles", [Tiles(256, 32, 64, 8, 3), Tiles(128, 64, 64, 8, 3)])
+def test_tiles_that_stand_out_of_the_blocks_are_not_launched(
+    tiles: Tiles, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "hidden_tiles", lambda dtype: tiles)
+    z, up, _, _ = inputs((20, 16, 40, 8), torch.float16, device)
+    with pytest.raises(AssertionError):
+        hidden_hardware(z, up, z.new_empty(packed_shape(20, 40)))
 
 
 @pytest.mark.parametrize(
