@@ -75,10 +75,13 @@ def backward_tiles(dtype: torch.dtype) -> Tiles:
 
 
 def decode_tiles(dtype: torch.dtype) -> Tiles:
-    """For ``decode_kernel``: few features a program, so that one token fills a GPU."""
+    """For ``decode_kernel``: few features a program, so that one token fills a GPU.
+
+    Warps share columns out by 8, so that with more than two a group of four would be spread over several of them.
+    """
     if dtype == torch.float32:
         return Tiles(tokens=16, groups=16, depth=32, warps=8, stages=2)
-    return Tiles(tokens=16, groups=16, depth=64, warps=4, stages=2)
+    return Tiles(tokens=16, groups=16, depth=64, warps=2, stages=2)
 
 
 def decode_out(dtype: torch.dtype) -> int:
