@@ -110,9 +110,9 @@ def hidden_hardware_kernel(
     t = row * BT + tl.arange(0, BT)
     f = member_major(column * BG, BG)
     x = product(z_ptr, up_ptr, t, f, tokens, groups * 4, rank, UPCAST, BK)
-    # the products of a row that is not finite are NaN where there is no feature, too
-    x = tl.where((f < groups * 4)[None, :], x, 0.0)
     _, hidden = activate(x, DTYPE)
+    # the products of a row that is not finite are NaN where there is no feature, too
+    hidden = tl.where((f < groups * 4)[None, :], hidden, tl.zeros_like(hidden))
     values, code = pack(hidden)
     tl.store(values_ptr + row_places(t, column * (2 * BG) + tl.arange(0, 2 * BG), all_groups * 2), values)
     half_rows, half_groups = tl.arange(0, BT // 2)[:, None], tl.arange(0, BG // 2)[None, :]
@@ -131,6 +131,9 @@ def hidden_hardware(z_TR: Tensor, up_FR: Tensor, packed: Tensor) -> None:
     values, words = split(packed)
     rows, all_groups = values.shape[0], values.shape[1] // 2
     tiles = hidden_tiles(z_TR.dtype)
+    # a tile that stood out of the buffer would write into another's metadata, since nothing masks it
+    assert rows % tiles.tokens == 0
+    assert all_groups % tiles.groups == 0
     z_TR, up_FR = to_multiple(tiles.depth, z_TR, up_FR)
     hidden_hardware_kernel[(rows // tiles.tokens * (all_groups // tiles.groups),)](
         z_TR,

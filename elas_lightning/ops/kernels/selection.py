@@ -47,12 +47,12 @@ def keys(a, b, c, d):
 
 
 @triton.jit
-def value(key, DTYPE: tl.constexpr):
+def value(of, DTYPE: tl.constexpr):
     """The number that a key was made of, without its sign: squares have none."""
     if DTYPE.primitive_bitwidth == 16:
-        return (key >> 16).to(tl.int16).to(DTYPE, bitcast=True)
+        return (of >> 16).to(tl.int16).to(DTYPE, bitcast=True)
     else:
-        return (key >> 32).to(tl.int32).to(DTYPE, bitcast=True)
+        return (of >> 32).to(tl.int32).to(DTYPE, bitcast=True)
 
 
 @triton.jit

@@ -44,7 +44,7 @@ def shared_memory(device: torch.device) -> int:
 def largest_fused_rank(dtype: torch.dtype, shared_bytes: int) -> int:
     """Up to which rank ``fused_kernel`` is launched: beyond, its tiles do not fit or registers spill.
 
-    Rank 256 needs 168 KiB on Hopper, and on Ampere, which has 163, it spills.
+    Rank 256 needs 192 KiB, which Hopper has and Ampere, with 163, has not.
     """
     if dtype == torch.float32:
         return 64
@@ -54,7 +54,7 @@ def largest_fused_rank(dtype: torch.dtype, shared_bytes: int) -> int:
 def fused_tiles(dtype: torch.dtype, rank: int) -> Tiles:
     """For ``fused_kernel``, which takes the whole (padded) rank at once."""
     if dtype == torch.float32:
-        return Tiles(tokens=32, groups=16, depth=rank, warps=8, stages=1)
+        return Tiles(tokens=32, groups=16, depth=rank, warps=8, stages=2)
     if rank <= 128:
         return Tiles(tokens=64, groups=8, depth=rank, warps=4, stages=3)
     return Tiles(tokens=128, groups=16, depth=rank, warps=8, stages=2)
@@ -63,20 +63,25 @@ def fused_tiles(dtype: torch.dtype, rank: int) -> Tiles:
 def hidden_tiles(dtype: torch.dtype) -> Tiles:
     """For ``hidden_kernel`` and the one that writes the hardware's form, whose blocks these tiles divide."""
     if dtype == torch.float32:
-        return Tiles(tokens=32, groups=16, depth=32, warps=4, stages=2)
+        return Tiles(tokens=32, groups=16, depth=32, warps=8, stages=2)
     return Tiles(tokens=128, groups=32, depth=64, warps=8, stages=3)
 
 
 def backward_tiles(dtype: torch.dtype) -> Tiles:
     """For ``hidden_backward_kernel``, which holds two accumulators."""
     if dtype == torch.float32:
-        return Tiles(tokens=32, groups=16, depth=32, warps=4, stages=2)
+        return Tiles(tokens=32, groups=16, depth=32, warps=8, stages=2)
     return Tiles(tokens=128, groups=16, depth=64, warps=8, stages=3)
 
 
 def decode_tiles(dtype: torch.dtype) -> Tiles:
-    """For ``decode_kernel``: few features a program, so that one token fills a GPU."""
-    return Tiles(tokens=16, groups=16, depth=32 if dtype == torch.float32 else 64, warps=4, stages=2)
+    """For ``decode_kernel``: few features a program, so that one token fills a GPU.
+
+    Warps share columns out by 8, so that with more than two a group of four would be spread over several of them.
+    """
+    if dtype == torch.float32:
+        return Tiles(tokens=16, groups=16, depth=32, warps=8, stages=2)
+    return Tiles(tokens=16, groups=16, depth=64, warps=2, stages=2)
 
 
 def decode_out(dtype: torch.dtype) -> int:

@@ -4,8 +4,9 @@
 
 The second number is the shared memory, in bytes, that a program may have there; then come the dtypes, all if none is
 named. Prints one JSON object a line:
-kernel, options, registers, bytes of stack (spills live there) and of shared memory, and the matrix instruction
-found. It runs as a process of its own, since a kernel is either compiled or interpreted for the life of one.
+kernel, options, registers, bytes of stack (spills live there) and of shared memory, the matrix instruction found, and
+how often values change threads (as before a store). It runs as a process of its own, since a kernel is either compiled
+or interpreted for the life of one.
 """
 
 from __future__ import annotations
@@ -140,6 +141,7 @@ def compile_one(case: Case, capability: int) -> dict[str, Any]:
         "stack_bytes": found["STACK"] + found["LOCAL"],
         "shared_bytes": compiled.metadata.shared,
         "instruction": next((i for i in instructions if i in compiled.asm["ptx"]), None),
+        "exchanges": compiled.asm["ttgir"].count("ttg.convert_layout"),
     }
 
 

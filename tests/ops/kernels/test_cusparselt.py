@@ -22,8 +22,10 @@ from elas_lightning.ops import (
     unpack_24,
 )
 from elas_lightning.ops.cusparselt import PLANS, Plan, PlanCache
-from elas_lightning.ops.hardware_layout import from_hardware, packed_shape, to_hardware
+from elas_lightning.ops.hardware_layout import FEATURES, ROWS, from_hardware, packed_shape, to_hardware
+from elas_lightning.ops.kernels import hardware
 from elas_lightning.ops.kernels.hardware import hidden_hardware, unpack_hardware
+from elas_lightning.ops.kernels.tiles import Tiles, hidden_tiles
 from elas_lightning.ops.storage import stored_ffn, stored_ffn_backward
 
 # (tokens, rank, d_ff, output rank): whole blocks, and odd everything
@@ -109,7 +111,7 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("shape", [*SHAPES, (1, 16, 8, 1)])
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 16, 8, 1), (1200, 16, 264, 1)])
 def test_the_kernel_writes_what_the_layout_says(
     shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> None:
@@ -140,6 +142,23 @@ def test_the_kernel_reads_what_the_layout_says(
     packed = to_hardware(*pack_24(whole, backend="reference"))
     expected = sparsify_24(whole, backend="reference")[:tokens, :features]
     assert torch.equal(unpack_hardware(packed, tokens, features), expected)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_tiles_divide_the_blocks(dtype: torch.dtype) -> None:
+    tiles = hidden_tiles(dtype)
+    assert ROWS % tiles.tokens == 0
+    assert FEATURES // 4 % tiles.groups == 0
+
+
+@pytest.mark.parametrize("tiles", [Tiles(256, 32, 64, 8, 3), Tiles(128, 64, 64, 8, 3)])
+def test_tiles_that_stand_out_of_the_blocks_are_not_launched(
+    tiles: Tiles, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "hidden_tiles", lambda dtype: tiles)
+    z, up, _, _ = inputs((20, 16, 40, 8), torch.float16, device)
+    with pytest.raises(AssertionError):
+        hidden_hardware(z, up, z.new_empty(packed_shape(20, 40)))
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from elas_lightning.errors import UserError
 from elas_lightning.ops import lowrank_ffn, pack_24, relu2_sparsify_24
 from elas_lightning.ops.kernels import ffn, tiles
+from elas_lightning.ops.kernels.products import own_tile
+from elas_lightning.ops.kernels.selection import join_members, member_major, split_members
+from elas_lightning.ops.reference import keep_mask_24
 
 # (tokens, rank, d_ff, output rank): whole tiles, odd everything, ranks of one and beyond the fused kernel
 SHAPES = [
@@ -30,6 +36,12 @@ FFNS = [("2:4", "ste"), ("2:4", "masked"), (None, "ste")]
 def error(actual: Tensor, expected: Tensor) -> float:
     """Relative, in the Frobenius norm."""
     return float((actual.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
+
+
+def same(actual: Tensor, expected: Tensor) -> None:
+    """Equal, NaN to NaN."""
+    assert actual.dtype == expected.dtype
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def inputs(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
@@ -74,7 +86,7 @@ def test_agrees_with_the_reference(
 
 
 @pytest.mark.parametrize("sparsity", ["2:4", None])
-@pytest.mark.parametrize("shape", [(33, 16, 264, 16), (9, 300, 24, 8)])
+@pytest.mark.parametrize("shape", [(33, 16, 264, 16), (9, 300, 24, 8), (300, 8, 136, 8)])
 def test_exact_where_products_are_exact(sparsity: Any, shape: tuple[int, ...], device: torch.device) -> None:
     """Integers: no rounding anywhere, so ties are ties and the choice itself must agree."""
     tokens, rank, features, out_rank = shape
@@ -103,6 +115,58 @@ def test_hidden_features_leave_the_product_packed(
     expected_values, expected_meta = pack_24(relu2_sparsify_24(z @ up.T))
     assert torch.equal(meta, expected_meta)
     assert torch.equal(values, expected_values)
+
+
+# infinities meet the zeros that fill up a tile, and the interpreter's numpy says so
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_special_pre_activations_in_every_order(dtype: torch.dtype, device: torch.device) -> None:
+    """``z`` is one, so that ``up`` itself is the pre-activation; what is kept, where and how it is packed is exact."""
+    values = torch.tensor([-math.inf, 2.0, math.inf, math.nan], dtype=dtype, device=device)
+    x = torch.cartesian_prod(values, values, values, values).view(1, -1)
+    one, up = torch.ones(1, 1, dtype=dtype, device=device), x.t().contiguous()
+    expected = relu2_sparsify_24(x, backend="reference")
+    same(ffn.hidden(one, up, True), expected)
+    same(ffn.hidden(one, up, False), x.relu() * x.relu())
+    kept, meta = x.new_empty((1, x.shape[1] // 2)), x.new_empty((1, x.shape[1] // 8), dtype=torch.uint8)
+    ffn.hidden_packed(one, up, kept, meta)
+    expected_kept, expected_meta = pack_24(expected, backend="reference")
+    assert torch.equal(meta, expected_meta)
+    same(kept, expected_kept)
+    hidden, grad = ffn.hidden_backward(one, up, torch.ones_like(up), one, True, True)
+    same(hidden, expected)
+    same(grad, torch.where(keep_mask_24(x.relu() * x.relu(), 1), 2 * x.relu(), 0))
+
+
+@triton.jit
+def places_kernel(order_ptr, members_ptr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Which program has a tile, and the members of the groups 3 to 10 of features that stand for themselves."""
+    row, column = own_tile(ROWS, COLUMNS)
+    tl.store(order_ptr + row * COLUMNS + column, tl.program_id(0))
+    x = member_major(3, 8)[None, :] + 100 * tl.arange(0, 2)[:, None]
+    a, b, c, d = split_members(x)
+    place = 4 * tl.arange(0, 8)[None, :] + 32 * tl.arange(0, 2)[:, None]
+    tl.store(members_ptr + place, a)
+    tl.store(members_ptr + place + 1, b)
+    tl.store(members_ptr + place + 2, c)
+    tl.store(members_ptr + place + 3, d)
+    back = tl.arange(0, 32)[None, :] + 32 * tl.arange(0, 2)[:, None]
+    tl.store(members_ptr + 64 + back, join_members(a, b, c, d) - x)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 5), (8, 2), (19, 4)])
+def test_every_tile_is_one_programs_and_members_are_those_of_groups(
+    rows: int, columns: int, device: torch.device
+) -> None:
+    order = torch.full((rows, columns), -1, dtype=torch.int32, device=device)
+    members = torch.full((4, 32), -1, dtype=torch.int32, device=device)
+    places_kernel[(rows * columns,)](order, members, ROWS=rows, COLUMNS=columns)
+    assert order.flatten().sort().values.tolist() == list(range(rows * columns))
+    # the first eight rows come before the ninth, and column by column
+    assert order[: min(rows, 8), 0].tolist() == list(range(min(rows, 8)))
+    assert members[0].tolist() == list(range(12, 44))
+    assert members[1].tolist() == list(range(112, 144))
+    assert not members[2:].any()
 
 
 @pytest.mark.parametrize("rank", [16, 300])

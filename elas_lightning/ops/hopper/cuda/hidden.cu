@@ -1,0 +1,110 @@
+// The packed form (fragments.py) of S(relu(z upT)^2) for ranks up to R = 64 K, at most 512: the tokens' z stays in
+// shared memory, features stream by. While a tile's products run, the tile before is squared, chosen from and written.
+//
+// A cluster has the features of one part of ``parts``, so that few tokens fill a GPU, too.
+
+constexpr int K = R / 64;
+constexpr int FREE_SLOTS = (224 * 1024 - R * 2 * TOKENS) / BOX;
+constexpr int SLOTS = FREE_SLOTS > 12 ? 12 : FREE_SLOTS;
+
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
+    kernel(const __grid_constant__ TensorMap z_map, const __grid_constant__ TensorMap up_map, uint4* values, uint2* codes,
+           int token_blocks, int feature_blocks, int steps, int parts) {
+  extern __shared__ char raw[];
+  const uint32_t z_at = (shared_address(raw) + 1023) & ~1023u;
+  Ring ring(z_at + R * 2 * TOKENS, SLOTS, BOX);
+  const uint32_t z_full = ring.end();
+  const int group = threadIdx.x / 128, rank = cluster_rank();
+  if (threadIdx.x == 0) {
+    ring.init();
+    bar_init(z_full, 1);
+    bars_are_made();
+  }
+  cluster_sync();
+  const int token_block = blockIdx.x / CLUSTER / parts * CLUSTER + rank, part = blockIdx.x / CLUSTER % parts;
+  const int begin = feature_blocks * part / parts, end = feature_blocks * (part + 1) / parts;
+  if (group == 0) {
+    fewer_registers<FEW>();
+    if (threadIdx.x == 0) {
+      bar_expect(z_full, R * 2 * TOKENS);
+      for (int k = 0; k < K; ++k) load(z_at + k * BOX, &z_map, k * 64, token_block * TOKENS, z_full);
+      for (int block = begin; block < end; ++block)
+        for (int k = 0; k < K; ++k) {
+          const uint32_t bar = ring.reserve();
+          load_groups_both(ring.slot() + rank * (BOX / 2), &up_map, k * 64, block * 8 + rank * 4, bar);
+          ring.advance();
+        }
+    }
+  } else {
+    more_registers<MANY>();
+    const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, half = group - 1, q = lane & 3;
+    const bool odd = lane & 1, writes = token_block < token_blocks;
+    const size_t rows16 = token_block * 8 + half * 4 + warp;
+    uint4* value = values + (rows16 * steps + begin * 2) * 64 + lane;
+    uint2* code = codes + (rows16 * steps + begin * 2) * 16 + lane / 4 * 2 + odd;
+    float x[2][64];
+    uint4 v;
+    uint32_t first_codes, word;
+    bool first = true;
+    bar_wait(z_full, 0);
+    // sixteen features of a finished tile
+    auto finish = [&](const float (&y)[64], int i, int block) {
+      const Packed p = pack(y + 8 * i, q);
+      if (i % 2 == 0) {
+        v.x = p.upper;
+        v.y = p.lower;
+        first_codes = p.code;
+        return;
+      }
+      v.z = p.upper;
+      v.w = p.lower;
+      const uint32_t codes32 = gather_codes(first_codes, p.code, odd);
+      const bool inside = writes && block * 2 + i / 4 < steps;
+      if (inside) value[i / 2 * 32] = v;
+      if (i % 4 == 1) word = codes32;
+      else if (inside && !(lane & 2)) code[i / 4 * 16] = make_uint2(word, codes32);
+      if (i == 7) {
+        value += 128;
+        code += 32;
+      }
+    };
+    // the products of one tile into y, with what was computed before, in o, finished meanwhile
+    auto tile = [&](float (&y)[64], float (&o)[64], int block, bool multiplies, bool finishes) {
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        if (multiplies) {
+          ring.await();
+          const uint64_t a = operand(z_at + k * BOX + half * (BOX / 2)), b = operand(ring.slot());
+          fence();
+#pragma unroll
+          for (int j = 0; j < 4; ++j) dense_128(y, a + 2 * j, b + 2 * j, k > 0 || j > 0);
+          commit();
+          ring.advance();
+          wait<1>();
+          if (!first) ring.release(thread);
+          first = false;
+        } else if (k == 0) {
+          wait<0>();
+        }
+        if (finishes) {
+          if (k == 0) settle(o);
+#pragma unroll
+          for (int i = 8 * k / K; i < 8 * (k + 1) / K; ++i) finish(o, i, block - 1);
+        }
+      }
+    };
+    tile(x[0], x[1], begin, true, false);
+    int block = begin + 1;
+    for (; block + 1 < end; block += 2) {
+      tile(x[1], x[0], block, true, true);
+      tile(x[0], x[1], block + 1, true, true);
+    }
+    if (block < end) {
+      tile(x[1], x[0], block, true, true);
+      tile(x[0], x[1], block + 1, false, true);
+    } else {
+      tile(x[1], x[0], block, false, true);
+    }
+  }
+  cluster_sync();
+}

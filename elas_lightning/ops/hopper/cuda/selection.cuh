@@ -1,0 +1,68 @@
+// Squared ReLU and the choice of two of four, for two rows of tokens at once: the halves of a 32-bit word.
+
+#define BINARY(name, instruction)                                        \
+  __device__ __forceinline__ uint32_t name(uint32_t a, uint32_t b) {     \
+    uint32_t c;                                                          \
+    asm(instruction " %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));          \
+    return c;                                                            \
+  }
+BINARY(times, "mul.rn." P16)
+BINARY(plus, "add.rn." P16)
+BINARY(least, "min." P16)
+BINARY(at_least, "set.ge.u32." P16)
+
+__device__ __forceinline__ uint32_t rounded(float low, float high) {
+  uint32_t x;
+  asm("cvt.rn." P16 ".f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low));
+  return x;
+}
+// volatile: not to be put off until the accumulators are written again
+__device__ __forceinline__ uint32_t relu(float low, float high) {
+  uint32_t x;
+  asm volatile("cvt.rn.relu." P16 ".f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low));
+  return x;
+}
+
+// Where member m of a thread's group of four stands among the eight accumulators of sixteen features; two further is
+// the same feature of the row eight below.
+__device__ __forceinline__ constexpr int place(int m) { return 4 * (m / 2) + m % 2; }
+
+__device__ __forceinline__ void relu2(const float* x, uint32_t (&h)[4]) {
+#pragma unroll
+  for (int m = 0; m < 4; ++m) {
+    h[m] = relu(x[place(m)], x[place(m) + 2]);
+    h[m] = times(h[m], h[m]);
+  }
+}
+
+struct Kept {
+  uint32_t a, b, c, d;
+};
+// Who is among the two largest: who is beaten by at most one. The earlier wins a tie; NaN counts as infinity.
+__device__ __forceinline__ Kept two_of(const uint32_t (&h)[4]) {
+  const uint32_t a = least(h[0], INFINITE), b = least(h[1], INFINITE), c = least(h[2], INFINITE), d = least(h[3], INFINITE);
+  const uint32_t ab = at_least(a, b), ac = at_least(a, c), ad = at_least(a, d);
+  const uint32_t bc = at_least(b, c), bd = at_least(b, d), cd = at_least(c, d);
+  return {(ab & ac) | (ab & ad) | (ac & ad), (~ab & bc) | (~ab & bd) | (bc & bd),
+          (~ac & ~bc) | (~ac & cd) | (~bc & cd), (~ad & ~bd) | (~ad & ~cd) | (~bd & ~cd)};
+}
+
+// One group of a thread, packed: two values for each of the two rows, and their codes where thread q of four has them.
+struct Packed {
+  uint32_t upper, lower, code;
+};
+__device__ __forceinline__ Packed pack(const float* x, int q) {
+  uint32_t h[4];
+  relu2(x, h);
+  const Kept k = two_of(h);
+  const uint32_t first = (h[0] & k.a) | (~k.a & ((h[1] & k.b) | (~k.b & h[2])));
+  const uint32_t second = (h[3] & k.d) | (~k.d & ((h[2] & k.c) | (~k.c & h[1])));
+  const uint32_t code = (~k.a & k.b & 0x00010001u) | (~k.a & ~k.b & 0x00020002u) | ((k.d | ~k.c) & 0x00040004u) |
+                        ((k.d | k.c) & 0x00080008u);
+  return {__byte_perm(first, second, 0x5410), __byte_perm(first, second, 0x7632), code << 4 * q};
+}
+// The codes of 32 features from the four threads that hold them: even threads get the first sixteen, odd ones the rest.
+__device__ __forceinline__ uint32_t gather_codes(uint32_t first, uint32_t second, bool odd) {
+  const uint32_t mine = (odd ? second : first) | __shfl_xor_sync(~0u, odd ? first : second, 1);
+  return mine | __shfl_xor_sync(~0u, mine, 2);
+}
