@@ -15,7 +15,7 @@ from elas_lightning.nn.weights_config import COMPOSED, WeightsConfig
 
 FFNKind = Literal["swiglu", "relu2", "relu", "gelu", "silu"]
 Initialization = Literal["xavier", "cola", "spectral", "wide_lowrank"]
-Backend = Literal["auto", "reference", "triton", "cusparselt", "cusparselt_compress"]
+Backend = Literal["auto", "reference", "triton", "hopper", "cusparselt", "cusparselt_compress"]
 Storage = Literal["dense", "packed", "recompute"]
 Checkpointing = Literal["none", "block", "bottleneck"]
 

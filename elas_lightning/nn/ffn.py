@@ -254,6 +254,11 @@ def ffn_path(config: ModelConfig, device: torch.device, choice: BackendChoice | 
             "recompute",
         ): "fused_kernel at the ranks it covers, else hidden_kernel and a library product; "
         "hidden_backward_kernel and library products in backward; nothing d_ff wide kept",
+        (
+            "hopper",
+            "recompute",
+        ): "one CUDA kernel chooses 2:4 in registers and multiplies on the sparse tensor cores at ranks to 256, above them "
+        f"one packs and one multiplies; a CUDA kernel and {backward}; nothing d_ff wide kept",
         ("cusparselt", "packed"): f"{sparse_product}, which are kept as they are; {backward}",
         (
             "cusparselt",

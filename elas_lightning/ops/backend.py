@@ -13,7 +13,7 @@ import torch
 from elas_lightning.errors import UserError
 from elas_lightning.ops.measured import Case, bucket, device_name, measurements, nearest
 
-BACKENDS = ("auto", "reference", "triton", "cusparselt", "cusparselt_compress")
+BACKENDS = ("auto", "reference", "triton", "hopper", "cusparselt", "cusparselt_compress")
 # What the kernels are compiled for in the tests; below it the hardware has no bfloat16 and no 2:4 product.
 _OLDEST_CAPABILITY = (8, 0)
 _OTHERWISE = "choose reference (any device), triton (CUDA) or auto"
@@ -69,7 +69,24 @@ def resolve_backend(
         return BackendChoice(requested, chosen, why, kept)
     if requested in BACKENDS:
         return BackendChoice(requested, requested, _runs(requested, device), kept)
-    raise UserError(f"backend {requested!r} is unknown: {_OTHERWISE}, or cusparselt (CUDA, fp16 and bf16)")
+    raise UserError(f"backend {requested!r} is unknown: {_OTHERWISE}, or hopper or cusparselt (CUDA, fp16 and bf16)")
+
+
+def check_sparse_product_dtype(x: torch.Tensor, backend: str) -> None:
+    """Refuse what the sparse tensor cores do not multiply in full precision.
+
+    Args:
+        x: An operand.
+        backend: Whose it is.
+
+    Raises:
+        UserError: Neither float16 nor bfloat16 (a ValueError, too).
+    """
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        raise UserError(
+            f"backend {backend!r} computes float16 and bfloat16, not {x.dtype}: choose triton or reference, "
+            "or a 16-bit precision"
+        )
 
 
 def check_kernel_dtype(x: torch.Tensor) -> None:
@@ -141,8 +158,16 @@ def _runs(backend: str, device: torch.device) -> str:
     if device.type != "cuda":
         raise UserError(f"{cannot}it needs a CUDA device, this is {device.type}{otherwise}")
     capability = torch.cuda.get_device_capability(device)
+    found = ".".join(map(str, capability))
+    if backend == "hopper":
+        from elas_lightning.ops.hopper.compiler import library
+
+        if capability != (9, 0):
+            raise UserError(f"{cannot}it needs compute capability 9.0, this device has {found}{otherwise}")
+        if library() is None:
+            raise UserError(f"{cannot}NVRTC is not installed (pip install nvidia-cuda-nvrtc){otherwise}")
+        return "named"
     if capability < _OLDEST_CAPABILITY:
-        found = ".".join(map(str, capability))
         raise UserError(f"{cannot}it needs compute capability 8.0, this device has {found}{otherwise}")
     if backend.startswith("cusparselt") and not torch.backends.cusparselt.is_available():
         raise UserError(f"{cannot}this torch ({torch.__version__}) is built without cuSPARSELt{otherwise}")

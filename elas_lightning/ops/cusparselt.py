@@ -73,22 +73,6 @@ _DEFAULT = Plan(alg_id=0, split_k=1, split_k_mode=-1)
 PLANS = PlanCache(limit=256)
 
 
-def check_cusparselt_dtype(x: Tensor) -> None:
-    """Refuse what this path does not compute.
-
-    Args:
-        x: An operand.
-
-    Raises:
-        UserError: Neither float16 nor bfloat16 (a ValueError, too).
-    """
-    if x.dtype not in (torch.float16, torch.bfloat16):
-        raise UserError(
-            f"backend 'cusparselt' computes float16 and bfloat16, not {x.dtype}: choose triton or reference, "
-            "or a 16-bit precision"
-        )
-
-
 def _pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
     """Zeros below and to the right, up to a size; the matrix itself where it has that size."""
     below, right = rows - matrix.shape[0], columns - matrix.shape[1]
@@ -121,6 +105,9 @@ class CompressSteps(TritonSteps):
     """``cusparselt_compress``: dense hidden features, compressed by the library. Nothing of it can be kept packed."""
 
     backend = "cusparselt_compress"
+
+    def most_tokens(self, up_FR: Tensor, down_FO: Tensor, sparse: bool, backward: bool) -> int:
+        return self.within_workspace(up_FR) if sparse else super().most_tokens(up_FR, down_FO, sparse, backward)
 
     def own_down(self, down_FO: Tensor) -> Tensor:
         return down_FO if down_FO.t().is_contiguous() else down_FO.contiguous()

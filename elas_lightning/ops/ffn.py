@@ -13,14 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elas_lightning.errors import UserError
-from elas_lightning.ops.backend import check_kernel_dtype, resolve_backend
-from elas_lightning.ops.cusparselt import check_cusparselt_dtype
+from elas_lightning.ops.backend import check_kernel_dtype, check_sparse_product_dtype, resolve_backend
 from elas_lightning.ops.measured import Case, Direction
 from elas_lightning.ops.sparsify import Gradient, check_gradient, relu2_sparsify_24, sparsify_24
 from elas_lightning.ops.storage import stored_ffn
 
 Activation = Literal["relu2", "relu", "gelu", "silu"]
 Storage = Literal["dense", "packed", "recompute"]
+# Backends of the sparse tensor cores: for 2:4 after squared ReLU, in 16 bits, and without dense hidden features.
+_SPARSE_PRODUCTS = ("hopper", "cusparselt", "cusparselt_compress")
 
 
 def _relu2(x: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ def lowrank_ffn(
     case = ffn_case(z, up, sparsity, training) if activation == "relu2" else None
     choice = resolve_backend(backend, z.device, case, storage)
     chosen, storage = choice.chosen, choice.storage or storage  # type: ignore[assignment]
-    if chosen.startswith("cusparselt"):
+    if chosen in _SPARSE_PRODUCTS:
         _check_sparse_product(chosen, activation, storage, training)
         if storage == "dense":
             storage = "recompute"  # nothing is kept without gradients
@@ -115,8 +116,8 @@ def lowrank_ffn(
             z, up, down = z.to(dtype), up.to(dtype), down.to(dtype)
         if chosen != "reference":
             check_kernel_dtype(z)
-        if chosen.startswith("cusparselt"):
-            check_cusparselt_dtype(z)
+        if chosen in _SPARSE_PRODUCTS:
+            check_sparse_product_dtype(z, chosen)
         sparse, masked, packed = sparsity is not None, gradient == "masked", storage == "packed"
         out, _, _ = stored_ffn(z, up, down, sparse, masked, packed, chosen)
         return out
@@ -152,10 +153,9 @@ def _check_sparse_product(backend: str, activation: str, storage: str, training:
             f"backend {backend!r} makes no dense hidden features to keep for backward: choose ffn_storage recompute"
             + (" or packed" if backend == "cusparselt" else "")
         )
-    if storage == "packed" and backend == "cusparselt_compress":
-        raise UserError(
-            "backend 'cusparselt_compress' packs in a form that only cuSPARSELt reads: choose ffn_storage recompute"
-        )
+    if storage == "packed" and backend != "cusparselt":
+        reader = "only cuSPARSELt reads" if backend == "cusparselt_compress" else "its next kernel alone reads"
+        raise UserError(f"backend {backend!r} packs in a form that {reader}: choose ffn_storage recompute")
 
 
 def _check_storage(storage: str, activation: str, sparsity: str | None, features: int) -> None:

@@ -7,6 +7,8 @@ Shape suffixes: t tokens of a chunk, R rank, F hidden features, O output rank, K
 
 from __future__ import annotations
 
+import sys
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,10 +17,18 @@ from elas_lightning.ops.packing import pack_24, unpack_24
 from elas_lightning.ops.reference import keep_mask_24, zero_dropped
 
 
+# Bytes that the d_ff-wide workspaces of one chunk may have on a GPU: large chunks keep it busy, and there are few launches.
+_WORKSPACE = 2**29
+
+
 class PlainSteps:
     """Plain PyTorch: the specification of the others. Matrices come in contiguous, ``down`` as ``own_down`` has it."""
 
     backend = "reference"
+
+    def most_tokens(self, up_FR: Tensor, down_FO: Tensor, sparse: bool, backward: bool) -> int:
+        """How many tokens a chunk may have where that is more than the usual (``ops/storage.py``); 0 if it is not."""
+        return 0
 
     def empty_kept(self, like: Tensor, tokens: int, features: int) -> tuple[Tensor, Tensor]:
         """Room for the packed hidden features of so many tokens, to be filled chunk by chunk along the first axis."""
@@ -71,6 +81,18 @@ class TritonSteps(PlainSteps):
     """The kernels of ``ops/kernels/ffn.py``."""
 
     backend = "triton"
+
+    def most_tokens(self, up_FR: Tensor, down_FO: Tensor, sparse: bool, backward: bool) -> int:
+        from elas_lightning.ops.kernels import ffn
+
+        if not backward and ffn.is_fused(up_FR, down_FO):
+            return sys.maxsize  # no workspace
+        return self.within_workspace(up_FR)
+
+    @staticmethod
+    def within_workspace(up_FR: Tensor) -> int:
+        """As many tokens as have room for two tensors that are d_ff wide."""
+        return _WORKSPACE // (2 * up_FR.shape[0] * up_FR.element_size())
 
     def forward(self, z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
         from elas_lightning.ops.kernels import ffn

@@ -35,6 +35,10 @@ def _steps(backend: str) -> PlainSteps:
         return PlainSteps()
     if backend == "triton":
         return TritonSteps()
+    if backend == "hopper":
+        from elas_lightning.ops.hopper.steps import HopperSteps
+
+        return HopperSteps()
     from elas_lightning.ops.cusparselt import CompressSteps, DirectSteps
 
     return DirectSteps() if backend == "cusparselt" else CompressSteps()
@@ -53,7 +57,7 @@ def stored_ffn(
         sparse: Whether S is the 2:4 step, F then a multiple of 4, or nothing.
         masked: Whether dropped entries carry no gradient, or (straight-through) the step is the identity.
         packed: Whether the packed hidden features are kept; needs ``sparse`` and F a multiple of 8.
-        backend: ``reference``, ``triton``, ``cusparselt`` or ``cusparselt_compress``.
+        backend: ``reference``, ``triton``, ``hopper``, ``cusparselt`` or ``cusparselt_compress``.
 
     Returns:
         ``(..., O)``; and, for backward alone, what is kept: ``values (T, K)`` and ``meta (T, M)``, or with
@@ -62,14 +66,14 @@ def stored_ffn(
     """
     steps = _steps(backend)
     z_TR, up_FR, down_FO = z.reshape(-1, z.shape[-1]).contiguous(), up.contiguous(), steps.own_down(down)
-    out_TO = z.new_empty((z_TR.shape[0], down.shape[1]))
     values, meta = _kept(z, up, packed, backend)
-    for start in range(0, z_TR.shape[0], CHUNK_TOKENS):
-        chunk = slice(start, start + CHUNK_TOKENS)
+    outs = []
+    for chunk in _chunks(z_TR, 0 if packed else steps.most_tokens(up_FR, down_FO, sparse, backward=False)):
         if packed:
-            out_TO[chunk] = steps.forward_keeping(z_TR[chunk], up_FR, down_FO, values[chunk], meta[chunk])
+            outs.append(steps.forward_keeping(z_TR[chunk], up_FR, down_FO, values[chunk], meta[chunk]))
         else:
-            out_TO[chunk] = steps.forward(z_TR[chunk], up_FR, down_FO, sparse)
+            outs.append(steps.forward(z_TR[chunk], up_FR, down_FO, sparse))
+    out_TO = torch.cat(outs) if len(outs) > 1 else outs[0].contiguous()
     return out_TO.reshape(*z.shape[:-1], down.shape[1]), values, meta
 
 
@@ -90,15 +94,11 @@ def stored_ffn_backward(
     steps = _steps(backend)
     z_TR, up_FR, down_FO = z.reshape(-1, z.shape[-1]).contiguous(), up.contiguous(), down.contiguous()
     grad_TO = grad.reshape(-1, grad.shape[-1]).contiguous()
-    grad_z_TR = torch.empty_like(z_TR)
+    grads_z, sums = [], None
+    chunks = _chunks(z_TR, 0 if packed else steps.most_tokens(up_FR, down_FO, sparse, backward=True))
     # Sums over chunks are kept in float32, so that their number does not show in the result.
-    wide = torch.promote_types(z.dtype, torch.float32)
-    grad_up_FR, grad_down_FO = (
-        up_FR.new_zeros(up.shape, dtype=wide),
-        down_FO.new_zeros(down.shape, dtype=wide),
-    )
-    for start in range(0, z_TR.shape[0], CHUNK_TOKENS):
-        chunk = slice(start, start + CHUNK_TOKENS)
+    wide = torch.promote_types(z.dtype, torch.float32) if len(chunks) > 1 else z.dtype
+    for chunk in chunks:
         z_tR, grad_tO = z_TR[chunk], grad_TO[chunk]
         if packed:
             hidden_tF = steps.unpack(values[chunk], meta[chunk], z_tR.shape[0], up.shape[0])
@@ -106,10 +106,23 @@ def stored_ffn_backward(
             grad_tF = F.linear(grad_tO, down_FO).mul_(relu_tF).mul_(2)
         else:
             hidden_tF, grad_tF = steps.hidden_backward(z_tR, up_FR, down_FO, grad_tO, sparse, masked)
-        grad_z_TR[chunk] = grad_tF @ up_FR
-        grad_up_FR += grad_tF.t() @ z_tR
-        grad_down_FO += hidden_tF.t() @ grad_tO
-    return grad_z_TR.reshape(z.shape), grad_up_FR.to(up.dtype), grad_down_FO.to(down.dtype)
+        grads_z.append(grad_tF @ up_FR)
+        products = [(grad_tF.t() @ z_tR).to(wide), (grad_tO.t() @ hidden_tF).to(wide)]
+        sums = products if sums is None else [sum_.add_(more) for sum_, more in zip(sums, products, strict=True)]
+    assert sums is not None
+    grad_z_TR = torch.cat(grads_z) if len(grads_z) > 1 else grads_z[0]
+    grad_down_FO = sums[1].t().to(down.dtype)
+    like_down = torch.empty_like(down)
+    # in the order of ``down``, which of a model's weight is the transposed one
+    if like_down.stride() != grad_down_FO.stride():
+        grad_down_FO = like_down.copy_(grad_down_FO)
+    return grad_z_TR.reshape(z.shape), sums[0].to(up.dtype), grad_down_FO
+
+
+def _chunks(z_TR: Tensor, most: int) -> list[slice]:
+    """At least one, so that there is something to return where there are no tokens."""
+    size = max(CHUNK_TOKENS, most)
+    return [slice(start, start + size) for start in range(0, max(1, z_TR.shape[0]), size)]
 
 
 def _kept(z: Tensor, up: Tensor, packed: bool, backend: str) -> tuple[Tensor, Tensor]:
@@ -130,7 +143,7 @@ def _(
     z: Tensor, up: Tensor, down: Tensor, values: Tensor, meta: Tensor, grad: Tensor,
     sparse: bool, masked: bool, packed: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return z.new_empty(z.shape), up.new_empty(up.shape), down.new_empty(down.shape)
+    return z.new_empty(z.shape), up.new_empty(up.shape), torch.empty_like(down)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -86,7 +86,7 @@ SPARSE = {"ffn_rank": 128, "ffn": "relu2"}
         ({"ffn_storage": "disk"}, r"ffn_storage = 'disk' .* dense, packed, recompute"),
         ({"ffn_storage": "recompute"}, r"ffn_storage = 'recompute' .* needs ffn relu2, not swiglu"),
         ({"ffn_storage": "packed", "ffn": "relu2"}, r"ffn_storage = 'packed' .* ffn_hidden in sparsity"),
-        ({"backend": "cuda"}, r"backend = 'cuda' .* auto, reference, triton, cusparselt"),
+        ({"backend": "cuda"}, r"backend = 'cuda' .* auto, reference, triton, hopper, cusparselt"),
         (
             {"bottleneck_activation": "silu"},
             r"bottleneck_activation = 'silu' .* set attention_rank or ffn_rank",

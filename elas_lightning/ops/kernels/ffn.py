@@ -219,9 +219,15 @@ def hidden(z_TR: Tensor, up_FR: Tensor, sparse: bool) -> Tensor:
     return hidden_TF
 
 
+def is_fused(up_FR: Tensor, down_FO: Tensor) -> bool:
+    """Whether ``forward`` is one kernel, which writes no hidden features."""
+    largest = largest_fused_rank(up_FR.dtype, shared_memory(up_FR.device))
+    return max(up_FR.shape[1], down_FO.shape[1]) <= largest
+
+
 def forward(z_TR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
     """``S(relu(z upᵀ)**2) down``: by one kernel where the ranks allow it, else by a kernel and a library product."""
-    if max(up_FR.shape[1], down_FO.shape[1]) <= largest_fused_rank(z_TR.dtype, shared_memory(z_TR.device)):
+    if is_fused(up_FR, down_FO):
         return fused(z_TR, up_FR, down_FO, sparse)
     return hidden(z_TR, up_FR, sparse) @ down_FO
 

@@ -1,11 +1,11 @@
-// out = h down on the sparse tensor cores, h in the packed form of fragments.py, N outputs (128 or 256) a program.
+// out = h down on the sparse tensor cores, h in the packed form of fragments.py, WIDTH outputs (128 or 256) a program.
 //
 // A thread loads the values and codes that the matrix instruction wants of it straight into its registers, several
 // steps of 64 features ahead; ``down`` passes through shared memory.
 
-constexpr int SLOT = N * ROW;
-constexpr int SLOTS = N == 256 ? 6 : 8;
-constexpr int SETS = N == 256 ? 6 : 8;  // of registers: one is read, one may still be, the others are on their way
+constexpr int SLOT = WIDTH * ROW;
+constexpr int SLOTS = WIDTH == 256 ? 6 : 8;
+constexpr int SETS = WIDTH == 256 ? 6 : 8;  // of registers: one is read, one may still be, the others are on their way
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     kernel(const __grid_constant__ TensorMap down_map, const uint4* values, const uint2* codes, uint32_t* out, int tokens,
@@ -18,14 +18,14 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     bars_are_made();
   }
   cluster_sync();
-  const int columns = (out_width + N - 1) / N, cluster = blockIdx.x / CLUSTER;
+  const int columns = (out_width + WIDTH - 1) / WIDTH, cluster = blockIdx.x / CLUSTER;
   const int token_block = cluster / columns * CLUSTER + rank, column_block = cluster % columns;
   if (group == 0) {
     fewer_registers<FEW>();
     if (threadIdx.x == 0)
       for (int step = 0; step < steps; ++step) {
         const uint32_t bar = ring.reserve();
-        load_both(ring.slot() + rank * (SLOT / 2), &down_map, step * 64, column_block * N + rank * (N / 2), bar);
+        load_both(ring.slot() + rank * (SLOT / 2), &down_map, step * 64, column_block * WIDTH + rank * (WIDTH / 2), bar);
         ring.advance();
       }
   } else {
@@ -37,9 +37,9 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     const uint2* code = codes + rows16 * steps * 16 + lane / 4 * 2 + (lane & 1);
     uint32_t a[SETS][2][4];
     uint2 e[SETS];
-    float d[N / 2];
+    float d[WIDTH / 2];
 #pragma unroll
-    for (int i = 0; i < N / 2; ++i) d[i] = 0;
+    for (int i = 0; i < WIDTH / 2; ++i) d[i] = 0;
     settle(d);
     int loaded = 0;
     auto fetch = [&](uint32_t (&to)[2][4], uint2& codes64) {
@@ -62,8 +62,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
           ring.await();
           const uint64_t b = operand(ring.slot());
           fence();
-          sparse<N>(d, a[u][0], b, e[u].x);
-          sparse<N>(d, a[u][1], b + 4, e[u].y);
+          sparse<WIDTH>(d, a[u][0], b, e[u].x);
+          sparse<WIDTH>(d, a[u][1], b + 4, e[u].y);
           commit();
           ring.advance();
           wait<1>();
@@ -73,9 +73,9 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     }
     wait<0>();
     settle(d);
-    const int row = token_block * TOKENS + half * 64 + warp * 16 + lane / 4, column = column_block * N + 2 * (lane & 3);
+    const int row = token_block * TOKENS + half * 64 + warp * 16 + lane / 4, column = column_block * WIDTH + 2 * (lane & 3);
 #pragma unroll
-    for (int j = 0; j < N / 8; ++j)
+    for (int j = 0; j < WIDTH / 8; ++j)
 #pragma unroll
       for (int i = 0; i < 2; ++i)
         if (row + 8 * i < tokens && column + 8 * j < out_width)

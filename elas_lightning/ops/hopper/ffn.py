@@ -1,0 +1,200 @@
+"""The kernels in ``cuda/`` as functions of tensors, 16 bits wide, contiguous.
+
+Which one runs is a matter of the ranks alone. Up to ``FUSED_RANK`` one kernel goes from ``z`` to the output, and backward
+keeps its tokens in shared memory. Above it the hidden features pass through memory once, packed, and up to
+``RESIDENT_RANK`` their tokens are still held.
+
+Shape suffixes: T tokens, R rank, F hidden features, O output rank.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from elas_lightning.ops.hopper.compiler import Source
+from elas_lightning.ops.hopper.driver import group_map, launch, row_map
+from elas_lightning.ops.hopper.fragments import FEATURES, TOKENS, empty_fragments, round_up
+
+FUSED_RANK = 256
+RESIDENT_RANK = 512
+CLUSTER = 2
+_THREADS = 384
+# Slots in shared memory are 128 rows of 64 numbers; so much is left for them and for what stays.
+_BOX = TOKENS * 128
+_ROOM = 224 * 1024
+# Alignment of the slots, and barriers.
+_BESIDE = 1024 + 256
+
+
+def fused_source(rank: int, half: bool) -> Source:
+    """``fused.cu`` for ranks up to ``rank``, 128 or 256."""
+    return Source("fused", (("R", rank),), dense=(128,), sparse=(rank,), half=half)
+
+
+def hidden_source(rank: int, half: bool) -> Source:
+    """The kernel that packs hidden features for a rank, a multiple of 64."""
+    if rank <= RESIDENT_RANK:
+        return Source("hidden", (("R", rank),), dense=(128,), half=half)
+    return Source("hidden_streamed", (), dense=(256,), half=half)
+
+
+def multiply_source(width: int, half: bool) -> Source:
+    """``multiply.cu`` for so many outputs a program, 128 or 256."""
+    return Source("multiply", (("WIDTH", width),), sparse=(width,), half=half)
+
+
+def backward_source(rank: int, masked: bool, half: bool) -> Source:
+    """The kernel of backward for ranks up to ``rank``."""
+    if rank <= FUSED_RANK:
+        constants = (("R", fused_width(rank)), ("MASKED", int(masked)))
+        return Source("backward", constants, dense=(128,), half=half)
+    return Source("backward_streamed", (("MASKED", int(masked)),), dense=(256,), half=half)
+
+
+def fused_width(rank: int) -> int:
+    """128 or 256: what a rank is computed as."""
+    return 128 if rank <= 128 else FUSED_RANK
+
+
+def forward(z_TR: Tensor, up_FR: Tensor, down_OF: Tensor) -> Tensor:
+    """``S(relu(z upᵀ)**2) down``, ``down`` given as ``(O, F)``; F in whole groups. Returns ``(T, O)``."""
+    out_rank = down_OF.shape[0]
+    z_TR, up_FR, down_OF = _aligned(z_TR), _whole(up_FR), _aligned(down_OF)
+    if max(z_TR.shape[1], out_rank) <= FUSED_RANK:
+        return _fused(z_TR, up_FR, down_OF)[:, :out_rank]
+    return multiply(*hidden(z_TR, up_FR), z_TR.shape[0], down_OF)
+
+
+def _fused(z_TR: Tensor, up_FR: Tensor, down_OF: Tensor) -> Tensor:
+    tokens, width = z_TR.shape[0], fused_width(max(z_TR.shape[1], down_OF.shape[0]))
+    out_TO = z_TR.new_empty((tokens, width))
+    slots = 12 if width == 128 else 5
+    launch(
+        fused_source(width, z_TR.dtype == torch.float16),
+        CLUSTER * min(_clusters(z_TR.device), _ceil(tokens, CLUSTER * TOKENS)),
+        _THREADS,
+        width * 2 * TOKENS + slots * width * 128 + _BESIDE,
+        z_TR.device,
+        row_map(z_TR, TOKENS),
+        group_map(up_FR, 128 // CLUSTER),
+        row_map(down_OF, width // CLUSTER),
+        out_TO,
+        tokens,
+        _ceil(down_OF.shape[1], 128),
+    )
+    return out_TO
+
+
+def hidden(z_TR: Tensor, up_FR: Tensor) -> tuple[Tensor, Tensor]:
+    """``S(relu(z upᵀ)**2)`` in the form of ``fragments.py``; z in whole multiples of 16 bytes, F of 16."""
+    (tokens, rank), features = z_TR.shape, up_FR.shape[0]
+    values, codes = empty_fragments(z_TR, tokens, features)
+    depth, steps = _ceil(rank, 64), _ceil(features, FEATURES)
+    source = hidden_source(64 * depth, z_TR.dtype == torch.float16)
+    blocks, sets = _ceil(tokens, TOKENS), _ceil(tokens, CLUSTER * TOKENS)
+    if 64 * depth <= RESIDENT_RANK:
+        columns, slots = _ceil(features, 128), min(12, (_ROOM - 64 * depth * 2 * TOKENS) // _BOX)
+        parts = _parts(sets, columns, z_TR.device)
+        programs, shared = CLUSTER * sets * parts, 64 * depth * 2 * TOKENS + slots * _BOX
+        maps, last = (row_map(z_TR, TOKENS), group_map(up_FR, 128 // CLUSTER)), parts
+    else:
+        columns = _ceil(features, 256)
+        programs, shared = CLUSTER * min(_clusters(z_TR.device), sets * columns), 4 * 3 * _BOX
+        maps, last = (row_map(z_TR, TOKENS), group_map(up_FR, 256 // CLUSTER)), depth
+    launch(
+        source, programs, _THREADS, shared + _BESIDE, z_TR.device,
+        *maps, values, codes, blocks, columns, steps, last,
+    )  # fmt: skip
+    return values, codes
+
+
+def multiply(values: Tensor, codes: Tensor, tokens: int, down_OF: Tensor) -> Tensor:
+    """What is packed times ``down``: ``(T, O)``."""
+    out_rank, features = down_OF.shape
+    width = 128 if out_rank <= 128 else 256
+    # two outputs are written at once
+    out_TO = values.new_empty((tokens, round_up(out_rank, 2)))
+    launch(
+        multiply_source(width, values.dtype == torch.float16),
+        CLUSTER * _ceil(tokens, CLUSTER * TOKENS) * _ceil(out_rank, width),
+        _THREADS,
+        (8 if width == 128 else 6) * width * 128 + _BESIDE,
+        values.device,
+        row_map(down_OF, width // CLUSTER),
+        values,
+        codes,
+        out_TO,
+        tokens,
+        out_TO.shape[1],
+        _ceil(features, FEATURES),
+    )
+    return out_TO[:, :out_rank]
+
+
+def hidden_backward(
+    z_TR: Tensor, up_FR: Tensor, down_FO: Tensor, grad_TO: Tensor, masked: bool
+) -> tuple[Tensor, Tensor]:
+    """The hidden features again and the gradient of their pre-activations, both ``(T, F)``; F in whole groups."""
+    tokens, features = z_TR.shape[0], up_FR.shape[0]
+    z_TR, grad_TO = _aligned(z_TR), _aligned(grad_TO)
+    up_FR, down_FO = _whole(up_FR), _whole(down_FO)
+    hidden_TF, grad_TF = z_TR.new_empty((2, tokens, features)).unbind()
+    rank = max(z_TR.shape[1], grad_TO.shape[1])
+    source = backward_source(rank, masked, z_TR.dtype == torch.float16)
+    sets = _ceil(tokens, CLUSTER * TOKENS)
+    if rank <= FUSED_RANK:
+        stays, columns = 4 * fused_width(rank) * TOKENS, _ceil(features, 128)
+        slots, tile = min(10, (_ROOM - stays) // _BOX), 128
+        parts = _parts(sets, columns, z_TR.device)
+        programs, shared = CLUSTER * sets * parts, stays + slots * _BOX
+        sizes = (tokens, features, columns, parts)
+    else:
+        tile, columns = 256, _ceil(features, 256)
+        programs, shared = CLUSTER * min(_clusters(z_TR.device), sets * columns), 4 * 3 * _BOX
+        depths = _ceil(z_TR.shape[1], 64), _ceil(grad_TO.shape[1], 64)
+        sizes = (tokens, features, _ceil(tokens, TOKENS), columns, *depths)
+    launch(
+        source,
+        programs,
+        _THREADS,
+        shared + _BESIDE,
+        z_TR.device,
+        row_map(z_TR, TOKENS),
+        group_map(up_FR, tile // CLUSTER),
+        row_map(grad_TO, TOKENS),
+        group_map(down_FO, tile // CLUSTER),
+        hidden_TF,
+        grad_TF,
+        *sizes,
+    )
+    return hidden_TF, grad_TF
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+@cache
+def _clusters(device: torch.device) -> int:
+    """How many clusters run at once: a program has a multiprocessor to itself."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) // CLUSTER
+
+
+def _parts(sets: int, columns: int, device: torch.device) -> int:
+    """Into how many parts the features are split, so that few tokens fill the device."""
+    return max(1, min(columns, _clusters(device) // sets))
+
+
+def _aligned(matrix: Tensor) -> Tensor:
+    """Rows of whole multiples of 16 bytes, as bulk copies want them: zeros to the right, where there is a need."""
+    return F.pad(matrix, (0, -matrix.shape[1] % 8)) if matrix.shape[1] % 8 else matrix
+
+
+def _whole(matrix: Tensor) -> Tensor:
+    """The same with whole sixteens of features as rows."""
+    right, below = -matrix.shape[1] % 8, -matrix.shape[0] % 16
+    return F.pad(matrix, (0, right, 0, below)) if right or below else matrix
