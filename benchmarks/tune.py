@@ -30,6 +30,7 @@ sys.path.insert(
 
 from contenders import SHAPES, STORAGES, TWIN, baselines
 from measuring import measure
+from modes import compiled
 
 from elas_lightning.commands.arguments import Parser, usable_device
 from elas_lightning.errors import UserError
@@ -58,7 +59,7 @@ def make_call(case: Case, path: str) -> Callable[..., Tensor]:
     def call(z: Tensor, up: Tensor, down: Tensor) -> Tensor:
         return lowrank_ffn(z, up, down.t(), sparsity=sparsity, backend=backend, storage=storage)  # type: ignore[arg-type]
 
-    return torch.compile(call, fullgraph=True) if case.compiled else call
+    return compiled(call) if case.compiled else call
 
 
 def make_step(case: Case, path: str, device: torch.device) -> Step:
