@@ -181,6 +181,7 @@ def parse() -> argparse.Namespace:
     parser = Parser(description="Time one feed-forward network side by side.")
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["60m"])
     parser.add_argument("--tokens", nargs="+", type=at_least_one, default=[4096])
+    parser.add_argument("--compile", action="store_true", help="time torch.compile'd forms, too")
     parser.add_argument("--autotune", action="store_true", help="the twin under max-autotune, too")
     return add_options(parser, rounds=15)
 
@@ -207,8 +208,8 @@ def main() -> None:
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     record = Record("ffn", device, dtype, options.json)
-    for shape in options.shape:
-        for tokens in options.tokens:
+    for tokens in options.tokens:
+        for shape in options.shape:
             torch.manual_seed(0)
             x = torch.randn(tokens, SHAPES[shape][0], device=device, dtype=dtype, requires_grad=True)
             case = run_case(shape, tokens, options, x, record)

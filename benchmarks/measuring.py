@@ -61,28 +61,23 @@ def add_options(parser: argparse.ArgumentParser, rounds: int, in_turns: bool = T
     """What the benchmarks' command lines have in common, added and read.
 
     Args:
-        parser: With the options that are its own.
+        parser: With the options that are its own, ``--compile`` among them.
         rounds: Measured rounds where none are asked for.
-        in_turns: Whether modes are measured beside each other in one run, and not one mode a run.
+        in_turns: Whether the modes are measured beside each other in one run, and not one mode a run.
     """
     cuda = torch.cuda.is_available()
-    parser.add_argument("--only", nargs="+", help="contenders whose names contain one of these, and the twin")
+    parser.add_argument(
+        "--only", nargs="+", help="contenders whose names contain one of these; the twin runs anyway"
+    )
     if in_turns:
-        parser.add_argument("--compile", action="store_true", help="time torch.compile'd forms, too")
-        parser.add_argument("--without-eager", action="store_true", help="and the eager ones not")
+        parser.add_argument("--without-eager", action="store_true", help="leave out the eager forms")
         parser.add_argument(
             "--cuda-graph", action="store_true", help="time replays of CUDA graphs, too: compiled, else eager"
-        )
-    else:
-        parser.add_argument(
-            "--compile", action="store_true", help="time the compiled forms, not the eager ones"
         )
     parser.add_argument("--rounds", type=int, default=rounds, help="measured rounds")
     parser.add_argument("--energy", action="store_true", help="measure joules, which takes 1.5 s a figure")
     parser.add_argument(
-        "--rehearse",
-        action="store_true",
-        help="run each call once and time none, so that compilers' caches are full",
+        "--rehearse", action="store_true", help="run each call once and time none: it fills compilers' caches"
     )
     parser.add_argument("--device", type=usable_device, default="cuda" if cuda else "cpu")
     parser.add_argument("--json", type=Path, help="where to write the record, after every case")
@@ -94,7 +89,7 @@ def add_options(parser: argparse.ArgumentParser, rounds: int, in_turns: bool = T
     if in_turns and options.cuda_graph and not options.device.startswith("cuda"):
         parser.error(f"--cuda-graph needs a GPU, and --device is {options.device}")
     if options.rehearse and options.json:
-        parser.error("--rehearse times nothing, so there is nothing for --json to hold")
+        parser.error("--rehearse times nothing: leave out --json")
     return options
 
 

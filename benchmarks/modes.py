@@ -6,15 +6,21 @@ what launches cost.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from itertools import count
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 import torch
 from contenders import TWIN
 from measuring import one_line
 from torch import Tensor
+
+from elas_lightning.nn.llama import Block, Llama
+
+# How a whole model can be compiled, and what that mode is called in a record.
+COMPILED = {"whole": "compiled", "blocks": "compiled by block"}
 
 Calls = dict[tuple[str, str], Callable[[], Any]]
 Returned = TypeVar("Returned")
@@ -47,6 +53,27 @@ def compiled(function: Callable[..., Returned], **options: Any) -> Callable[...,
     torch._dynamo.config.recompile_limit = 1
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(own, fullgraph=True, dynamic=False, **options)
+
+
+def compile_blocks(model: Llama) -> None:
+    """Compile the decoder's blocks: the first is compiled, the others run as what was made of it.
+
+    Of a deep model this is far sooner done than compiling it whole; what is lost is fusion across blocks.
+    """
+    forward = compiled(Block.forward)
+    for block in model.layers:
+        block.forward = MethodType(forward, block)
+
+
+def add_compile(parser: argparse.ArgumentParser) -> None:
+    """The option that says how a whole model is compiled."""
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="whole",
+        choices=COMPILED,
+        help="in one graph (default) or block by block",
+    )
 
 
 def add_graphs(calls: Calls, mode: str, device: torch.device) -> list[dict[str, str]]:

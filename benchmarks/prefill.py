@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from contenders import FULL, SHAPES, TWIN, baselines, elas
 from measuring import Record, add_options, figures, free, host_text, measure, ratios
-from modes import Calls, add_graphs, compiled, measure_of
+from modes import COMPILED, Calls, add_compile, add_graphs, compile_blocks, compiled, measure_of
 
 from elas_lightning.commands.arguments import Parser, at_least_one
 from elas_lightning.nn import Llama, ModelConfig
@@ -36,15 +37,16 @@ def prefill(model: Llama, input_ids: Tensor) -> Tensor:
         return model.lm_head(model.hidden(input_ids)[:, -1])
 
 
-def compile_one(model: Llama, input_ids: Tensor) -> Callable[[], Tensor]:
-    """The prefill of one model, compiled and run once."""
+def compiled_prefill(model: Llama, how: str) -> Callable[[Tensor], Tensor]:
+    """The prefill of one model, compiled whole or by its blocks, which changes the model."""
 
     def call(input_ids: Tensor) -> Tensor:
         return prefill(model, input_ids)
 
-    ready = partial(compiled(call), input_ids)
-    ready()
-    return ready
+    if how == "whole":
+        return compiled(call)
+    compile_blocks(model)
+    return call
 
 
 def contenders(shape: str, options: argparse.Namespace) -> dict[str, ModelConfig]:
@@ -97,7 +99,7 @@ def run_case(shape: str, batch: int, options: argparse.Namespace, record: Record
     rows: dict[str, dict[str, Any]] = {}
     calls: Calls = {}
     absent: list[dict[str, str]] = []
-    plain = "compiled" if options.compile else "eager"
+    plain = COMPILED[options.compile] if options.compile else "eager"
     for name, config in contenders(shape, options).items():
         flops = flops_per_token(config, options.sequence)
         # the head sees one position of each prompt
@@ -113,11 +115,15 @@ def run_case(shape: str, batch: int, options: argparse.Namespace, record: Record
         if not options.without_eager:
             calls[name, "eager"] = partial(prefill, model, input_ids)
         if options.compile:
+            own = model if options.without_eager else deepcopy(model)
+            call = partial(compiled_prefill(own, options.compile), input_ids)
             try:
-                calls[name, "compiled"] = compile_one(model, input_ids)
+                call()
             except Exception as refusal:
-                reason = record.reason(f"{name}, compiled", refusal)
-                absent.append({"contender": name, "mode": "compiled", "reason": reason})
+                reason = record.reason(f"{name}, {plain}", refusal)
+                absent.append({"contender": name, "mode": plain, "reason": reason})
+            else:
+                calls[name, plain] = call
     measured: list[dict[str, Any]] = []
     if not options.rehearse:
         if options.cuda_graph:
@@ -143,6 +149,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", nargs="+", type=at_least_one, default=[4], help="prompts")
     parser.add_argument("--sequence", type=int, default=256, help="tokens a prompt")
     parser.add_argument("--vocabulary", type=int, default=32000)
+    add_compile(parser)
     return add_options(parser, rounds=10)
 
 

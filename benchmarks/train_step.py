@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from contenders import FULL, SHAPES, TWIN, baselines, elas
 from measuring import Record, add_options, figures, free, host_text, measure, ratios
 from memory import memory_split
-from modes import compiled
+from modes import COMPILED, add_compile, compile_blocks, compiled
 
 from elas_lightning.commands.arguments import Parser, at_least_one
 from elas_lightning.errors import UserError
@@ -67,7 +67,7 @@ def _make_step(
 
 
 def ours(config: ModelConfig, input_ids: Tensor, labels: Tensor, options: argparse.Namespace) -> Contender:
-    """One of our models; compiled as ``ElasModule`` compiles it: decoder, head and loss in one graph."""
+    """One of our models; compiled whole it is as ``ElasModule`` compiles it: decoder, head and loss in one graph."""
     device = input_ids.device
     torch.manual_seed(0)
     with device:
@@ -91,7 +91,9 @@ def ours(config: ModelConfig, input_ids: Tensor, labels: Tensor, options: argpar
         nll, count = linear_next_token_loss(model.hidden(input_ids), model.lm_head.weight, labels)
         return nll / count
 
-    called = partial(compiled(loss) if options.compile else loss, input_ids, labels)
+    if options.compile == "blocks":
+        compile_blocks(model)
+    called = partial(compiled(loss) if options.compile == "whole" else loss, input_ids, labels)
     return Contender(model, _make_step(model, optimizer, called, device), memory)
 
 
@@ -182,7 +184,7 @@ def run_case(shape: str, batch: int, options: argparse.Namespace, record: Record
         "layers": dense[TWIN].num_layers,
         "batch": batch,
         "sequence": options.sequence,
-        "mode": "compiled" if options.compile else "eager",
+        "mode": COMPILED[options.compile] if options.compile else "eager",
         "checkpointing": options.checkpointing,
         "contenders": rows,
     }
@@ -222,6 +224,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--checkpointing", choices=("none", "block"), default="none", help="what backward computes again"
     )
+    add_compile(parser)
     return add_options(parser, rounds=10, in_turns=False)
 
 
@@ -234,7 +237,7 @@ def main() -> None:
     )
     for shape in options.shape:
         for batch in options.batch:
-            mode = "compiled" if options.compile else "eager"
+            mode = COMPILED[options.compile] if options.compile else "eager"
             print(f"{shape}, {batch} x {options.sequence} tokens, {mode}; times as fast as:", flush=True)
             record.add(run_case(shape, batch, options, record))
             free(device)

@@ -200,8 +200,8 @@ def main() -> None:
         for tokens in options.tokens:
             for sparsity in ("2:4", None):
                 for direction in options.direction:
-                    for compiled in (False, True) if options.compile else (False,):
-                        case = Case(*sizes(shape), tokens, options.dtype, sparsity, direction, compiled)
+                    for by_compiler in (False, True) if options.compile else (False,):
+                        case = Case(*sizes(shape), tokens, options.dtype, sparsity, direction, by_compiler)
                         write(path, name, [measure_case(case, backends, device, options)])
     print(f"record: {path}")
 
