@@ -75,7 +75,7 @@ BLOCKS = ("--compile", "blocks", "--rounds", "5")
 ONE_LAYER = ("--layers", "1")
 
 PARTS = (
-    Part("ffn", 0.4, ("benchmarks/ffn.py", *COMPILED, "--rounds", "7", "--only", "-rank", *FAST),
+    Part("ffn", 0.4, ("benchmarks/ffn.py", *COMPILED, "--rounds", "7", "--only", "full-rank", "low-rank", *FAST),
          (EVERY_SHAPE, ("--tokens", ("16384", "131072"))), ()),
     Part("train_step", 0.25, ("benchmarks/train_step.py", *BLOCKS, "--batch", "64", "--energy",
                               "--only", *BOTH, *FASTEST),

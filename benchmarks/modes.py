@@ -38,8 +38,8 @@ def compiled(function: Callable[..., Returned], **options: Any) -> Callable[...,
 
     Dynamo keeps what it has compiled with a function's code. Contenders that come from one line of source
     share that cache, and from the ninth on they would run eagerly, with a warning; a second shape would be compiled
-    for any number of tokens, which is slower. The copy compiled here has code of its own, takes every shape as it is,
-    and raises where it would have to be compiled twice or fall back to Python.
+    for any number of tokens, which is slower. The copy compiled here has code of its own and takes every shape as it
+    is; where a part of it could not be compiled, or too often would have to be, it raises.
 
     Args:
         function: An ordinary function; what it closes over is shared with the copy.
@@ -50,7 +50,6 @@ def compiled(function: Callable[..., Returned], **options: Any) -> Callable[...,
     own = FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
     import torch._dynamo  # not before it is needed: it takes seconds
 
-    torch._dynamo.config.recompile_limit = 1
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(own, fullgraph=True, dynamic=False, **options)
 
