@@ -32,6 +32,8 @@ _LAUNCH_BOUND = 0.9
 _GRAPH = ", graph"
 # Where a record holds the bytes that a mode keeps.
 _KEPT = {"eager": "kept_bytes", "compiled": "kept_bytes_compiled"}
+# More panels than these are no longer read side by side.
+_PANELS = 5
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
 _TWIN = "low-rank ReLU²"
 _MIB = 2**20
@@ -332,7 +334,10 @@ def write_benchmark_report(folder: Path, out: Path) -> Path:
             if not own:
                 continue
             name = f"{path.relative_to(folder).with_suffix('')}-{kind}".replace("/", "-").replace(" ", "-")
-            figures = [_figure(speed_figure(own), plots / f"{name}-speed", f"{title}: speed")]
+            figures = [
+                _figure(speed_figure(part), plots / f"{name}-speed{word}", f"{title}: speed")
+                for word, part in _in_figures(own)
+            ]
             if any(row.memory for row in own):
                 figures.append(_figure(memory_figure(own), plots / f"{name}-memory", f"{title}: memory"))
             sections.append(
@@ -357,6 +362,14 @@ def write_benchmark_report(folder: Path, out: Path) -> Path:
         encoding="utf-8",
     )
     return page
+
+
+def _in_figures(rows: Sequence[Measurement]) -> list[tuple[str, list[Measurement]]]:
+    """What one figure shows, with an ending for its name: everything, or one number of tokens where that is much."""
+    if len({(row.shape, row.tokens) for row in rows}) <= _PANELS:
+        return [("", list(rows))]
+    counts = sorted({row.tokens for row in rows})
+    return [(f"-{count}-tokens", [row for row in rows if row.tokens == count]) for count in counts]
 
 
 def _absent(cases: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -181,6 +181,21 @@ def test_the_report_tells_launches_from_work(gpu_record: dict[str, Any], tmp_pat
     assert "ELAS, cusparselt, dense, compiled, graph: not captured: it waits" in page
 
 
+def test_many_places_are_drawn_by_their_tokens(gpu_record: dict[str, Any], tmp_path: Path) -> None:
+    (case,) = gpu_record["cases"]
+    gpu_record["cases"] = [
+        case | {"shape": shape, "tokens": tokens}
+        for shape in ("60m", "130m", "1b")
+        for tokens in (4096, 16384)
+    ]
+    (tmp_path / "ffn.json").write_text(json.dumps(gpu_record))
+    assert main(["bench", "--report", str(tmp_path), "--out", str(tmp_path / "page")]) == 0
+    assert {path.name for path in (tmp_path / "page" / "plots").glob("*.svg")} == {
+        "ffn-ffn-forward-speed-4096-tokens.svg",
+        "ffn-ffn-forward-speed-16384-tokens.svg",
+    }
+
+
 def test_what_a_mode_keeps_is_that_mode_s(gpu_record: dict[str, Any]) -> None:
     eager = copy.deepcopy(gpu_record)
     for measured in eager["cases"][0]["measured"]:
