@@ -148,8 +148,8 @@ def run_case(
             continue
         if options.cuda_graph:
             absent += [{"kind": kind, **row} for row in add_graphs(calls, plain, x.device)]
-        seconds = measure(calls, x.device, options.rounds)  # type: ignore[arg-type]
-        for (name, mode), own in seconds.items():  # type: ignore[misc]
+        seconds = measure(calls, x.device, options.rounds)
+        for (name, mode), own in seconds.items():
             found = figures(own, calls[name, mode], x.device, options.energy)
             flops = products * tokens * rows[name]["flops_per_token"]
             measured.append(
@@ -158,7 +158,7 @@ def run_case(
                     "contender": name,
                     "mode": mode,
                     **found,
-                    "speed_against": {TWIN: ratios(seconds[measure_of(mode, plain)], own)},  # type: ignore[index]
+                    "speed_against": {TWIN: ratios(seconds[measure_of(mode, plain)], own)},
                     "share_of_matmul_peak": flops / found["seconds"]["median"] / record.peak,
                 }
             )

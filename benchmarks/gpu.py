@@ -123,13 +123,13 @@ def start(command: list[str], log: Path, **environment: str) -> subprocess.Popen
 def finish(process: subprocess.Popen[bytes], seconds: float) -> int | None:
     """Wait for a process and remove what is left of its session; None where it had to be stopped."""
     try:
-        code: int | None = process.wait(max(seconds, 0))
+        return process.wait(max(seconds, 0))
     except subprocess.TimeoutExpired:
-        code = None
-    with contextlib.suppress(ProcessLookupError):  # nothing is left of it
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    return code
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # nothing is left of it
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def rehearse(parts: list[Part], seconds: float, logs: Path) -> None:
@@ -144,11 +144,16 @@ def rehearse(parts: list[Part], seconds: float, logs: Path) -> None:
     print(f"rehearsal: {len(commands)} processes, at most {seconds:.0f} s", flush=True)
     end = time.monotonic() + seconds
     threads = str(max(1, (os.cpu_count() or 1) // len(commands)))
-    running = {
-        name: start(command, logs / f"{name}.log", TORCHINDUCTOR_COMPILE_THREADS=threads)
-        for name, command in commands.items()
-    }
-    codes = {name: finish(process, end - time.monotonic()) for name, process in running.items()}
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    codes: dict[str, int | None] = {}
+    try:
+        for name, command in commands.items():
+            running[name] = start(command, logs / f"{name}.log", TORCHINDUCTOR_COMPILE_THREADS=threads)
+        for name, process in running.items():
+            codes[name] = finish(process, end - time.monotonic())
+    finally:  # also where somebody breaks it off
+        for name in running.keys() - codes.keys():
+            finish(running[name], 0)
     for name, code in codes.items():
         if code == 0:
             (logs / f"{name}.log").unlink()

@@ -15,10 +15,10 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,6 +29,7 @@ from elas_lightning.errors import UserError
 from elas_lightning.training.energy import EnergyMeter
 
 Call = Callable[[], object]
+Key = TypeVar("Key", bound=Hashable)
 
 # Long enough that reading the clock and a launch's jitter do not show.
 _SHORTEST_TURN_SECONDS = {"cuda": 0.01, "cpu": 0.05}
@@ -94,8 +95,8 @@ def add_options(parser: argparse.ArgumentParser, rounds: int, in_turns: bool = T
 
 
 def measure(
-    calls: dict[str, Call], device: torch.device, rounds: int, warmup: int = 1
-) -> dict[str, list[float]]:
+    calls: Mapping[Key, Call], device: torch.device, rounds: int, warmup: int = 1
+) -> dict[Key, list[float]]:
     """Seconds of one call of every contender in every round.
 
     A turn repeats its call until it is long enough to be timed; the order turns too, so that nobody always goes
@@ -116,7 +117,7 @@ def measure(
         wait(device)
         once = max(time.perf_counter() - start, 1e-7)
         repeats[name] = max(1, min(200, round(_SHORTEST_TURN_SECONDS[device.type] / once)))
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[Key, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for turn in range(warmup + rounds):
         for position in range(len(names)):

@@ -98,9 +98,7 @@ def add_graphs(calls: Calls, mode: str, device: torch.device) -> list[dict[str, 
         try:
             graphs[key] = _capture(call, device, pool)
         except Exception as error:  # of whatever kind: it is what the record says
-            # where the capture itself fails its end fails, too, and hides why
-            cause = error.__context__ if isinstance(error.__context__, Exception) else error
-            absent.append({"contender": name, "mode": key[1], "reason": f"not captured: {one_line(cause)}"})
+            absent.append({"contender": name, "mode": key[1], "reason": f"not captured: {one_line(error)}"})
             pool = torch.cuda.graph_pool_handle()  # the old one may still be the broken capture's
     if (TWIN, f"{mode}, graph") in graphs:
         calls |= graphs
@@ -133,22 +131,23 @@ def _capture(call: Callable[[], Any], device: torch.device, pool: Any) -> Callab
     try:
         with torch.cuda.graph(graph, pool=pool):
             made = _tensors(call())
-    except Exception:
+    except Exception as error:
         # torch leaves its capturing stream current, and the generator in the state of a capture
         _broken.append(graph)
         torch.cuda.set_stream(current)
         generator = torch.cuda.default_generators[current.device_index]
         generator.graphsafe_set_state(generator.clone_state())
-        raise
+        # the end of a broken capture fails, too, and hides why
+        raise error.__context__ or error from None
     expected = _tensors(call())
     for tensor in made:
         tensor.zero_()  # else the memory might hold what another call left there
     graph.replay()
     for tensor, other in zip(made, expected, strict=True):
-        error = float((tensor.float() - other.float()).norm() / other.float().norm())
-        if not error < _SAME:
-            raise RuntimeError(f"the replay computes something else: error {error:.2g}")
-    return graph.replay  # type: ignore[no-any-return]
+        apart = float((tensor.float() - other.float()).norm() / other.float().norm())
+        if not apart < _SAME:
+            raise RuntimeError(f"the replay computes something else: error {apart:.2g}")
+    return graph.replay
 
 
 def _tensors(returned: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

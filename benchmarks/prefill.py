@@ -65,13 +65,13 @@ def in_turns(
 ) -> list[dict[str, Any]]:
     """Time the calls and print what they took, as rows of the record."""
     device = torch.device(options.device)
-    seconds = measure(calls, device, options.rounds)  # type: ignore[arg-type]
+    seconds = measure(calls, device, options.rounds)
     measured = []
-    for (name, mode), own in seconds.items():  # type: ignore[misc]
+    for (name, mode), own in seconds.items():
         found = figures(own, calls[name, mode], device, options.energy)
         took = found["seconds"]
         against = measure_of(mode, plain)
-        held = {other: seconds[other, against[1]] for other in (TWIN, FULL) if (other, against[1]) in calls}  # type: ignore[index]
+        held = {other: seconds[other, against[1]] for other in (TWIN, FULL) if (other, against[1]) in calls}
         measured.append(
             {
                 "contender": name,

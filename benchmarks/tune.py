@@ -122,7 +122,7 @@ def measure_case(
                 print(f"  {path:32} out of memory")
             except ValueError as refusal:
                 print(f"  {path:32} {refusal}")
-    timed = measure(steps, device, options.rounds)  # type: ignore[arg-type]
+    timed = measure(steps, device, options.rounds)
     seconds = {path: statistics.median(values) for path, values in timed.items()}
     for path, value in sorted(seconds.items(), key=lambda item: item[1]):
         print(

@@ -113,6 +113,30 @@ def test_a_graph_is_held_against_the_twin_s_graph(modes: ModuleType) -> None:
     assert modes.measure_of("compiled, graph", "compiled") == (TWIN, "compiled, graph")
 
 
+@pytest.mark.parametrize("broken", ["other", TWIN])
+def test_what_is_not_captured_says_why_and_without_the_twin_there_is_no_measure(
+    broken: str, modes: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def capture(call: Callable[[], str], device: torch.device, pool: object) -> Callable[[], str]:
+        if call() == broken:
+            raise RuntimeError("operation not permitted\nwhen a stream is capturing")
+        return call
+
+    monkeypatch.setattr(modes, "_capture", capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    calls = {(name, mode): partial(str, name) for name in ("other", TWIN) for mode in ("eager", "compiled")}
+    absent = {row["contender"]: row for row in modes.add_graphs(calls, "compiled", torch.device("cpu"))}
+    graphs = {key[0] for key in calls if key[1] == "compiled, graph"}
+    assert len(calls) == 4 + len(graphs)
+    assert {row["mode"] for row in absent.values()} == {"compiled, graph"}
+    assert absent[broken]["reason"] == "not captured: RuntimeError: operation not permitted"
+    if broken == TWIN:
+        assert graphs == set()
+        assert absent["other"]["reason"] == "the twin, its measure, could not be captured"
+    else:
+        assert graphs == {TWIN}
+
+
 @pytest.fixture
 def eager_compiler(modes: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dynamo and AOTAutograd as they are, with plain PyTorch for Inductor, whose C++ takes too long."""
