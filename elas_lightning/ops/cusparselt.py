@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elas_lightning.errors import UserError
-from elas_lightning.ops.hardware_layout import FEATURES, from_hardware, packed_shape, round_up
-from elas_lightning.ops.packing import unpack_24
+from elas_lightning.ops.hardware_layout import FEATURES, packed_shape, round_up
 from elas_lightning.ops.steps import TritonSteps
 
 # What cuSPARSELt asks of the sizes of 16-bit operands, where the layout is its own affair.
@@ -181,7 +180,9 @@ class DirectSteps(CompressSteps):
         return self._product(values, z_tR, round_up(up_FR.shape[0], FEATURES), down_FO)
 
     def unpack(self, values: Tensor, meta: Tensor, tokens: int, features: int) -> Tensor:
-        return unpack_24(*from_hardware(values), backend="triton")[:tokens, :features]
+        from elas_lightning.ops.kernels.hardware import unpack_hardware
+
+        return unpack_hardware(values, tokens, features)
 
     def _find(self, packed: Tensor, down: Tensor) -> Plan:
         plan = _search(packed, down)
@@ -192,12 +193,12 @@ class DirectSteps(CompressSteps):
 def check_layout(rows: int, down: Tensor, plan: Plan) -> None:
     """Hold the form that our kernel writes against the library's own, by their products with ``down``.
 
-    Small integers make the hidden features exact, whatever computes them, so that both operands hold the same
-    numbers, ties and zeros among them, and the products must be equal in every bit.
+    Small integers make the hidden features and their sums exact, whatever computes them in whatever order, so that
+    both operands hold the same numbers, ties and zeros among them, and the products must be equal in every bit.
 
     Args:
         rows: Tokens in whole blocks.
-        down: The operand of the product, ``(F, O)``, F in whole blocks.
+        down: The operand of the product, ``(F, O)``, F in whole blocks; its memory order counts, not its entries.
         plan: The algorithm that was found for it.
 
     Raises:
@@ -213,7 +214,7 @@ def check_layout(rows: int, down: Tensor, plan: Plan) -> None:
         return drawn.to(down.dtype)
 
     z, up = integers(-2, 2, rows, 32), integers(-1, 1, down.shape[0], 32) / 16
-    weight = torch.where(down.isfinite(), down, 0)
+    weight = torch.empty_like(down).copy_(integers(-2, 2, *down.shape))
     packed = z.new_empty(packed_shape(rows, down.shape[0]))
     hidden_hardware(z, up, packed)
     compressed = torch._cslt_compress(ffn.hidden(z, up, True))
@@ -221,7 +222,7 @@ def check_layout(rows: int, down: Tensor, plan: Plan) -> None:
     if packed.numel() != compressed.numel():
         found = f"{packed.numel()} words, it has {compressed.numel()}"
     else:
-        # bits are compared under the default algorithm: others may split the sum and add its parts in any order
+        # bits are compared under the default algorithm: others may split the sum and round its parts
         mine, theirs = (_multiply(operand, weight, _DEFAULT) for operand in (packed, compressed))
         searched = _multiply(packed, weight, plan).float()
         if not torch.equal(mine, theirs):

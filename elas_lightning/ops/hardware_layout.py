@@ -1,15 +1,21 @@
 """The packed form that cuSPARSELt multiplies with: the specification of ``ops/kernels/hardware.py``.
 
-One contiguous buffer of 16-bit words. First the kept values, row-major, F / 2 a row. Then the metadata: a word
-holds the codes of 16 features of one row, which are two bytes of ``pack_24``, and the words are interleaved:
+One contiguous buffer of 16-bit words. First the kept values, row-major, F / 2 a row. Then the metadata: the codes
+of ``pack_24``, four a word, in another order. The code of row r and group g (features 4 g to 4 g + 3; G = F / 4
+of them) stands in bits 4 s to 4 s + 3 of word w, where
 
-- 128 x 64 blocks (rows x features), those of one column of blocks after each other, then the next column;
-- in a block eight 32 x 32 tiles, the four of the left half from top to bottom, then the right half;
-- in a tile, row r (0 to 31) and half c (0 or 1) stand at word ``8 (r mod 8) + 4 (r div 16) + 2 c + (r div 8) mod 2``.
+    s = 2 (g div 4 mod 2) + r div 8 mod 2
+    w = 16 G (r div 64) + 128 (g div 8) + 32 (r div 16 mod 4) + 4 (r mod 8) + g mod 4
 
-NVIDIA does not document this form. It is what PyTorch writes for cuSPARSELt in
-``aten/src/ATen/native/sparse/cuda/SparseSemiStructuredTile.cu`` and ``SparseSemiStructuredPack.h``; the order
-inside a tile is also CUTLASS's. So ``ops/cusparselt.py`` trusts it only after it has checked the device at hand.
+In words: 64 x 32 blocks (rows x features), those of one row of blocks after each other; in a block four strips
+of 16 rows; in a strip 64 bits for each row r of its upper half, which hold the block's eight groups of rows r and
+r + 8. They are four words of ``pack_24`` (row r and row r + 8 of the block's first 16 features, then of its last),
+each a row of a 4 x 4 matrix of codes, and the matrix is stored transposed.
+
+NVIDIA does not document this form and may change it. It was read off what cuSPARSELt 0.8.0 compressed on an H200
+(``torch._cslt_compress`` of PyTorch 2.11, matrices of 128 x 128, 256 x 256 and 384 x 640). It is not the form that
+PyTorch's own writer makes for compute capability 8.x. So ``ops/cusparselt.py`` trusts it only after it has checked
+the device at hand.
 
 Shape suffixes: T rows, F features, K = F / 2 kept values, M = F / 8 bytes of codes.
 """
@@ -19,7 +25,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# PyTorch's own writer refuses other multiples; blocks are 128 x 64.
+# Whole blocks, and the multiples at which the library's form has been read.
 ROWS = 128
 FEATURES = 128
 
@@ -72,10 +78,9 @@ def to_hardware(values: Tensor, meta: Tensor) -> Tensor:
             f"the hardware's form needs 16-bit values (t, d_ff/2) with t a multiple of {ROWS} and d_ff of "
             f"{FEATURES}, not {values.dtype} {tuple(values.shape)}"
         )
-    words = meta.contiguous().view(torch.int16)
-    tiles = words.view(rows // 128, 4, 2, 2, 8, features // 64, 2, 2)
-    interleaved = tiles.permute(5, 0, 6, 1, 4, 2, 7, 3).reshape(-1)
-    packed = torch.cat((values.reshape(-1).view(torch.int16), interleaved))
+    words = meta.contiguous().view(torch.int16).view(rows // 64, 4, 2, 8, features // 32, 2)
+    matrices = words.permute(0, 4, 1, 3, 5, 2).reshape(-1).view(torch.int64)
+    packed = torch.cat((values.reshape(-1).view(torch.int16), _transpose(matrices).view(torch.int16)))
     return packed.view(values.dtype).view(packed_shape(rows, features))
 
 
@@ -83,6 +88,16 @@ def from_hardware(packed: Tensor) -> tuple[Tensor, Tensor]:
     """The inverse of ``to_hardware``: ``values (T, K)``, a view, and ``meta (T, M)``."""
     values, words = split(packed)
     rows, features = values.shape[0], 2 * values.shape[1]
-    tiles = words.view(features // 64, rows // 128, 2, 4, 8, 2, 2, 2)
-    meta = tiles.permute(1, 3, 5, 7, 4, 0, 2, 6).reshape(rows, features // 16)
+    matrices = _transpose(words.view(torch.int64)).view(torch.int16)
+    blocks = matrices.view(rows // 64, features // 32, 4, 8, 2, 2)
+    meta = blocks.permute(0, 2, 5, 3, 1, 4).reshape(rows, features // 16)
     return values, meta.view(torch.uint8)
+
+
+def _transpose(matrices: Tensor) -> Tensor:
+    """Transpose 4 x 4 matrices of four-bit codes, each in the 64 bits of an integer, the first code lowest."""
+    # first inside each 2 x 2 block, then the blocks: what lies above the diagonal changes places with what lies below
+    for shift, above in ((12, 0x0000F0F00000F0F0), (24, 0x00000000FF00FF00)):
+        changed = (matrices ^ matrices >> shift) & above
+        matrices = matrices ^ changed ^ changed << shift
+    return matrices

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from elas_lightning.ops.kernels.ffn import activate, dot, group_products, to_multiple, upcast
-from elas_lightning.ops.kernels.selection import join_groups
+from elas_lightning.ops.kernels.products import dot, product, to_multiple, upcast
+from elas_lightning.ops.kernels.selection import activate, join_members, member_major, select
 from elas_lightning.ops.kernels.tiles import decode_out, decode_tiles
 
 
@@ -40,14 +40,10 @@ def decode_kernel(
     """One program's share of ``S(relu(z upᵀ)**2) down`` in float32; ``stride`` is that of down's slower axis."""
     DTYPE: tl.constexpr = z_ptr.dtype.element_ty
     t = tl.arange(0, BT)
-    first_group = tl.program_id(0) * BG
-    g = first_group + tl.arange(0, BG)
-    a, b, c, d = group_products(
-        z_ptr, up_ptr, t, g, t < tokens, g < groups, rank,
-        UPCAST, BT, BG, BK,
-    )  # fmt: skip
-    hidden = join_groups(*activate(a, b, c, d, DTYPE, SPARSE))
-    f = first_group * 4 + tl.arange(0, 4 * BG)
+    f = member_major(tl.program_id(0) * BG, BG)
+    x = product(z_ptr, up_ptr, t, f, tokens, groups * 4, rank, UPCAST, BK)
+    _, hidden = activate(x, DTYPE)
+    hidden = join_members(*select(hidden, SPARSE))
     # NaN is not zero: its rows are read, and it stays visible
     needed = (tl.max((hidden != 0).to(tl.int32), axis=0) > 0) & (f < groups * 4)
     for start in range(0, out_rank, BO):

@@ -1,6 +1,6 @@
-"""The hidden features of the FFN, straight from the product that makes them into cuSPARSELt's packed form.
+"""The hidden features of the FFN, straight from the product that makes them into cuSPARSELt's packed form, and back.
 
-``ops/hardware_layout.py`` is the specification. Every program writes whole 128 x 64 blocks of metadata, and the
+``ops/hardware_layout.py`` is the specification. Every program writes whole 64 x 32 blocks of metadata, and the
 rows and features that fill up the last blocks are written as zeros, so that nothing needs to be cleared before.
 
 Shape suffixes: T tokens, R rank, F hidden features.
@@ -13,17 +13,79 @@ import triton.language as tl
 from torch import Tensor
 
 from elas_lightning.ops.hardware_layout import packed_shape, split
-from elas_lightning.ops.kernels.ffn import activate, group_products, to_multiple, upcast
-from elas_lightning.ops.kernels.selection import pack_groups
+from elas_lightning.ops.kernels.products import (
+    own_tile,
+    product,
+    row_places,
+    store_columns,
+    to_multiple,
+    upcast,
+)
+from elas_lightning.ops.kernels.selection import activate, member_major, pack, place
 from elas_lightning.ops.kernels.tiles import hidden_tiles
+
+# What a program of ``unpack_hardware_kernel`` writes; whole blocks hold a whole number of both.
+UNPACK_TOKENS = 32
+UNPACK_GROUPS = 32
+UNPACK_WARPS = 4
 
 
 @triton.jit
-def word_offsets(rows, words, all_rows):
-    """Where the metadata's word ``words`` of row ``rows`` stands; ``words`` counts 16 features each."""
-    block = (words // 4) * (all_rows * 4) + (rows // 128) * 512
-    tile = (words // 2 % 2) * 256 + (rows % 128 // 32) * 64
-    return block + tile + (rows % 8) * 8 + (rows % 32 // 16) * 4 + (words % 2) * 2 + rows // 8 % 2
+def word_offsets(rows, groups, all_groups):
+    """The metadata's word in which the code of a row and a group stands."""
+    block = rows // 64 * (all_groups * 16) + groups // 8 * 128
+    return block + rows // 16 % 4 * 32 + rows % 8 * 4 + groups % 4
+
+
+@triton.jit
+def bit_offsets(rows, groups):
+    """Where in that word the four bits of the code begin."""
+    return rows // 8 % 2 * 4 + groups // 4 % 2 * 8
+
+
+@triton.jit
+def join_words(code):
+    """Whole blocks of codes ``(BT, BG)`` to words ``(BT/2, BG/2)``: rows r and r + 8, groups g and g + 4 share one."""
+    BT: tl.constexpr = code.shape[0]
+    BG: tl.constexpr = code.shape[1]
+    shifted = code << bit_offsets(tl.arange(0, BT)[:, None], tl.arange(0, BG)[None, :])
+    pairs = tl.reshape(shifted, (BT // 16, 2, 8, BG // 8, 2, 4))
+    return tl.reshape(tl.sum(tl.sum(pairs, 4), 1), (BT // 2, BG // 2)).to(tl.int16)
+
+
+@triton.jit
+def unpack_hardware_kernel(
+    values_ptr, words_ptr, out_ptr, tokens, groups, all_groups, BT: tl.constexpr, BG: tl.constexpr
+):
+    """The first tokens and groups of a packed buffer, dense; ``all_groups`` are the groups in whole blocks."""
+    column_blocks = tl.cdiv(groups, BG)
+    row, column = tl.program_id(0) // column_blocks, tl.program_id(0) % column_blocks
+    t, g = row * BT + tl.arange(0, BT), column * BG + tl.arange(0, BG)
+    words = tl.load(words_ptr + word_offsets(t[:, None], g[None, :], all_groups)).to(tl.int32)
+    code = (words >> bit_offsets(t[:, None], g[None, :])) & 0xF
+    values = tl.load(values_ptr + row_places(t, column * (2 * BG) + tl.arange(0, 2 * BG), all_groups * 2))
+    store_columns(out_ptr, place(values, code), t, column, tokens, groups * 4)
+
+
+def unpack_hardware(packed: Tensor, tokens: int, features: int) -> Tensor:
+    """The dense ``(T, F)`` at the beginning of ``packed``, of ``packed_shape(T, F)``; F in whole groups."""
+    assert packed.shape == packed_shape(tokens, features)
+    values, words = split(packed)
+    out_TF = packed.new_empty((tokens, features))
+    groups = features // 4
+    grid = (triton.cdiv(tokens, UNPACK_TOKENS) * triton.cdiv(groups, UNPACK_GROUPS),)
+    unpack_hardware_kernel[grid](
+        values,
+        words,
+        out_TF,
+        tokens,
+        groups,
+        values.shape[1] // 2,
+        BT=UNPACK_TOKENS,
+        BG=UNPACK_GROUPS,
+        num_warps=UNPACK_WARPS,
+    )
+    return out_TF
 
 
 @triton.jit
@@ -44,28 +106,19 @@ def hidden_hardware_kernel(
 ):
     """``S(relu(z upᵀ)**2)``, packed; ``all_rows`` and ``all_groups`` are tokens and groups in whole blocks."""
     DTYPE: tl.constexpr = z_ptr.dtype.element_ty
-    column_blocks = all_groups // BG
-    token_offsets = tl.program_id(0) // column_blocks * BT + tl.arange(0, BT)
-    first_group = tl.program_id(0) % column_blocks * BG
-    group_offsets = first_group + tl.arange(0, BG)
-    token_mask, group_mask = token_offsets < tokens, group_offsets < groups
-    a, b, c, d = group_products(
-        z_ptr, up_ptr, token_offsets, group_offsets, token_mask, group_mask, rank,
-        UPCAST, BT, BG, BK,
-    )  # fmt: skip
-    a, b, c, d = activate(a, b, c, d, DTYPE, False)
+    row, column = own_tile(all_rows // BT, all_groups // BG)
+    t = row * BT + tl.arange(0, BT)
+    f = member_major(column * BG, BG)
+    x = product(z_ptr, up_ptr, t, f, tokens, groups * 4, rank, UPCAST, BK)
     # the products of a row that is not finite are NaN where there is no feature, too
-    zero = tl.zeros_like(a)
-    a, b = tl.where(group_mask[None, :], a, zero), tl.where(group_mask[None, :], b, zero)
-    c, d = tl.where(group_mask[None, :], c, zero), tl.where(group_mask[None, :], d, zero)
-    values, meta = pack_groups(a, b, c, d)
-    rows = token_offsets[:, None]
-    columns = first_group * 2 + tl.arange(0, 2 * BG)[None, :]
-    tl.store(values_ptr + rows.to(tl.int64) * (all_groups * 2) + columns, values)
-    low, high = tl.split(tl.reshape(meta, (BT, BG // 4, 2)))
-    word = low.to(tl.int16) | (high.to(tl.int16) << 8)
-    words = first_group // 4 + tl.arange(0, BG // 4)[None, :]
-    tl.store(words_ptr + word_offsets(rows, words, all_rows), word)
+    x = tl.where((f < groups * 4)[None, :], x, 0.0)
+    _, hidden = activate(x, DTYPE)
+    values, code = pack(hidden)
+    tl.store(values_ptr + row_places(t, column * (2 * BG) + tl.arange(0, 2 * BG), all_groups * 2), values)
+    half_rows, half_groups = tl.arange(0, BT // 2)[:, None], tl.arange(0, BG // 2)[None, :]
+    word_rows = row * BT + half_rows // 8 * 16 + half_rows % 8
+    word_groups = column * BG + half_groups // 4 * 8 + half_groups % 4
+    tl.store(words_ptr + word_offsets(word_rows, word_groups, all_groups), join_words(code))
 
 
 def hidden_hardware(z_TR: Tensor, up_FR: Tensor, packed: Tensor) -> None:

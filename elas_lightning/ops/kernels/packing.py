@@ -10,10 +10,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from elas_lightning.ops.kernels.selection import join_groups, pack_groups, split_groups
+from elas_lightning.ops.kernels.selection import join_codes, join_pairs, kept_two, keys, place, split_groups
 
 BLOCK = 4096
 WARPS = 4
+
+
+@triton.jit
+def named(a, b, c, d, code):
+    """The two of four that a code names, in turns: exactly two are kept, so the first is a, b or c."""
+    first_index, second_index = code & 3, code >> 2
+    first = tl.where(first_index == 0, a, tl.where(first_index == 1, b, c))
+    second = tl.where(second_index == 3, d, tl.where(second_index == 2, c, b))
+    return join_pairs(first, second)
 
 
 @triton.jit
@@ -23,7 +32,8 @@ def pack_kernel(x_ptr, values_ptr, meta_ptr, entries, BLOCK: tl.constexpr):
     x_offsets = start + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + x_offsets, mask=x_offsets < entries, other=0.0)
     a, b, c, d = split_groups(x)
-    values, meta = pack_groups(a, b, c, d)
+    _, _, code = kept_two(*keys(a, b, c, d))
+    values, meta = named(a, b, c, d, code), join_codes(code, 4).to(tl.uint8)
     values_offsets = start // 2 + tl.arange(0, BLOCK // 2)
     meta_offsets = start // 8 + tl.arange(0, BLOCK // 8)
     tl.store(values_ptr + values_offsets, values, mask=values_offsets < entries // 2)
@@ -38,16 +48,7 @@ def unpack_kernel(values_ptr, meta_ptr, out_ptr, entries, BLOCK: tl.constexpr):
     meta_offsets = start // 8 + tl.arange(0, BLOCK // 8)
     values = tl.load(values_ptr + values_offsets, mask=values_offsets < entries // 2, other=0.0)
     meta = tl.load(meta_ptr + meta_offsets, mask=meta_offsets < entries // 8, other=0).to(tl.int32)
-    first, second = tl.split(tl.reshape(values, (BLOCK // 4, 2)))
-    code = tl.reshape(tl.join(meta & 0xF, meta >> 4), (BLOCK // 4,))
-    first_index, second_index = code & 3, code >> 2
-    zero = tl.zeros_like(first)
-    out = join_groups(
-        tl.where(first_index == 0, first, zero),
-        tl.where(first_index == 1, first, tl.where(second_index == 1, second, zero)),
-        tl.where(first_index == 2, first, tl.where(second_index == 2, second, zero)),
-        tl.where(second_index == 3, second, zero),
-    )
+    out = place(values, join_pairs(meta & 0xF, meta >> 4))
     out_offsets = start + tl.arange(0, BLOCK)
     tl.store(out_ptr + out_offsets, out, mask=out_offsets < entries)
 
@@ -91,12 +92,9 @@ def gather_kernel(x_ptr, meta_ptr, values_ptr, entries, BLOCK: tl.constexpr):
     x = tl.load(x_ptr + x_offsets, mask=x_offsets < entries, other=0.0)
     meta = tl.load(meta_ptr + meta_offsets, mask=meta_offsets < entries // 8, other=0).to(tl.int32)
     a, b, c, d = split_groups(x)
-    code = tl.reshape(tl.join(meta & 0xF, meta >> 4), (BLOCK // 4,))
-    first_index, second_index = code & 3, code >> 2
-    first = tl.where(first_index == 0, a, tl.where(first_index == 1, b, c))
-    second = tl.where(second_index == 3, d, tl.where(second_index == 2, c, b))
+    code = join_pairs(meta & 0xF, meta >> 4)
     values_offsets = start // 2 + tl.arange(0, BLOCK // 2)
-    values = tl.reshape(tl.join(first, second), (BLOCK // 2,))
+    values = named(a, b, c, d, code)
     tl.store(values_ptr + values_offsets, values, mask=values_offsets < entries // 2)
 
 

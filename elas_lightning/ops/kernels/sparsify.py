@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from elas_lightning.ops.kernels.selection import join_groups, keep_24, relu, relu2, split_groups
+from elas_lightning.ops.kernels.selection import activate, join_groups, keep_24, split_groups
 
 # Entries a program; ahead-of-time compiled in the tests, no configuration is chosen at run time.
 BLOCK = 4096
@@ -23,7 +23,7 @@ def sparsify_kernel(x_ptr, out_ptr, entries, RELU2: tl.constexpr, BLOCK: tl.cons
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + offsets, mask=offsets < entries, other=0.0)
     if RELU2:
-        x = relu2(x)
+        _, x = activate(x, x.dtype)
     a, b, c, d = split_groups(x)
     keep_a, keep_b, keep_c, keep_d = keep_24(a, b, c, d)
     zero = tl.zeros_like(a)
@@ -44,8 +44,9 @@ def sparsify_backward_kernel(
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + offsets, mask=offsets < entries, other=0.0)
     grad = tl.load(grad_ptr + offsets, mask=offsets < entries, other=0.0)
+    positive, hidden = activate(x, x.dtype)
     if MASKED:
-        a, b, c, d = split_groups(relu2(x) if RELU2 else x)
+        a, b, c, d = split_groups(hidden if RELU2 else x)
         keep_a, keep_b, keep_c, keep_d = keep_24(a, b, c, d)
         grad_a, grad_b, grad_c, grad_d = split_groups(grad)
         zero = tl.zeros_like(grad_a)
@@ -56,7 +57,7 @@ def sparsify_backward_kernel(
             tl.where(keep_d, grad_d, zero),
         )
     if RELU2:
-        slope = (2 * relu(x.to(tl.float32))).to(x.dtype)
+        slope = (2 * positive.to(tl.float32)).to(x.dtype)
         grad = (slope.to(tl.float32) * grad.to(tl.float32)).to(x.dtype)
     tl.store(out_ptr + offsets, grad, mask=offsets < entries)
 

@@ -55,23 +55,23 @@ def fused_tiles(dtype: torch.dtype, rank: int) -> Tiles:
     """For ``fused_kernel``, which takes the whole (padded) rank at once."""
     if dtype == torch.float32:
         return Tiles(tokens=32, groups=16, depth=rank, warps=8, stages=1)
-    if rank <= 64:
-        return Tiles(tokens=64, groups=16, depth=rank, warps=4, stages=2)
-    return Tiles(tokens=128 if rank <= 128 else 64, groups=16, depth=rank, warps=8, stages=2)
+    if rank <= 128:
+        return Tiles(tokens=64, groups=8, depth=rank, warps=4, stages=3)
+    return Tiles(tokens=128, groups=16, depth=rank, warps=8, stages=2)
 
 
 def hidden_tiles(dtype: torch.dtype) -> Tiles:
-    """For ``hidden_kernel``."""
-    if dtype == torch.float32:
-        return Tiles(tokens=32, groups=16, depth=32, warps=4, stages=2)
-    return Tiles(tokens=128, groups=32, depth=64, warps=8, stages=2)
-
-
-def backward_tiles(dtype: torch.dtype) -> Tiles:
-    """For ``hidden_backward_kernel``, which holds eight accumulators."""
+    """For ``hidden_kernel`` and the one that writes the hardware's form, whose blocks these tiles divide."""
     if dtype == torch.float32:
         return Tiles(tokens=32, groups=16, depth=32, warps=4, stages=2)
     return Tiles(tokens=128, groups=32, depth=64, warps=8, stages=3)
+
+
+def backward_tiles(dtype: torch.dtype) -> Tiles:
+    """For ``hidden_backward_kernel``, which holds two accumulators."""
+    if dtype == torch.float32:
+        return Tiles(tokens=32, groups=16, depth=32, warps=4, stages=2)
+    return Tiles(tokens=128, groups=16, depth=64, warps=8, stages=3)
 
 
 def decode_tiles(dtype: torch.dtype) -> Tiles:

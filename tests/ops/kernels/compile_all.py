@@ -78,6 +78,10 @@ def products(dtype: torch.dtype, pointer: str, shared_bytes: int) -> Iterator[tu
     if dtype != torch.float32:  # cuSPARSELt's 2:4 form is for 16 bits
         chosen = tiles.hidden_tiles(dtype)
         yield f"hidden hardware {name}", product(hardware.hidden_hardware_kernel, pointer, sizes, {}, chosen)
+        chosen = tiles.Tiles(
+            hardware.UNPACK_TOKENS, hardware.UNPACK_GROUPS, depth=1, warps=hardware.UNPACK_WARPS, stages=1
+        )
+        yield f"unpack hardware {name}", product(hardware.unpack_hardware_kernel, pointer, sizes, {}, chosen)
     for sparse, by_rows in itertools.product((True, False), repeat=2):
         constants = {"SPARSE": sparse, "BY_ROWS": by_rows, "BO": tiles.decode_out(dtype)}
         chosen = tiles.decode_tiles(dtype)

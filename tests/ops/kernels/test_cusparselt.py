@@ -12,10 +12,18 @@ from torch import Tensor
 
 from elas_lightning.errors import UserError
 from elas_lightning.ops import backend as backends
-from elas_lightning.ops import cusparselt, lowrank_ffn, pack_24, relu2_sparsify_24, storage, unpack_24
+from elas_lightning.ops import (
+    cusparselt,
+    lowrank_ffn,
+    pack_24,
+    relu2_sparsify_24,
+    sparsify_24,
+    storage,
+    unpack_24,
+)
 from elas_lightning.ops.cusparselt import PLANS, Plan, PlanCache
 from elas_lightning.ops.hardware_layout import from_hardware, packed_shape, to_hardware
-from elas_lightning.ops.kernels.hardware import hidden_hardware
+from elas_lightning.ops.kernels.hardware import hidden_hardware, unpack_hardware
 from elas_lightning.ops.storage import stored_ffn, stored_ffn_backward
 
 # (tokens, rank, d_ff, output rank): whole blocks, and odd everything
@@ -118,6 +126,20 @@ def test_the_kernel_writes_what_the_layout_says(
     # which of NaN's bit patterns it is, is nobody's promise
     torch.testing.assert_close(values, expected[: values.numel()], rtol=0, atol=0, equal_nan=True)
     assert torch.equal(words.view(torch.int16), expected[values.numel() :].view(torch.int16))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(128, 128), (37, 40), (200, 264), (1, 4)])
+def test_the_kernel_reads_what_the_layout_says(
+    shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> None:
+    tokens, features = shape
+    packed_rows, packed_columns = packed_shape(tokens, features)
+    # what fills up the blocks is not read: no zeros there
+    whole = torch.randn(packed_rows, packed_columns * 16 // 9).to(device, dtype)
+    packed = to_hardware(*pack_24(whole, backend="reference"))
+    expected = sparsify_24(whole, backend="reference")[:tokens, :features]
+    assert torch.equal(unpack_hardware(packed, tokens, features), expected)
 
 
 @pytest.mark.parametrize(
