@@ -41,7 +41,7 @@ def run_case(shape: str, turned: float, options: argparse.Namespace, device: tor
         "ordinary": lambda: lowrank_ffn(z, up, down.t(), backend="reference"),
         "decode": lambda: lowrank_ffn_decode(z, up, down.t(), backend=options.backend, down_rows=rows),
     }
-    seconds = measure(calls, device, options.rounds)  # type: ignore[arg-type]
+    seconds = measure(calls, device, options.rounds)
     share = relu2_sparsify_24(z @ up.t(), backend="reference").ne(0).float().mean().item()
     micro = {name: statistics.median(own) * 1e6 for name, own in seconds.items()}
     ratio = statistics.median(a / b for a, b in zip(seconds["ordinary"], seconds["decode"], strict=True))

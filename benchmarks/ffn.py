@@ -4,7 +4,7 @@ Written for a GPU box with torch, triton and this checkout; it runs on a CPU, to
 timed, every path is held against the plain one in float32; a wrong one is reported as such and has no speed. What
 cannot run is reported with its reason.
 
-    python benchmarks/ffn.py --shape 60m 350m 1b --tokens 16384 131072 --compile --json benchmarks/results/ffn.json
+    python benchmarks/ffn.py --shape 60m 350m 1b --tokens 16384 131072 --compile --cuda-graph --json ffn.json
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from contenders import SHAPES, TWIN, baselines, elas
-from measuring import Record, joules, measure, ratios, spread
+from measuring import Record, add_options, figures, free, host_text, measure, ratios
 from memory import kept_bytes
+from modes import Calls, add_graphs, compiled, measure_of
 
-from elas_lightning.commands.arguments import Parser, usable_device
-from elas_lightning.errors import UserError
+from elas_lightning.commands.arguments import Parser, at_least_one
 from elas_lightning.nn import ModelConfig
 from elas_lightning.nn.account import flops_per_token
 from elas_lightning.nn.ffn import FFN, ffn_path, make_ffn
@@ -35,37 +36,53 @@ from elas_lightning.nn.ffn import FFN, ffn_path, make_ffn
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
-def contenders(shape: str) -> dict[str, ModelConfig]:
-    """All at one shape; an FFN is all that is built of each."""
+# Matrix products of the size of a forward pass that each kind of call takes.
+KINDS = {"forward": 1, "forward_backward": 3}
+# Tokens at either end that are held against float32: a kernel may go wrong where offsets pass 2^31 alone.
+CHECKED_TOKENS = 2048
+
+Way = Callable[[Tensor], Tensor]
+
+
+def contenders(shape: str, only: list[str] | None) -> dict[str, ModelConfig]:
+    """All at one shape, or the twin and those whose names contain a part of ``only``; of each, an FFN is built."""
     dense = baselines(shape, layers=1)
     fused = replace(dense[TWIN], backend="triton", ffn_storage="recompute")
-    return {**dense, f"{TWIN}, triton, recompute": fused, **elas(dense[TWIN])}
+    everyone = {**dense, f"{TWIN}, triton, recompute": fused, **elas(dense[TWIN])}
+    return {
+        name: config
+        for name, config in everyone.items()
+        if name == TWIN or not only or any(part in name for part in only)
+    }
 
 
-def forward(ffn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def forward(way: Way, x: Tensor) -> Tensor:
     """As in prefill."""
     with torch.no_grad():
-        return ffn(x)
+        return way(x)
 
 
-def train(ffn: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> Tensor:
-    """Forward and backward; gradients are thrown away."""
-    out = ffn(x)
-    parameters = list(getattr(ffn, "parameters", list)())
-    torch.autograd.grad(out, [x, *parameters], grad)
-    return out
+def train(way: Way, inputs: list[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+    """Forward and backward: the gradients of the first input, which is ``x``, and of the weights."""
+    return torch.autograd.grad(way(inputs[0]), inputs, grad)
 
 
 def error(ffn: FFN, config: ModelConfig, x: Tensor) -> float:
-    """Of the output against the same weights in float32 and plain PyTorch."""
+    """Of the output of all tokens, first and last looked at, against the same weights in float32 and plain PyTorch."""
     plain = make_ffn(replace(config, backend="reference", ffn_storage="dense"), 0)
     plain.to(x.device).load_state_dict(ffn.state_dict())
+
+    def ends(tokens: Tensor) -> Tensor:
+        return torch.cat((tokens[:CHECKED_TOKENS], tokens[CHECKED_TOKENS:][-CHECKED_TOKENS:])).float()
+
     with torch.no_grad():
-        expected, actual = plain.float()(x.float()), ffn(x).float()
+        expected, actual = plain.float()(ends(x)), ends(ffn(x))
     return float((actual - expected).norm() / expected.norm())
 
 
-def prepare(config: ModelConfig, x: Tensor, grad: Tensor) -> tuple[FFN | None, dict[str, Any]]:
+def prepare(
+    name: str, config: ModelConfig, x: Tensor, grad: Tensor, record: Record
+) -> tuple[FFN | None, dict[str, Any]]:
     """One contender, tried out, and what is known of it; none where it cannot run or is wrong."""
     row: dict[str, Any] = {"flops_per_token": flops_per_token(config, 1)["ffn"]}
     try:
@@ -76,55 +93,85 @@ def prepare(config: ModelConfig, x: Tensor, grad: Tensor) -> tuple[FFN | None, d
             torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
         row["error"] = error(ffn, config, x)
         _, row["kept_bytes"] = kept_bytes(lambda: ffn(x), [x, *ffn.parameters()])
-        train(ffn, x, grad)
-    except UserError as refusal:
-        return None, row | {"absent": str(refusal)}
-    except torch.OutOfMemoryError:
-        return None, row | {"absent": "out of memory"}
+        train(ffn, [x, *ffn.parameters()], grad)
+    except Exception as refusal:  # one contender's fault is not to cost the figures of the others
+        return None, row | {"absent": record.reason(name, refusal)}
     if not row["error"] < TOLERANCE[x.dtype]:
         return None, row | {"absent": f"wrong: error {row['error']:.2g} is above {TOLERANCE[x.dtype]:.2g}"}
     return ffn, row
 
 
-def run_case(shape: str, tokens: int, options: argparse.Namespace, x: Tensor, peak: float) -> dict[str, Any]:
+def modes(name: str, ffn: FFN, options: argparse.Namespace) -> dict[str, Way]:
+    """The network in each mode asked for; asked anew for each kind of call, so that none is compiled twice."""
+
+    def call(x: Tensor) -> Tensor:
+        return ffn(x)
+
+    found: dict[str, Way] = {} if options.without_eager else {"eager": ffn}
+    if options.compile:
+        found["compiled"] = compiled(call)
+    if options.autotune and name == TWIN:
+        found["max-autotune"] = compiled(call, mode="max-autotune-no-cudagraphs")
+    return found
+
+
+def run_case(
+    shape: str, tokens: int, options: argparse.Namespace, x: Tensor, record: Record
+) -> dict[str, Any]:
     """Measure all contenders at one shape and number of tokens."""
     grad = torch.randn_like(x)
     rows: dict[str, dict[str, Any]] = {}
-    ways: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {}
-    for name, config in contenders(shape).items():
-        ffn, rows[name] = prepare(config, x, grad)
-        if ffn is None:
+    networks: dict[str, FFN] = {}
+    for name, config in contenders(shape, options.only).items():
+        ffn, rows[name] = prepare(name, config, x, grad, record)
+        if ffn is not None:
+            networks[name] = ffn
+    plain = "compiled" if options.compile else "eager"
+    absent: list[dict[str, str]] = []
+    measured: list[dict[str, Any]] = []
+    for kind, products in KINDS.items():
+        calls: Calls = {}
+        for name, ffn in networks.items():
+            inputs = [x, *ffn.parameters()]
+            for mode, way in modes(name, ffn, options).items():
+                call = partial(forward, way, x) if kind == "forward" else partial(train, way, inputs, grad)
+                try:
+                    call()
+                    if kind == "forward_backward" and mode == "compiled":
+                        _, rows[name]["kept_bytes_compiled"] = kept_bytes(partial(way, x), inputs)
+                except Exception as refusal:
+                    reason = record.reason(f"{name}, {mode}", refusal)
+                    absent.append({"kind": kind, "contender": name, "mode": mode, "reason": reason})
+                else:
+                    calls[name, mode] = call
+        if options.rehearse:
             continue
-        ways[name, "eager"] = ffn
-        if options.compile:
-            ways[name, "compiled"] = torch.compile(ffn)
-        if options.autotune and name == TWIN:
-            ways[name, "max-autotune"] = torch.compile(ffn, mode="max-autotune-no-cudagraphs")
-    against = (TWIN, "compiled" if options.compile else "eager")
-    measured = []
-    for kind, products in (("forward", 1), ("forward_backward", 3)):
-        call = forward if kind == "forward" else lambda way, x: train(way, x, grad)
-        calls = {key: (lambda way=way, call=call: call(way, x)) for key, way in ways.items()}
-        seconds = measure(calls, x.device, options.rounds)  # type: ignore[arg-type]
-        for (name, mode), own in seconds.items():  # type: ignore[misc]
-            took = spread(own)
+        if options.cuda_graph:
+            absent += [{"kind": kind, **row} for row in add_graphs(calls, plain, x.device)]
+        seconds = measure(calls, x.device, options.rounds)
+        for (name, mode), own in seconds.items():
+            found = figures(own, calls[name, mode], x.device, options.energy)
             flops = products * tokens * rows[name]["flops_per_token"]
             measured.append(
                 {
                     "kind": kind,
                     "contender": name,
                     "mode": mode,
-                    "seconds": took,
-                    "speed_against": {TWIN: ratios(seconds[against], own)},  # type: ignore[index]
-                    "share_of_matmul_peak": flops / took["median"] / peak,
-                    "joules": joules(calls[name, mode], x.device),
+                    **found,
+                    "speed_against": {TWIN: ratios(seconds[measure_of(mode, plain)], own)},
+                    "share_of_matmul_peak": flops / found["seconds"]["median"] / record.peak,
                 }
             )
+    for row in rows.values():
+        for kept in ("kept_bytes", "kept_bytes_compiled"):
+            if kept in row and kept in rows[TWIN]:
+                row[kept.replace("bytes", "against")] = {TWIN: row[kept] / rows[TWIN][kept]}
     return {
         "shape": shape,
         "tokens": tokens,
-        "twin": ", ".join(against),
+        "twin": f"{TWIN}, {plain}",
         "contenders": rows,
+        "absent": absent,
         "measured": measured,
     }
 
@@ -133,18 +180,10 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = Parser(description="Time one feed-forward network side by side.")
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["60m"])
-    parser.add_argument("--tokens", nargs="+", type=int, default=[4096])
+    parser.add_argument("--tokens", nargs="+", type=at_least_one, default=[4096])
     parser.add_argument("--compile", action="store_true", help="time torch.compile'd forms, too")
-    parser.add_argument("--autotune", action="store_true", help="and the twin under max-autotune")
-    parser.add_argument("--rounds", type=int, default=15, help="measured rounds")
-    parser.add_argument(
-        "--device", type=usable_device, default="cuda" if torch.cuda.is_available() else "cpu"
-    )
-    parser.add_argument("--json", type=Path, help="where to write the record, after every case")
-    options = parser.parse_args()
-    if options.rounds < 2 or min(options.tokens) < 1:
-        parser.error("--rounds must be at least 2 (percentiles need a spread), --tokens at least 1")
-    return options
+    parser.add_argument("--autotune", action="store_true", help="the twin under max-autotune, too")
+    return add_options(parser, rounds=15)
 
 
 def show(case: dict[str, Any]) -> None:
@@ -153,11 +192,13 @@ def show(case: dict[str, Any]) -> None:
     for name, row in case["contenders"].items():
         said = row.get("absent") or f"{row['kept_bytes'] / 2**20:.1f} MiB kept for backward; {row['path']}"
         print(f"  {name}: {said}")
+    for row in case["absent"]:
+        print(f"  {row['kind']:16}  {row['contender']}, {row['mode']}: {row['reason']}")
     for row in case["measured"]:
         ratio, name = row["speed_against"][TWIN], f"{row['contender']}, {row['mode']}"
         print(
             f"  {row['kind']:16}  {name:42}  {row['seconds']['median'] * 1e6:10.0f} us"
-            f"  {ratio['median']:.2f}x ({ratio['p20']:.2f}-{ratio['p80']:.2f})"
+            f"  {ratio['median']:.2f}x ({ratio['p20']:.2f}-{ratio['p80']:.2f}){host_text(row)}"
         )
 
 
@@ -167,13 +208,15 @@ def main() -> None:
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     record = Record("ffn", device, dtype, options.json)
-    for shape in options.shape:
-        for tokens in options.tokens:
+    for tokens in options.tokens:
+        for shape in options.shape:
             torch.manual_seed(0)
             x = torch.randn(tokens, SHAPES[shape][0], device=device, dtype=dtype, requires_grad=True)
-            case = run_case(shape, tokens, options, x, record.content["matmul_peak_flops"])
+            case = run_case(shape, tokens, options, x, record)
+            free(device)
             show(case)
             record.add(case)
+    record.close()
 
 
 if __name__ == "__main__":

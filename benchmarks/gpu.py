@@ -2,17 +2,24 @@
 
 Needs torch, triton and this checkout, and neither Lightning nor datasets. Each part is a process of its own that
 writes its record after every case, so that one that dies, or is stopped when the time is over, loses the case it
-was in and nothing else.
+was in and nothing else. Compilers take longer than what they compile, so first all parts are rehearsed side by side,
+untimed, each shape in a process: what they compile is on disk when the parts run, alone and one after another.
 
-    python benchmarks/gpu.py --minutes 25 --out benchmarks/results/h200
+    python benchmarks/gpu.py --minutes 5 --out benchmarks/results/h200 --only ffn train_step train_step_60m prefill
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import shlex
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,60 +27,179 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from elas_lightning.commands.arguments import Parser
 
 HERE = Path(__file__).resolve().parent
+# Of all the time, at most.
+REHEARSAL_SHARE = 0.25
 
-# name, share of the time it may take at most, command
-PARTS: list[tuple[str, float, list[str]]] = [
+
+@dataclass(frozen=True)
+class Part:
+    """One process and its record.
+
+    Args:
+        name: Of the part, its record and its log.
+        share: Of all the time, at most.
+        command: What Python runs.
+        cases: Options of which each value is a case; each combination is rehearsed by itself.
+        rehearsal: Options of the rehearsal alone; None: there is nothing to rehearse.
+    """
+
+    name: str
+    share: float
+    command: tuple[str, ...]
+    cases: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    rehearsal: tuple[str, ...] | None = None
+
+    def whole(self) -> list[str]:
+        """The command with all its cases."""
+        return [*self.command, *(word for option, values in self.cases for word in (option, *values))]
+
+    def rehearsals(self) -> list[list[str]]:
+        """A command for each combination of cases."""
+        if self.rehearsal is None:
+            return []
+        each = product(*([(option, value) for value in values] for option, values in self.cases))
+        return [
+            [*self.command, *(word for pair in case for word in pair), *self.rehearsal, "--rehearse"]
+            for case in each
+        ]
+
+
+COMPILED = ("--compile", "--without-eager")
+EVERY_SHAPE = ("--shape", ("60m", "130m", "350m", "1b", "7b"))
+# The paths that may be fastest; a name that is no backend of this version matches nobody.
+FAST = ("triton", "cusparselt,", "hopper")
+# Forward, the storages of one backend are one path; in training these are what a user would choose between.
+FASTEST = ("triton, recompute", "cusparselt, packed", "hopper, packed", "hopper, recompute")
+BOTH = ("full-rank SwiGLU", "low-rank ReLU²")
+# A block is compiled once for all layers, so one layer is enough to rehearse.
+BLOCKS = ("--compile", "blocks", "--rounds", "5")
+ONE_LAYER = ("--layers", "1")
+
+PARTS = (
+    Part("ffn", 0.4, ("benchmarks/ffn.py", *COMPILED, "--rounds", "7", "--only", "full-rank", "low-rank", *FAST),
+         (EVERY_SHAPE, ("--tokens", ("16384", "131072"))), ()),
+    Part("train_step", 0.25, ("benchmarks/train_step.py", *BLOCKS, "--batch", "64", "--energy",
+                              "--only", *BOTH, *FASTEST),
+         (("--shape", ("1b", "130m")),), ONE_LAYER),
+    # 131,072 tokens a step, the paper's batch
+    Part("train_step_60m", 0.2, ("benchmarks/train_step.py", *BLOCKS, "--batch", "512", "--energy",
+                                 "--only", *BOTH, *FASTEST),
+         (("--shape", ("60m",)),), ONE_LAYER),
+    Part("prefill", 0.15, ("benchmarks/prefill.py", *BLOCKS, "--without-eager", "--batch", "16", "--sequence", "1024",
+                           "--only", *BOTH, "triton, recompute", "cusparselt, dense", "hopper, dense"),
+         (("--shape", ("60m", "1b")),), ONE_LAYER),
+    # what it compiles at 16,384 tokens is among the first part's
+    Part("ffn_graph", 0.2, ("benchmarks/ffn.py", *COMPILED, "--cuda-graph", "--rounds", "7", "--only", *BOTH, *FASTEST,
+                            "--tokens", "4096", "16384"),
+         (EVERY_SHAPE,), ("--tokens", "4096")),
+    # not rehearsed: it chooses by timing, which wants the device to itself
+    Part("ffn_autotune", 0.2, ("benchmarks/ffn.py", *COMPILED, "--autotune", "--rounds", "7", "--tokens", "16384",
+                               "--only", *FASTEST),
+         (("--shape", ("60m", "1b")),)),
+    Part("train_step_checkpointed", 0.15, ("benchmarks/train_step.py", *BLOCKS, "--batch", "64",
+                                           "--checkpointing", "block", "--only", *BOTH, *FASTEST),
+         (("--shape", ("1b",)),), ONE_LAYER),
+    Part("train_step_eager", 0.2, ("benchmarks/train_step.py", "--batch", "64", "--rounds", "5"),
+         (("--shape", ("60m", "130m", "350m")),)),
     # without the conftest of the whole suite, which needs datasets
-    ("tests", 0.2, ["-m", "pytest", "-m", "gpu or not gpu", "--confcutdir=tests/ops", "tests/ops"]),
-    ("ffn", 0.35, ["benchmarks/ffn.py", "--shape", "60m", "130m", "350m", "1b", "7b", "--tokens", "16384",
-                   "--compile", "--autotune"]),
-    ("train_step", 0.3, ["benchmarks/train_step.py", "--shape", "60m", "1b", "--batch", "64", "--compile", "--only",
-                         "full-rank SwiGLU", "low-rank ReLU²", "triton, recompute", "cusparselt,"]),
-    ("prefill", 0.2, ["benchmarks/prefill.py", "--shape", "60m", "1b", "--batch", "16", "--sequence", "1024",
-                      "--compile"]),
-    ("ffn_tokens", 0.3, ["benchmarks/ffn.py", "--shape", "60m", "1b", "--tokens", "4096", "65536", "131072",
-                         "--compile"]),
-    ("train_step_checkpointed", 0.2, ["benchmarks/train_step.py", "--shape", "1b", "--batch", "64", "--checkpointing",
-                                      "block", "--only", "full-rank SwiGLU", "low-rank ReLU²", "triton, recompute"]),
-    ("train_step_eager", 0.3, ["benchmarks/train_step.py", "--shape", "60m", "130m", "350m", "--batch", "64"]),
-]  # fmt: skip
+    Part("tests", 0.3, ("-m", "pytest", "-m", "gpu or not gpu", "--confcutdir=tests/ops", "tests/ops",
+                        "tests/benchmarks/test_modes.py::test_a_call_is_captured_or_says_why_not")),
+)  # fmt: skip
+
+
+def start(command: list[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
+    """Run Python in a session of its own, so that its compilers' workers end with it."""
+    with log.open("w") as output:
+        return subprocess.Popen(
+            [sys.executable, *command],
+            cwd=HERE.parent,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+
+
+def finish(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """Wait for a process and remove what is left of its session; None where it had to be stopped."""
+    try:
+        return process.wait(max(seconds, 0))
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # nothing is left of it
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def rehearse(parts: list[Part], seconds: float, logs: Path) -> None:
+    """Run every case of the parts at once, untimed, and say how many came to their end."""
+    commands = {
+        f"rehearsal-{part.name}-{number}": command
+        for part in parts
+        for number, command in enumerate(part.rehearsals())
+    }
+    if not commands:
+        return
+    print(f"rehearsal: {len(commands)} processes, at most {seconds:.0f} s", flush=True)
+    end = time.monotonic() + seconds
+    threads = str(max(1, (os.cpu_count() or 1) // len(commands)))
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    codes: dict[str, int | None] = {}
+    try:
+        for name, command in commands.items():
+            running[name] = start(command, logs / f"{name}.log", TORCHINDUCTOR_COMPILE_THREADS=threads)
+        for name, process in running.items():
+            codes[name] = finish(process, end - time.monotonic())
+    finally:  # also where somebody breaks it off
+        for name in running.keys() - codes.keys():
+            finish(running[name], 0)
+    for name, code in codes.items():
+        if code == 0:
+            (logs / f"{name}.log").unlink()
+    short = [name for name, code in codes.items() if code != 0]
+    said = f"not to its end (it is compiled when it is timed): {', '.join(short)}" if short else "done"
+    print(f"rehearsal: {said}", flush=True)
 
 
 def main() -> None:
-    """Run part after part while there is time."""
+    """Rehearse, then run part after part while there is time."""
     parser = Parser(description="Measure everything on a GPU box.")
     parser.add_argument("--minutes", type=float, default=25.0, help="for everything together")
     parser.add_argument("--out", type=Path, required=True, help="folder of the records")
-    parser.add_argument("--only", nargs="+", choices=[name for name, *_ in PARTS], help="these parts alone")
+    parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS], help="these parts alone")
+    parser.add_argument("--no-rehearsal", action="store_true", help="where the compilers' caches are full")
+    parser.add_argument("--list", action="store_true", help="print the commands and run none")
     options = parser.parse_args()
     if not 0 < options.minutes < math.inf:
         parser.error(f"--minutes is {options.minutes}: give a number above 0")
+    parts = [part for part in PARTS if not options.only or part.name in options.only]
+    if options.list:
+        for part in parts:
+            print(f"{part.name} ({part.share:.0%}): {shlex.join(['python', *part.whole()])}")
+        return
     options.out.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + 60 * options.minutes
+    seconds = 60 * options.minutes
+    end = time.monotonic() + seconds
+    if not options.no_rehearsal:
+        rehearse(parts, REHEARSAL_SHARE * seconds, options.out)
     failed = []
-    for name, share, command in PARTS:
-        if options.only and name not in options.only:
-            continue
-        left = min(end - time.monotonic(), 60 * options.minutes * share)
+    for part in parts:
+        left = min(end - time.monotonic(), seconds * part.share)
         if left <= 0:
-            print(f"{name}: no time left")
+            print(f"{part.name}: no time left")
             continue
-        record = [] if name == "tests" else ["--json", str(options.out / f"{name}.json")]
-        print(f"{name}: at most {left:.0f} s", flush=True)
-        with (options.out / f"{name}.log").open("w") as log:
-            try:
-                done = subprocess.run(
-                    [sys.executable, *command, *record],
-                    cwd=HERE.parent,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    timeout=left,
-                )
-                ended = f"exit code {done.returncode}"
-                failed += [name] if done.returncode else []
-            except subprocess.TimeoutExpired:
-                ended = "out of time; its record holds the cases that were finished"
-        print(f"{name}: {ended}; {options.out / f'{name}.log'}", flush=True)
+        record = [] if part.name == "tests" else ["--json", str(options.out.absolute() / f"{part.name}.json")]
+        log, begun = options.out / f"{part.name}.log", time.monotonic()
+        print(f"{part.name}: at most {left:.0f} s", flush=True)
+        code = finish(start([*part.whole(), *record], log), left)
+        failed += [part.name] if code else []
+        ended = (
+            "out of time; its record holds the cases that were finished"
+            if code is None
+            else f"exit code {code}"
+        )
+        print(f"{part.name}: {ended}; {time.monotonic() - begun:.0f} s; {log}", flush=True)
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 

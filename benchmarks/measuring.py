@@ -6,27 +6,34 @@ them alike; ratios are taken within rounds.
 
 from __future__ import annotations
 
+import argparse
+import gc
 import json
 import platform
 import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Hashable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from elas_lightning.commands.arguments import usable_device
+from elas_lightning.errors import UserError
 from elas_lightning.training.energy import EnergyMeter
 
 Call = Callable[[], object]
+Key = TypeVar("Key", bound=Hashable)
 
 # Long enough that reading the clock and a launch's jitter do not show.
-_SHORTEST_TURN_SECONDS = {"cuda": 0.02, "cpu": 0.05}
+_SHORTEST_TURN_SECONDS = {"cuda": 0.01, "cpu": 0.05}
+_HOST_CALLS = 7
 # The counter moves ten times a second.
 _ENERGY_SECONDS = 1.5
 _PACKAGES = ("elas-lightning", "torch", "triton", "transformers", "numpy")
@@ -44,9 +51,52 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def free(device: torch.device) -> None:
+    """What nobody refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def add_options(parser: argparse.ArgumentParser, rounds: int, in_turns: bool = True) -> argparse.Namespace:
+    """What the benchmarks' command lines have in common, added and read.
+
+    Args:
+        parser: With the options that are its own, ``--compile`` among them.
+        rounds: Measured rounds where none are asked for.
+        in_turns: Whether the modes are measured beside each other in one run, and not one mode a run.
+    """
+    cuda = torch.cuda.is_available()
+    parser.add_argument(
+        "--only", nargs="+", help="contenders whose names contain one of these; the twin runs anyway"
+    )
+    if in_turns:
+        parser.add_argument("--without-eager", action="store_true", help="leave out the eager forms")
+        parser.add_argument(
+            "--cuda-graph", action="store_true", help="time replays of CUDA graphs, too: compiled, else eager"
+        )
+    parser.add_argument("--rounds", type=int, default=rounds, help="measured rounds")
+    parser.add_argument("--energy", action="store_true", help="measure joules, which takes 1.5 s a figure")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="run each call once and time none: it fills compilers' caches"
+    )
+    parser.add_argument("--device", type=usable_device, default="cuda" if cuda else "cpu")
+    parser.add_argument("--json", type=Path, help="where to write the record, after every case")
+    options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error("--rounds must be at least 2 (percentiles need a spread)")
+    if in_turns and options.without_eager and not options.compile:
+        parser.error("--without-eager leaves nothing to time: add --compile")
+    if in_turns and options.cuda_graph and not options.device.startswith("cuda"):
+        parser.error(f"--cuda-graph needs a GPU, and --device is {options.device}")
+    if options.rehearse and options.json:
+        parser.error("--rehearse times nothing: leave out --json")
+    return options
+
+
 def measure(
-    calls: dict[str, Call], device: torch.device, rounds: int, warmup: int = 1
-) -> dict[str, list[float]]:
+    calls: Mapping[Key, Call], device: torch.device, rounds: int, warmup: int = 1
+) -> dict[Key, list[float]]:
     """Seconds of one call of every contender in every round.
 
     A turn repeats its call until it is long enough to be timed; the order turns too, so that nobody always goes
@@ -67,7 +117,7 @@ def measure(
         wait(device)
         once = max(time.perf_counter() - start, 1e-7)
         repeats[name] = max(1, min(200, round(_SHORTEST_TURN_SECONDS[device.type] / once)))
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[Key, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for turn in range(warmup + rounds):
         for position in range(len(names)):
@@ -79,6 +129,45 @@ def measure(
             if turn >= warmup:
                 seconds[name].append((time.perf_counter() - start) / repeats[name])
     return seconds
+
+
+def host_seconds(call: Call, device: torch.device) -> float | None:
+    """The host's own time of a call, median of a few: until it returns, with the device idle before and not waited for.
+
+    A call as long as this is bound by launches, not by what the device does. One that launches more than the driver
+    queues (some thousand kernels) waits within, so that for a whole model this is no more than an upper bound.
+
+    Returns:
+        None on a CPU, which does the work itself.
+    """
+    if device.type != "cuda":
+        return None
+    taken = []
+    for _ in range(_HOST_CALLS):
+        wait(device)
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    wait(device)
+    return statistics.median(taken)
+
+
+def figures(own: list[float], call: Call, device: torch.device, energy: bool) -> dict[str, Any]:
+    """What a record holds of one contender's times: seconds, the host's share of them and, where wanted, energy.
+
+    Args:
+        own: Seconds of a call, by round.
+        call: What they are of.
+        device: Where it ran.
+        energy: Whether to measure ``joules``, which takes more than a second.
+    """
+    found = {"seconds": spread(own), "host_seconds": host_seconds(call, device)}
+    return found | ({"joules": joules(call, device)} if energy else {})
+
+
+def host_text(found: dict[str, Any]) -> str:
+    """The host's time of a contender for a printed line; nothing where the host is the device."""
+    return "" if found["host_seconds"] is None else f"  host {found['host_seconds'] * 1e6:.0f} us"
 
 
 def ratios(baseline: list[float], own: list[float]) -> dict[str, float]:
@@ -118,6 +207,11 @@ def processor() -> str:
     return f"{names[0] if names else platform.machine()}, {capability}, {torch.get_num_threads()} threads"
 
 
+def one_line(error: Exception) -> str:
+    """What kind of error it is, and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
 def _versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
     for name in _PACKAGES:
@@ -148,8 +242,25 @@ class Record:
             "dtype": str(dtype).removeprefix("torch."),
             "versions": _versions(),
             "matmul_peak_flops": matmul_peak(device, dtype),
+            "failures": [],
             "cases": [],
         }
+
+    @property
+    def peak(self) -> float:
+        """FLOP/s of a large matrix product here."""
+        return float(self.content["matmul_peak_flops"])
+
+    def reason(self, who: str, error: Exception) -> str:
+        """Why a contender has no figure, in one line; what nobody foresaw is a failure of the benchmark as well."""
+        if isinstance(error, UserError):
+            return str(error)
+        if isinstance(error, torch.OutOfMemoryError):
+            return "out of memory"
+        traceback.print_exception(error)
+        said = one_line(error)
+        self.content["failures"].append(f"{who}: {said}")
+        return said
 
     def add(self, case: dict[str, Any]) -> None:
         """Take in a case and write the file, whole or not at all."""
@@ -159,3 +270,8 @@ class Record:
             partial = self.path.with_suffix(".partial")
             partial.write_text(json.dumps(self.content, indent=1, ensure_ascii=False) + "\n")
             partial.replace(self.path)
+
+    def close(self) -> None:
+        """End the program with exit code 1 if anything failed that should not have."""
+        if failures := self.content["failures"]:
+            sys.exit("\n".join(("failed:", *failures)))

@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from contenders import FULL, SHAPES, TWIN, baselines, elas
-from measuring import Record, joules, measure, ratios, spread
+from measuring import Record, add_options, figures, free, host_text, measure, ratios
+from modes import COMPILED, Calls, add_compile, add_graphs, compile_blocks, compiled, measure_of
 
-from elas_lightning.commands.arguments import Parser, usable_device
-from elas_lightning.errors import UserError
-from elas_lightning.nn import Llama
+from elas_lightning.commands.arguments import Parser, at_least_one
+from elas_lightning.nn import Llama, ModelConfig
 from elas_lightning.nn.account import flops_per_token
 from elas_lightning.nn.ffn import ffn_path
 
@@ -35,73 +37,106 @@ def prefill(model: Llama, input_ids: Tensor) -> Tensor:
         return model.lm_head(model.hidden(input_ids)[:, -1])
 
 
+def compiled_prefill(model: Llama, how: str) -> Callable[[Tensor], Tensor]:
+    """The prefill of one model, compiled whole or by its blocks, which changes the model."""
+
+    def call(input_ids: Tensor) -> Tensor:
+        return prefill(model, input_ids)
+
+    if how == "whole":
+        return compiled(call)
+    compile_blocks(model)
+    return call
+
+
+def contenders(shape: str, options: argparse.Namespace) -> dict[str, ModelConfig]:
+    """All that differ without gradients, or those asked for with what they are held against."""
+    dense = baselines(shape, options.vocabulary, options.layers)
+    everyone = {**dense, **{name: c for name, c in elas(dense[TWIN]).items() if "packed" not in name}}
+    return {
+        name: config
+        for name, config in everyone.items()
+        if name in (TWIN, FULL) or not options.only or any(part in name for part in options.only)
+    }
+
+
+def in_turns(
+    calls: Calls, rows: dict[str, dict[str, Any]], plain: str, options: argparse.Namespace, record: Record
+) -> list[dict[str, Any]]:
+    """Time the calls and print what they took, as rows of the record."""
+    device = torch.device(options.device)
+    seconds = measure(calls, device, options.rounds)
+    measured = []
+    for (name, mode), own in seconds.items():
+        found = figures(own, calls[name, mode], device, options.energy)
+        took = found["seconds"]
+        against = measure_of(mode, plain)
+        held = {other: seconds[other, against[1]] for other in (TWIN, FULL) if (other, against[1]) in calls}
+        measured.append(
+            {
+                "contender": name,
+                "mode": mode,
+                **found,
+                "speed_against": {other: ratios(theirs, own) for other, theirs in held.items()},
+                "share_of_matmul_peak": rows[name]["flops"] / took["median"] / record.peak,
+            }
+        )
+        ratio = measured[-1]["speed_against"][TWIN]
+        print(
+            f"  {name + ', ' + mode:42}  {took['median'] * 1e3:9.2f} ms  {ratio['median']:.2f}x"
+            f" ({ratio['p20']:.2f}-{ratio['p80']:.2f}) {', '.join(against)}{host_text(found)}",
+            flush=True,
+        )
+    return measured
+
+
 def run_case(shape: str, batch: int, options: argparse.Namespace, record: Record) -> dict[str, Any]:
     """Measure all contenders at one shape and batch."""
     device = torch.device(options.device)
     dtype = getattr(torch, record.content["dtype"])
     torch.manual_seed(0)
     input_ids = torch.randint(options.vocabulary, (batch, options.sequence), device=device)
-    dense = baselines(shape, options.vocabulary, options.layers)
-    everyone = {**dense, **{name: c for name, c in elas(dense[TWIN]).items() if "packed" not in name}}
     rows: dict[str, dict[str, Any]] = {}
-    ways: dict[tuple[str, str], Callable[[Llama, Tensor], Tensor]] = {}
-    models: dict[str, Llama] = {}
-    for name, config in everyone.items():
+    calls: Calls = {}
+    absent: list[dict[str, str]] = []
+    plain = COMPILED[options.compile] if options.compile else "eager"
+    for name, config in contenders(shape, options).items():
         flops = flops_per_token(config, options.sequence)
         # the head sees one position of each prompt
         row = rows.setdefault(name, {"flops": (flops["forward"] - flops["head"]) * input_ids.numel()})
         try:
             row["path"] = ffn_path(config, device)
             with device:
-                models[name] = Llama(config).to(dtype)
-            prefill(models[name], input_ids)
-        except UserError as refusal:
-            row["absent"] = str(refusal)
-            models.pop(name, None)
+                model = Llama(config).to(dtype)
+            prefill(model, input_ids)
+        except Exception as refusal:  # one contender's fault is not to cost the figures of the others
+            row["absent"] = record.reason(name, refusal)
             continue
-        except torch.OutOfMemoryError:
-            row["absent"] = "out of memory"
-            models.pop(name, None)
-            continue
-        ways[name, "eager"] = prefill
+        if not options.without_eager:
+            calls[name, "eager"] = partial(prefill, model, input_ids)
         if options.compile:
-            ways[name, "compiled"] = torch.compile(prefill)
-    calls = {key: (lambda key=key, way=way: way(models[key[0]], input_ids)) for key, way in ways.items()}
-    seconds = measure(calls, device, options.rounds)  # type: ignore[arg-type]
-    mode = "compiled" if options.compile else "eager"
-    measured = []
-    for (name, how), own in seconds.items():  # type: ignore[misc]
-        took = spread(own)
-        measured.append(
-            {
-                "contender": name,
-                "mode": how,
-                "seconds": took,
-                "tokens_per_second": input_ids.numel() / took["median"],
-                "speed_against": {
-                    other: ratios(seconds[other, mode], own)  # type: ignore[index]
-                    for other in (TWIN, FULL)
-                    if other in models
-                },
-                "share_of_matmul_peak": rows[name]["flops"]
-                / took["median"]
-                / record.content["matmul_peak_flops"],
-                "joules": joules(calls[name, how], device),  # type: ignore[arg-type]
-            }
-        )
-        against = measured[-1]["speed_against"][TWIN]
-        print(
-            f"  {name + ', ' + how:42}  {took['median'] * 1e3:9.2f} ms  {against['median']:.2f}x"
-            f" ({against['p20']:.2f}-{against['p80']:.2f}) {TWIN}, {mode}",
-            flush=True,
-        )
+            own = model if options.without_eager else deepcopy(model)
+            call = partial(compiled_prefill(own, options.compile), input_ids)
+            try:
+                call()
+            except Exception as refusal:
+                reason = record.reason(f"{name}, {plain}", refusal)
+                absent.append({"contender": name, "mode": plain, "reason": reason})
+            else:
+                calls[name, plain] = call
+    measured: list[dict[str, Any]] = []
+    if not options.rehearse:
+        if options.cuda_graph:
+            absent += add_graphs(calls, plain, device)
+        measured = in_turns(calls, rows, plain, options, record)
     return {
         "shape": shape,
-        "layers": dense[TWIN].num_layers,
+        "layers": options.layers or SHAPES[shape][2],
         "batch": batch,
         "sequence": options.sequence,
-        "twin": f"{TWIN}, {mode}",
+        "twin": f"{TWIN}, {plain}",
         "contenders": rows,
+        "absent": absent,
         "measured": measured,
     }
 
@@ -111,19 +146,11 @@ def parse() -> argparse.Namespace:
     parser = Parser(description="Time prefill side by side.")
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["60m"])
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has, where memory is short")
-    parser.add_argument("--batch", nargs="+", type=int, default=[4], help="prompts")
+    parser.add_argument("--batch", nargs="+", type=at_least_one, default=[4], help="prompts")
     parser.add_argument("--sequence", type=int, default=256, help="tokens a prompt")
     parser.add_argument("--vocabulary", type=int, default=32000)
-    parser.add_argument("--compile", action="store_true", help="time torch.compile'd forms, too")
-    parser.add_argument("--rounds", type=int, default=10, help="measured rounds")
-    parser.add_argument(
-        "--device", type=usable_device, default="cuda" if torch.cuda.is_available() else "cpu"
-    )
-    parser.add_argument("--json", type=Path, help="where to write the record, after every case")
-    options = parser.parse_args()
-    if options.rounds < 2:
-        parser.error("--rounds must be at least 2 (percentiles need a spread)")
-    return options
+    add_compile(parser)
+    return add_options(parser, rounds=10)
 
 
 def main() -> None:
@@ -137,6 +164,8 @@ def main() -> None:
         for batch in options.batch:
             print(f"{shape}, {batch} x {options.sequence} tokens")
             record.add(run_case(shape, batch, options, record))
+            free(device)
+    record.close()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ reason. Only torch and this checkout are needed; without transformers its conten
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,10 +25,11 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from contenders import FULL, SHAPES, TWIN, baselines, elas
-from measuring import Record, joules, measure, ratios, spread
+from measuring import Record, add_options, figures, free, host_text, measure, ratios
 from memory import memory_split
+from modes import COMPILED, add_compile, compile_blocks, compiled
 
-from elas_lightning.commands.arguments import Parser, usable_device
+from elas_lightning.commands.arguments import Parser, at_least_one
 from elas_lightning.errors import UserError
 from elas_lightning.nn import Llama, ModelConfig
 from elas_lightning.nn.account import count_parameters, flops_per_token
@@ -66,29 +66,35 @@ def _make_step(
     return step
 
 
-def _loss(model: Llama, input_ids: Tensor, labels: Tensor) -> Tensor:
-    nll, count = linear_next_token_loss(model.hidden(input_ids), model.lm_head.weight, labels)
-    return nll / count
-
-
-def ours(config: ModelConfig, input_ids: Tensor, labels: Tensor, compiled: bool) -> Contender:
-    """One of our models; compiled as ``ElasModule`` compiles it."""
+def ours(config: ModelConfig, input_ids: Tensor, labels: Tensor, options: argparse.Namespace) -> Contender:
+    """One of our models; compiled whole it is as ``ElasModule`` compiles it: decoder, head and loss in one graph."""
     device = input_ids.device
     torch.manual_seed(0)
     with device:
         model = Llama(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    memory = memory_split(
-        model,
-        optimizer,
-        lambda: model.hidden(input_ids),
-        lambda features: linear_next_token_loss(features, model.lm_head.weight, labels)[0] / labels.numel(),
-        partial(autocast, device),
+    memory = (
+        {}
+        if options.rehearse
+        else memory_split(
+            model,
+            optimizer,
+            lambda: model.hidden(input_ids),
+            lambda features: (
+                linear_next_token_loss(features, model.lm_head.weight, labels)[0] / labels.numel()
+            ),
+            partial(autocast, device),
+        )
     )
-    loss = torch.compile(_loss) if compiled else _loss
-    return Contender(
-        model, _make_step(model, optimizer, lambda: loss(model, input_ids, labels), device), memory
-    )
+
+    def loss(input_ids: Tensor, labels: Tensor) -> Tensor:
+        nll, count = linear_next_token_loss(model.hidden(input_ids), model.lm_head.weight, labels)
+        return nll / count
+
+    if options.compile == "blocks":
+        compile_blocks(model)
+    called = partial(compiled(loss) if options.compile == "whole" else loss, input_ids, labels)
+    return Contender(model, _make_step(model, optimizer, called, device), memory)
 
 
 def transformers_model(config: ModelConfig, input_ids: Tensor) -> Contender:
@@ -123,9 +129,7 @@ def contenders(options: argparse.Namespace, shape: str) -> dict[str, ModelConfig
     }
 
 
-def run_case(
-    shape: str, batch: int, compiled: bool, options: argparse.Namespace, peak: float
-) -> dict[str, Any]:
+def run_case(shape: str, batch: int, options: argparse.Namespace, record: Record) -> dict[str, Any]:
     """Measure all contenders at one shape and batch."""
     device = torch.device(options.device)
     torch.manual_seed(0)
@@ -135,38 +139,44 @@ def run_case(
         name: replace(config, checkpointing=options.checkpointing)
         for name, config in baselines(shape, options.vocabulary, options.layers).items()
     }
-    against = {name: ours(dense[name], input_ids, labels, compiled) for name in (TWIN, FULL)}
+    # in a rehearsal each is by itself, so that many processes find room on one device
+    against = (
+        {}
+        if options.rehearse
+        else {name: ours(dense[name], input_ids, labels, options) for name in (TWIN, FULL)}
+    )
     rows: dict[str, dict[str, Any]] = {}
+    pair: dict[str, list[float]] | None = None
     for name, config in contenders(options, shape).items():
         row = rows.setdefault(name, {})
         shown = config or dense[FULL]
         row["parameters"] = count_parameters(shown)["total"]
         row["flops_per_token"] = flops_per_token(shown, options.sequence)["total"]
         try:
-            contender = against.get(name) or _build(config, dense[FULL], input_ids, labels, compiled)
+            contender = against.get(name) or _build(config, dense[FULL], input_ids, labels, options)
             row["memory"] = contender.memory
             if config is not None:
                 row["path"] = ffn_path(config, device)
-            trio = {**against, name: contender}
-            seconds = measure({key: value.step for key, value in trio.items()}, device, options.rounds)
-            row["joules"] = joules(contender.step, device)
-        except UserError as refusal:
-            row["absent"] = str(refusal)
-            continue
-        except torch.OutOfMemoryError:
-            row["absent"] = "out of memory"
+            if options.rehearse:
+                contender.step()
+                continue
+            trio = {key: one.step for key, one in {**against, name: contender}.items()}
+            # the baselines' own rows come from one run of the pair
+            seconds = pair if name in against and pair else measure(trio, device, options.rounds)
+            pair = seconds if name in against else pair
+            found = figures(seconds[name], contender.step, device, options.energy)
+        except Exception as refusal:  # one contender's fault is not to cost the figures of the others
+            row["absent"] = record.reason(name, refusal)
             continue
         finally:
             contender = trio = None  # type: ignore[assignment]
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-        took = spread(seconds[name])
+            free(device)
+        took = found["seconds"]["median"]
         row |= {
-            "seconds": took,
-            "tokens_per_second": input_ids.numel() / took["median"],
+            **found,
+            "tokens_per_second": input_ids.numel() / took,
             "speed_against": {other: ratios(seconds[other], seconds[name]) for other in against},
-            "share_of_matmul_peak": row["flops_per_token"] * input_ids.numel() / took["median"] / peak,
+            "share_of_matmul_peak": row["flops_per_token"] * input_ids.numel() / took / record.peak,
         }
         show(name, row)
     return {
@@ -174,17 +184,21 @@ def run_case(
         "layers": dense[TWIN].num_layers,
         "batch": batch,
         "sequence": options.sequence,
-        "mode": "compiled" if compiled else "eager",
+        "mode": COMPILED[options.compile] if options.compile else "eager",
         "checkpointing": options.checkpointing,
         "contenders": rows,
     }
 
 
 def _build(
-    config: ModelConfig | None, full: ModelConfig, input_ids: Tensor, labels: Tensor, compiled: bool
+    config: ModelConfig | None,
+    full: ModelConfig,
+    input_ids: Tensor,
+    labels: Tensor,
+    options: argparse.Namespace,
 ) -> Contender:
     if config is not None:
-        return ours(config, input_ids, labels, compiled)
+        return ours(config, input_ids, labels, options)
     if not find_spec("transformers"):
         raise UserError("transformers is not installed")
     return transformers_model(full, input_ids)
@@ -196,7 +210,7 @@ def show(name: str, row: dict[str, Any]) -> None:
         f"{ratio['median']:.2f}x ({ratio['p20']:.2f}-{ratio['p80']:.2f}) {other}"
         for other, ratio in row["speed_against"].items()
     )
-    print(f"  {name:34}  {row['seconds']['median'] * 1e3:9.2f} ms  {against}", flush=True)
+    print(f"  {name:34}  {row['seconds']['median'] * 1e3:9.2f} ms  {against}{host_text(row)}", flush=True)
 
 
 def parse() -> argparse.Namespace:
@@ -204,25 +218,14 @@ def parse() -> argparse.Namespace:
     parser = Parser(description="Time whole training steps side by side.")
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["60m"])
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has, where memory is short")
-    parser.add_argument("--batch", nargs="+", type=int, default=[4], help="sequences a step")
+    parser.add_argument("--batch", nargs="+", type=at_least_one, default=[4], help="sequences a step")
     parser.add_argument("--sequence", type=int, default=256, help="tokens a sequence")
     parser.add_argument("--vocabulary", type=int, default=32000)
-    parser.add_argument("--only", nargs="+", help="contenders whose names contain one of these")
-    parser.add_argument(
-        "--compile", action="store_true", help="time the compiled forms instead of the eager ones"
-    )
     parser.add_argument(
         "--checkpointing", choices=("none", "block"), default="none", help="what backward computes again"
     )
-    parser.add_argument("--rounds", type=int, default=10, help="measured rounds")
-    parser.add_argument(
-        "--device", type=usable_device, default="cuda" if torch.cuda.is_available() else "cpu"
-    )
-    parser.add_argument("--json", type=Path, help="where to write the record, after every case")
-    options = parser.parse_args()
-    if options.rounds < 2:
-        parser.error("--rounds must be at least 2 (percentiles need a spread)")
-    return options
+    add_compile(parser)
+    return add_options(parser, rounds=10, in_turns=False)
 
 
 def main() -> None:
@@ -232,12 +235,13 @@ def main() -> None:
     record = Record(
         "train_step", device, torch.bfloat16 if device.type == "cuda" else torch.float32, options.json
     )
-    peak = record.content["matmul_peak_flops"]
     for shape in options.shape:
         for batch in options.batch:
-            mode = "compiled" if options.compile else "eager"
-            print(f"{shape}, {batch} x {options.sequence} tokens, {mode}; times as fast as:")
-            record.add(run_case(shape, batch, options.compile, options, peak))
+            mode = COMPILED[options.compile] if options.compile else "eager"
+            print(f"{shape}, {batch} x {options.sequence} tokens, {mode}; times as fast as:", flush=True)
+            record.add(run_case(shape, batch, options, record))
+            free(device)
+    record.close()
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ sys.path.insert(
 
 from contenders import SHAPES, STORAGES, TWIN, baselines
 from measuring import measure
+from modes import compiled
 
 from elas_lightning.commands.arguments import Parser, usable_device
 from elas_lightning.errors import UserError
@@ -58,7 +59,7 @@ def make_call(case: Case, path: str) -> Callable[..., Tensor]:
     def call(z: Tensor, up: Tensor, down: Tensor) -> Tensor:
         return lowrank_ffn(z, up, down.t(), sparsity=sparsity, backend=backend, storage=storage)  # type: ignore[arg-type]
 
-    return torch.compile(call, fullgraph=True) if case.compiled else call
+    return compiled(call) if case.compiled else call
 
 
 def make_step(case: Case, path: str, device: torch.device) -> Step:
@@ -121,7 +122,7 @@ def measure_case(
                 print(f"  {path:32} out of memory")
             except ValueError as refusal:
                 print(f"  {path:32} {refusal}")
-    timed = measure(steps, device, options.rounds)  # type: ignore[arg-type]
+    timed = measure(steps, device, options.rounds)
     seconds = {path: statistics.median(values) for path, values in timed.items()}
     for path, value in sorted(seconds.items(), key=lambda item: item[1]):
         print(
@@ -199,8 +200,8 @@ def main() -> None:
         for tokens in options.tokens:
             for sparsity in ("2:4", None):
                 for direction in options.direction:
-                    for compiled in (False, True) if options.compile else (False,):
-                        case = Case(*sizes(shape), tokens, options.dtype, sparsity, direction, compiled)
+                    for by_compiler in (False, True) if options.compile else (False,):
+                        case = Case(*sizes(shape), tokens, options.dtype, sparsity, direction, by_compiler)
                         write(path, name, [measure_case(case, backends, device, options)])
     print(f"record: {path}")
 

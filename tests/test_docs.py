@@ -171,8 +171,9 @@ def _check_bench(arguments: list[str]) -> None:
 
 
 def _check_script(path: Path, arguments: list[str]) -> None:
-    shared = (ROOT / "benchmarks" / "measuring.py").read_text() if path.parent.name == "benchmarks" else ""
-    _check_options(path.read_text() + shared, arguments)
+    shared = [ROOT / "benchmarks" / f"{name}.py" for name in ("measuring", "modes")]
+    sources = [path, *shared] if path.parent.name == "benchmarks" else [path]
+    _check_options("".join(source.read_text() for source in sources), arguments)
 
 
 def _check_options(source: str, arguments: list[str]) -> None:

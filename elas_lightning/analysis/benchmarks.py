@@ -27,6 +27,13 @@ KINDS = {
     "prefill": "Prefill",
 }
 QUESTION = "How fast is 2:4 sparsity beside its dense low-rank twin, and what does it keep in memory?"
+# A call is bound by its launches where the host alone needs this share of its time.
+_LAUNCH_BOUND = 0.9
+_GRAPH = ", graph"
+# Where a record holds the bytes that a mode keeps.
+_KEPT = {"eager": "kept_bytes", "compiled": "kept_bytes_compiled"}
+# More panels than these are no longer read side by side.
+_PANELS = 5
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
 _TWIN = "low-rank ReLU²"
 _MIB = 2**20
@@ -43,11 +50,13 @@ class Measurement:
         shape: ``60m`` and so on.
         tokens: In one call.
         contender: Model, backend and storage.
-        mode: ``eager``, ``compiled`` or ``max-autotune``.
+        mode: ``eager``, ``compiled``, ``compiled by block`` or ``max-autotune``; a CUDA graph's ends in ``, graph``.
         seconds: Median of a call.
-        ratio: Median and percentiles (20, 80) of the speed against the twin.
+        host: Seconds the host itself needs for a call; None on a CPU.
+        ratio: Median and percentiles (20, 80) of the speed against the twin; of a graph, against the twin's graph.
         share: Of the measured matrix-multiply peak, dense FLOPs counted.
-        kept: Bytes kept for backward by one FFN, where measured.
+        kept: Bytes kept for backward by one FFN in this mode, where measured.
+        kept_ratio: Of those to the twin's.
         memory: Bytes of a training step by part, where measured.
         joules: Of a call, where the board has a counter.
     """
@@ -60,9 +69,11 @@ class Measurement:
     contender: str
     mode: str
     seconds: float
+    host: float | None
     ratio: Mapping[str, float]
     share: float
     kept: int | None
+    kept_ratio: float | None
     memory: Mapping[str, int | None] | None
     joules: float | None
 
@@ -70,6 +81,16 @@ class Measurement:
     def name(self) -> str:
         """Contender and mode."""
         return f"{self.contender}, {self.mode}"
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether a CUDA graph was replayed."""
+        return self.mode.endswith(_GRAPH)
+
+    @property
+    def launch_bound(self) -> bool:
+        """Whether the host's launches alone take as long as the call."""
+        return self.host is not None and not self.is_graph and self.host >= _LAUNCH_BOUND * self.seconds
 
 
 def read_records(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -101,14 +122,17 @@ def measurements(record: Mapping[str, Any]) -> Iterator[Measurement]:
         for case in record["cases"]:
             for row in _rows(record["benchmark"], case):
                 about = case["contenders"][row["contender"]]
+                kept = _KEPT.get(row["mode"].removesuffix(_GRAPH), "")
                 yield Measurement(
                     device=record["device"],
                     gpu=record["device_type"] == "cuda",
                     shape=case["shape"],
                     tokens=case.get("tokens") or case["batch"] * case["sequence"],
                     seconds=row["seconds"]["median"],
+                    host=row.get("host_seconds"),
                     share=row["share_of_matmul_peak"],
-                    kept=about.get("kept_bytes"),
+                    kept=about.get(kept),
+                    kept_ratio=about.get(kept.replace("bytes", "against"), {}).get(_TWIN),
                     memory=about.get("memory") or None,
                     joules=row.get("joules"),
                     **{key: row[key] for key in ("kind", "contender", "mode", "ratio")},
@@ -136,12 +160,16 @@ def speed_table(rows: Sequence[Measurement]) -> Table:
     extra: dict[str, list[str]] = {}
     if any(row.gpu for row in rows):
         extra["Microseconds"] = [f"{row.seconds * 1e6:,.0f}" for row in rows]
-    for heading, values in (
-        ("MiB kept", [None if row.kept is None else row.kept / _MIB for row in rows]),
-        ("Joules a million tokens", [row.joules and row.joules / row.tokens * 1e6 for row in rows]),
+    for heading, values, digits in (
+        ("The host's own", [None if row.host is None else row.host * 1e6 for row in rows], 0),
+        ("MiB kept", [None if row.kept is None else row.kept / _MIB for row in rows], 1),
+        ("Times the twin's", [row.kept_ratio for row in rows], 2),
+        ("Joules a million tokens", [row.joules and row.joules / row.tokens * 1e6 for row in rows], 1),
     ):
         if any(value is not None for value in values):
-            extra[heading] = ["" if value is None else f"{value:,.1f}" for value in values]
+            extra[heading] = ["" if value is None else f"{value:,.{digits}f}" for value in values]
+    if any(row.launch_bound for row in rows):
+        extra["Bound by"] = ["launches" if row.launch_bound else "" for row in rows]
     columns = ("Shape", "Tokens", "Contender", "Times the dense twin", "20 to 80 %", "Share of peak")
     cells = [
         (
@@ -157,9 +185,14 @@ def speed_table(rows: Sequence[Measurement]) -> Table:
     ]
     caption = (
         "Speed as a ratio to the dense low-rank twin, medians and percentiles over rounds in which all took turns; "
-        "above 1 is faster than the twin. Share of the matrix-multiply peak measured in the same process, 2:4 products "
-        "counted as dense ones."
+        "above 1 is faster than the twin; a CUDA graph is held against the twin's. Share of the matrix-multiply peak "
+        "measured in the same process, 2:4 products counted as dense ones."
     )
+    if "The host's own" in extra:
+        caption += (
+            " The host's own microseconds of a call are Python's and the launches', the device not waited for; where "
+            "they are as many as the call's, it is bound by launches, and its graph shows what the device needs."
+        )
     return Table(caption, (*columns, *extra), tuple(cells), 3)
 
 
@@ -248,21 +281,32 @@ def _place(key: tuple[str, int]) -> tuple[float, int]:
 
 
 def verdict(rows: Sequence[Measurement]) -> list[str]:
-    """For each kind and shape, in words: ELAS's fastest way beside its dense twin."""
+    """For each kind and shape, in words: ELAS's fastest way beside its dense twin, without CUDA graphs and with."""
     said = []
     for place in sorted({(row.shape, row.tokens) for row in rows}, key=_place):
-        own = [row for row in rows if (row.shape, row.tokens) == place and row.contender.startswith("ELAS")]
-        if not own:
-            continue
-        best = max(own, key=lambda row: row.ratio["median"])
-        middle = best.ratio["median"]
-        clear = best.ratio["p20"] > 1 or best.ratio["p80"] < 1
-        word = ("faster than" if middle > 1 else "slower than") if clear else "as fast as, within the spread,"
-        said.append(
-            f"{place[0]}, {place[1]:,} tokens: ELAS's fastest way ({best.name}) is {word} its dense twin, "
-            f"{number(middle)} times its speed."
-        )
+        for graphs in (False, True):
+            own = [
+                row
+                for row in rows
+                if (row.shape, row.tokens) == place
+                and row.contender.startswith("ELAS")
+                and row.is_graph == graphs
+            ]
+            if own:
+                said.append(_sentence(place, max(own, key=lambda row: row.ratio["median"])))
     return said
+
+
+def _sentence(place: tuple[str, int], best: Measurement) -> str:
+    middle = best.ratio["median"]
+    clear = best.ratio["p20"] > 1 or best.ratio["p80"] < 1
+    word = ("faster than" if middle > 1 else "slower than") if clear else "as fast as, within the spread,"
+    twin = "its dense twin's graph" if best.is_graph else "its dense twin"
+    launches = "; it is bound by launches" if best.launch_bound else ""
+    return (
+        f"{place[0]}, {place[1]:,} tokens: ELAS's fastest way ({best.name}) is {word} {twin}, "
+        f"{number(middle)} times its speed{launches}."
+    )
 
 
 def write_benchmark_report(folder: Path, out: Path) -> Path:
@@ -284,18 +328,16 @@ def write_benchmark_report(folder: Path, out: Path) -> Path:
     sections = []
     for path, record in records:
         rows = list(measurements(record))
-        absent = {
-            name: row["absent"]
-            for case in record["cases"]
-            for name, row in case["contenders"].items()
-            if "absent" in row
-        }
+        absent = _absent(record["cases"])
         for kind, title in KINDS.items():
             own = [row for row in rows if row.kind == kind]
             if not own:
                 continue
             name = f"{path.relative_to(folder).with_suffix('')}-{kind}".replace("/", "-").replace(" ", "-")
-            figures = [_figure(speed_figure(own), plots / f"{name}-speed", f"{title}: speed")]
+            figures = [
+                _figure(speed_figure(part), plots / f"{name}-speed{word}", f"{title}: speed")
+                for word, part in _in_figures(own)
+            ]
             if any(row.memory for row in own):
                 figures.append(_figure(memory_figure(own), plots / f"{name}-memory", f"{title}: memory"))
             sections.append(
@@ -311,7 +353,7 @@ def write_benchmark_report(folder: Path, out: Path) -> Path:
                     "memory": table_html(memory_table(own), f"{title}: memory")
                     if any(row.memory for row in own)
                     else None,
-                    "absent": sorted(absent.items()),
+                    "absent": absent,
                 }
             )
     page = out / "report.html"
@@ -320,6 +362,23 @@ def write_benchmark_report(folder: Path, out: Path) -> Path:
         encoding="utf-8",
     )
     return page
+
+
+def _in_figures(rows: Sequence[Measurement]) -> list[tuple[str, list[Measurement]]]:
+    """What one figure shows, with an ending for its name: everything, or one number of tokens where that is much."""
+    if len({(row.shape, row.tokens) for row in rows}) <= _PANELS:
+        return [("", list(rows))]
+    counts = sorted({row.tokens for row in rows})
+    return [(f"-{count}-tokens", [row for row in rows if row.tokens == count]) for count in counts]
+
+
+def _absent(cases: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Who could not run, or not in some mode, and why."""
+    found: dict[str, str] = {}
+    for case in cases:
+        found |= {name: row["absent"] for name, row in case["contenders"].items() if "absent" in row}
+        found |= {f"{row['contender']}, {row['mode']}": row["reason"] for row in case.get("absent", ())}
+    return sorted(found.items())
 
 
 def _figure(figure: Figure, stem: Path, title: str) -> dict[str, str]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import html
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from elas_lightning.analysis.benchmarks import measurements
 from elas_lightning.cli import main
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
+Script = Callable[..., None]
 SIZES = {
     "ffn": ["--tokens", "24"],
     "train_step": ["--batch", "2", "--sequence", "16", "--vocabulary", "50", "--only", "ReLU²", "ELAS"],
@@ -65,6 +70,8 @@ def test_every_kernel_path_is_checked_named_and_timed(tmp_path: Path) -> None:
         kept["ELAS, reference, recompute"] < kept["ELAS, reference, packed"] < kept["ELAS, reference, dense"]
     )
     assert kept["ELAS, triton, recompute"] == kept["ELAS, reference, recompute"]
+    for name in ran:
+        assert rows[name]["kept_against"] == {TWIN: kept[name] / kept[TWIN]}
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -78,6 +85,16 @@ def test_the_twin_is_its_own_measure(records: Path) -> None:
     rows = {m["contender"]: m for m in read(records, "ffn")["measured"] if m["kind"] == "forward"}
     assert rows[TWIN]["speed_against"][TWIN] == {"median": 1.0, "p20": 1.0, "p80": 1.0}
     assert read(records, "train_step")["contenders"][TWIN]["speed_against"][TWIN]["median"] == 1.0
+
+
+def test_a_cpu_does_the_work_itself_so_the_host_has_no_time_of_its_own(records: Path) -> None:
+    assert {m["host_seconds"] for m in read(records, "ffn")["measured"]} == {None}
+    assert {m["host_seconds"] for m in read(records, "prefill")["measured"]} == {None}
+    assert read(records, "train_step")["contenders"][TWIN]["host_seconds"] is None
+
+
+def test_energy_is_measured_where_it_is_asked_for(records: Path) -> None:
+    assert all("joules" not in m for m in read(records, "ffn")["measured"])
 
 
 def test_the_memory_of_a_step_is_that_of_its_tensors(records: Path) -> None:
@@ -101,6 +118,94 @@ def test_the_report_draws_the_records(
     assert len(list((tmp_path / "plots").glob("*.svg"))) == 5
 
 
+def row(contender: str, mode: str, microseconds: float, host: float, ratio: float) -> dict[str, Any]:
+    spread = {"median": ratio, "p20": ratio - 0.01, "p80": ratio + 0.01}
+    return {
+        "kind": "forward",
+        "contender": contender,
+        "mode": mode,
+        "seconds": {"median": microseconds / 1e6, "p20": 1e-6, "p80": 1.0},
+        "host_seconds": host / 1e6,
+        "speed_against": {TWIN: spread},
+        "share_of_matmul_peak": 0.5,
+    }
+
+
+@pytest.fixture
+def gpu_record() -> dict[str, Any]:
+    """A record as a GPU would leave it: invented figures, and a case bound by its launches."""
+    elas = "ELAS, triton, recompute"
+    measured = [
+        row(TWIN, "compiled", 120, 115, 1.0),
+        row(TWIN, "compiled, graph", 80, 9, 1.0),
+        row(elas, "compiled", 125, 124, 0.96),
+        row(elas, "compiled, graph", 40, 9, 2.0),
+    ]
+    known = {"kept_bytes": 2**20, "kept_bytes_compiled": 2**19, "kept_against": {TWIN: 0.5}}
+    case = {
+        "shape": "60m",
+        "tokens": 4096,
+        "contenders": {TWIN: known, elas: known | {"kept_against_compiled": {TWIN: 0.125}}},
+        "absent": [
+            {
+                "contender": "ELAS, cusparselt, dense",
+                "mode": "compiled, graph",
+                "reason": "not captured: it waits",
+            }
+        ],
+        "measured": measured,
+    }
+    return {
+        "benchmark": "ffn",
+        "command": "python ffn.py",
+        "device": "a GPU",
+        "device_type": "cuda",
+        "versions": {"torch": "2"},
+        "cases": [case],
+    }
+
+
+def test_the_report_tells_launches_from_work(gpu_record: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "ffn.json").write_text(json.dumps(gpu_record))
+    assert main(["bench", "--report", str(tmp_path), "--out", str(tmp_path / "page")]) == 0
+    page = html.unescape((tmp_path / "page" / "report.html").read_text())
+    assert (
+        "fastest way (ELAS, triton, recompute, compiled) is slower than its dense twin, 0.960 times its speed; "
+        "it is bound by launches."
+    ) in page
+    assert (
+        "fastest way (ELAS, triton, recompute, compiled, graph) is faster than its dense twin's graph, "
+        "2.00 times its speed."
+    ) in page
+    assert "The host's own" in page
+    assert "ELAS, cusparselt, dense, compiled, graph: not captured: it waits" in page
+
+
+def test_many_places_are_drawn_by_their_tokens(gpu_record: dict[str, Any], tmp_path: Path) -> None:
+    (case,) = gpu_record["cases"]
+    gpu_record["cases"] = [
+        case | {"shape": shape, "tokens": tokens}
+        for shape in ("60m", "130m", "1b")
+        for tokens in (4096, 16384)
+    ]
+    (tmp_path / "ffn.json").write_text(json.dumps(gpu_record))
+    assert main(["bench", "--report", str(tmp_path), "--out", str(tmp_path / "page")]) == 0
+    assert {path.name for path in (tmp_path / "page" / "plots").glob("*.svg")} == {
+        "ffn-ffn-forward-speed-4096-tokens.svg",
+        "ffn-ffn-forward-speed-16384-tokens.svg",
+    }
+
+
+def test_what_a_mode_keeps_is_that_mode_s(gpu_record: dict[str, Any]) -> None:
+    eager = copy.deepcopy(gpu_record)
+    for measured in eager["cases"][0]["measured"]:
+        measured["mode"] = measured["mode"].replace("compiled", "eager")
+    assert [m.kept for m in measurements(eager)] == [2**20] * 4
+    assert [m.kept_ratio for m in measurements(eager)] == [0.5] * 4
+    assert [m.kept for m in measurements(gpu_record)] == [2**19] * 4
+    assert [m.kept_ratio for m in measurements(gpu_record)] == [None, None, 0.125, 0.125]
+
+
 def test_a_folder_without_records_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--report", str(tmp_path)]) == 2
     assert "there is no benchmark record in" in capsys.readouterr().err
@@ -112,8 +217,20 @@ def test_a_record_of_another_version_is_refused(tmp_path: Path, capsys: pytest.C
     assert "is not of this version" in capsys.readouterr().err
 
 
-def test_refuses_a_single_round() -> None:
-    command = [sys.executable, str(FOLDER / "ffn.py"), "--rounds", "1"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "--rounds must be at least 2" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rounds", "1"], "--rounds must be at least 2"),
+        (["--without-eager"], "leaves nothing to time: add --compile"),
+        (["--cuda-graph", "--device", "cpu"], "--cuda-graph needs a GPU, and --device is cpu"),
+        (["--rehearse", "--json", "record.json"], "--rehearse times nothing"),
+        (["--tokens", "0"], "0 is too small: give 1 or more"),
+    ],
+)
+def test_refuses_what_cannot_be_measured(
+    arguments: list[str], said: str, script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        script("ffn", *arguments)
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err

@@ -1,0 +1,155 @@
+"""How a call is run: compiled in a cache of its own, or as the replay of a CUDA graph.
+
+A graph is launched by the host in one go, so that its time is the device's; beside the same call without one it shows
+what launches cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from itertools import count
+from types import FunctionType, MethodType
+from typing import Any, TypeVar
+
+import torch
+from contenders import TWIN
+from measuring import one_line
+from torch import Tensor
+
+from elas_lightning.nn.llama import Block, Llama
+
+# How a whole model can be compiled, and what that mode is called in a record.
+COMPILED = {"whole": "compiled", "blocks": "compiled by block"}
+
+Calls = dict[tuple[str, str], Callable[[], Any]]
+Returned = TypeVar("Returned")
+
+# Relative, in the Frobenius norm: sums by atomics differ in their last bits from one call to the next.
+_SAME = 1e-2
+
+_number = count()
+# A capture that was broken off leaves its graph known to the allocator, so it must stay where it is.
+_broken: list[Any] = []
+
+
+def compiled(function: Callable[..., Returned], **options: Any) -> Callable[..., Returned]:
+    """``torch.compile`` of one function for one contender, one kind of call and one set of shapes.
+
+    Dynamo keeps what it has compiled with a function's code. Contenders that come from one line of source
+    share that cache, and from the ninth on they would run eagerly, with a warning; a second shape would be compiled
+    for any number of tokens, which is slower. The copy compiled here has code of its own and takes every shape as it
+    is; where a part of it could not be compiled, or too often would have to be, it raises.
+
+    Args:
+        function: An ordinary function; what it closes over is shared with the copy.
+        options: Of ``torch.compile``, such as ``mode``.
+    """
+    assert isinstance(function, FunctionType), "a function with code of its own"
+    code = function.__code__.replace(co_name=f"{function.__code__.co_name}_{next(_number)}")
+    own = FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
+    import torch._dynamo  # not before it is needed: it takes seconds
+
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    return torch.compile(own, fullgraph=True, dynamic=False, **options)
+
+
+def compile_blocks(model: Llama) -> None:
+    """Compile the decoder's blocks: the first is compiled, the others run as what was made of it.
+
+    Of a deep model this is far sooner done than compiling it whole; what is lost is fusion across blocks.
+    """
+    forward = compiled(Block.forward)
+    for block in model.layers:
+        block.forward = MethodType(forward, block)
+
+
+def add_compile(parser: argparse.ArgumentParser) -> None:
+    """The option that says how a whole model is compiled."""
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="whole",
+        choices=COMPILED,
+        help="in one graph (default) or block by block",
+    )
+
+
+def add_graphs(calls: Calls, mode: str, device: torch.device) -> list[dict[str, str]]:
+    """Add to the calls of one mode their replays, under a mode of their own (``compiled, graph``).
+
+    The graphs share their memory, so what a replay computes is overwritten by the next. Each is checked: it computes
+    what its call does.
+
+    Args:
+        calls: By contender and mode, tried out before; each returns a tensor or a tuple of tensors.
+        mode: Whose calls.
+        device: A GPU.
+
+    Returns:
+        What could not be captured, and why. Without the twin's graph there is nothing to hold the others against, so
+        then none is added.
+    """
+    graphs: Calls = {}
+    absent = []
+    pool = torch.cuda.graph_pool_handle()
+    for (name, _), call in [item for item in calls.items() if item[0][1] == mode]:
+        key = (name, f"{mode}, graph")
+        try:
+            graphs[key] = _capture(call, device, pool)
+        except Exception as error:  # of whatever kind: it is what the record says
+            absent.append({"contender": name, "mode": key[1], "reason": f"not captured: {one_line(error)}"})
+            pool = torch.cuda.graph_pool_handle()  # the old one may still be the broken capture's
+    if (TWIN, f"{mode}, graph") in graphs:
+        calls |= graphs
+    else:
+        absent += [
+            {"contender": name, "mode": own, "reason": "the twin, its measure, could not be captured"}
+            for name, own in graphs
+        ]
+    return absent
+
+
+def measure_of(mode: str, plain: str) -> tuple[str, str]:
+    """Contender and mode that a mode is held against: the twin as a graph for graphs, else the twin as it is."""
+    return TWIN, f"{plain}, graph" if mode.endswith(", graph") else plain
+
+
+def _capture(call: Callable[[], Any], device: torch.device, pool: Any) -> Callable[[], None]:
+    current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        call()
+        # a call that waits for the device cannot be captured; known before, nothing is left half done
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    current.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, pool=pool):
+            made = _tensors(call())
+    except Exception as error:
+        # torch leaves its capturing stream current, and the generator in the state of a capture
+        _broken.append(graph)
+        torch.cuda.set_stream(current)
+        generator = torch.cuda.default_generators[current.device_index]
+        generator.graphsafe_set_state(generator.clone_state())
+        # the end of a broken capture fails, too, and hides why
+        raise error.__context__ or error from None
+    expected = _tensors(call())
+    for tensor in made:
+        tensor.zero_()  # else the memory might hold what another call left there
+    graph.replay()
+    for tensor, other in zip(made, expected, strict=True):
+        apart = float((tensor.float() - other.float()).norm() / other.float().norm())
+        if not apart < _SAME:
+            raise RuntimeError(f"the replay computes something else: error {apart:.2g}")
+    return graph.replay
+
+
+def _tensors(returned: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    found = returned if isinstance(returned, tuple) else (returned,)
+    return tuple(tensor.detach() for tensor in found)
