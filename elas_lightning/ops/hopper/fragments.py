@@ -27,7 +27,7 @@ def round_up(size: int, multiple: int) -> int:
 def empty_fragments(like: Tensor, tokens: int, features: int) -> tuple[Tensor, Tensor]:
     """Room for so many tokens and features in whole blocks: flat values, and flat codes in int32."""
     entries = round_up(tokens, TOKENS) * round_up(features, FEATURES)
-    return like.new_empty(entries // 2), like.new_empty(entries // 16, dtype=torch.int32)
+    return like.new_empty(entries // 2), like.new_empty(entries // 32, dtype=torch.int32)
 
 
 def to_fragments(values: Tensor, meta: Tensor) -> tuple[Tensor, Tensor]:

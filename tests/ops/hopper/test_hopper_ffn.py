@@ -1,0 +1,251 @@
+"""The FFN by Hopper's kernels: on such a GPU themselves, elsewhere stand-ins that take what a launch takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from elas_lightning.errors import UserError
+from elas_lightning.ops import backend as backends
+from elas_lightning.ops import lowrank_ffn, pack_24, relu2_sparsify_24, unpack_24
+from elas_lightning.ops.hopper import ffn
+from elas_lightning.ops.hopper.compiler import Source
+from elas_lightning.ops.hopper.fragments import from_fragments, to_fragments
+from elas_lightning.ops.storage import stored_ffn, stored_ffn_backward
+
+# (tokens, rank, d_ff, output rank): whole blocks, odd everything, and what the other kernels are for
+SHAPES = [(256, 128, 256, 128), (37, 24, 44, 20), (300, 200, 528, 256), (200, 320, 272, 64), (130, 576, 136, 600)]
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+class Kernels:
+    """The kernels as far as they can be seen from a launch: boxes of tensors in, whole tensors out."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+
+    def launch(
+        self, source: Source, programs: int, threads: int, shared: int, device: torch.device, *arguments: Any
+    ) -> None:
+        assert programs > 0
+        assert programs % ffn.CLUSTER == 0
+        assert shared <= 227 * 2**10
+        self.ran.append(source.name)
+        for argument in arguments:
+            if isinstance(argument, Tensor) and argument.dim() == 2:  # what a tensor map says of it
+                assert argument.is_contiguous() or argument.shape[1] == argument.stride(0)
+        getattr(self, source.name)(dict(source.constants), programs, *arguments)
+
+    @staticmethod
+    def _selected(z: Tensor, up: Tensor) -> Tensor:
+        width = max(z.shape[1], up.shape[1])
+        pre = F.pad(z, (0, width - z.shape[1])).float() @ F.pad(up, (0, width - up.shape[1])).float().T
+        return relu2_sparsify_24(pre.to(z.dtype), backend="reference")
+
+    def fused(
+        self, constants: dict[str, int], programs: int, z: Tensor, up: Tensor, down: Tensor, out: Tensor, tokens: int, blocks: int
+    ) -> None:
+        assert z.shape[1] <= constants["R"]
+        assert 16 * (up.shape[0] // 16) == up.shape[0] <= 128 * blocks
+        hidden = self._selected(z, up)[:, : down.shape[1]]
+        product = (hidden.float() @ down.float().T).to(z.dtype)
+        out.copy_(F.pad(product, (0, constants["R"] - down.shape[0])))
+        assert tokens == z.shape[0]
+
+    def _hidden(self, z: Tensor, up: Tensor, values: Tensor, codes: Tensor, steps: int) -> None:
+        rows = 2 * values.numel() // (64 * steps)
+        hidden = self._selected(z, up)
+        whole = F.pad(hidden, (0, 64 * steps - hidden.shape[1], 0, rows - hidden.shape[0]))
+        for room, made in zip((values, codes), to_fragments(*pack_24(whole, backend="reference")), strict=True):
+            room.copy_(made)
+
+    def hidden(self, constants: dict[str, int], programs: int, z: Tensor, up: Tensor, values: Tensor, codes: Tensor, *sizes: int) -> None:
+        blocks, columns, steps, parts = sizes
+        assert constants["R"] >= z.shape[1]
+        assert 1 <= parts <= columns
+        assert programs == ffn.CLUSTER * -(-blocks // 2) * parts
+        self._hidden(z, up, values, codes, steps)
+
+    def hidden_streamed(
+        self, constants: dict[str, int], programs: int, z: Tensor, up: Tensor, values: Tensor, codes: Tensor, *sizes: int
+    ) -> None:
+        _, _, steps, depth = sizes
+        assert depth == -(-z.shape[1] // 64)
+        self._hidden(z, up, values, codes, steps)
+
+    def multiply(
+        self, constants: dict[str, int], programs: int, down: Tensor, values: Tensor, codes: Tensor, out: Tensor, *sizes: int
+    ) -> None:
+        tokens, width, steps = sizes
+        hidden = unpack_24(*from_fragments(values, codes, 64 * steps), backend="reference")
+        product = hidden[:tokens, : down.shape[1]].float() @ down.float().T
+        out.copy_(F.pad(product, (0, width - down.shape[0])).to(out.dtype))
+
+    def _slopes(self, z: Tensor, up: Tensor, grad: Tensor, down: Tensor, hidden: Tensor, grad_hidden: Tensor, masked: int) -> None:
+        features = hidden.shape[1]
+        relu = (z.float() @ up.float().T).to(z.dtype).relu()[:, :features]
+        kept = relu2_sparsify_24(relu, backend="reference")
+        slope = 2 * relu.float() * (grad.float() @ down.float().T)[:, :features]
+        hidden.copy_(kept)
+        grad_hidden.copy_((slope * (kept != 0) if masked else slope).to(z.dtype))
+
+    def backward(self, constants: dict[str, int], programs: int, *arguments: Any) -> None:
+        *tensors, tokens, features, columns, parts = arguments
+        assert (tokens, features) == tensors[4].shape
+        assert 1 <= parts <= columns == -(-features // 128)
+        self._slopes(*tensors, constants["MASKED"])
+
+    def backward_streamed(self, constants: dict[str, int], programs: int, *arguments: Any) -> None:
+        *tensors, tokens, features, blocks, columns, z_depth, grad_depth = arguments
+        assert (blocks, columns) == (-(-tokens // 128), -(-features // 256))
+        assert (z_depth, grad_depth) == tuple(-(-t.shape[1] // 64) for t in (tensors[0], tensors[2]))
+        self._slopes(*tensors, constants["MASKED"])
+
+
+@pytest.fixture(autouse=True)
+def kernels(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels | None]:
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability() != (9, 0):
+            pytest.skip("runs on compute capability 9.0, or where there is no GPU")
+        yield None
+        return
+    stand_in = Kernels()
+    monkeypatch.setattr(backends, "_runs", lambda name, device: "named")
+    monkeypatch.setattr(ffn, "launch", stand_in.launch)
+    monkeypatch.setattr(ffn, "row_map", lambda matrix, rows: _mapped(matrix, rows))
+    monkeypatch.setattr(ffn, "group_map", lambda matrix, rows: _mapped(matrix, rows, whole=16))
+    monkeypatch.setattr(ffn, "_clusters", lambda device: 66)
+    yield stand_in
+
+
+def _mapped(matrix: Tensor, rows: int, whole: int = 1) -> Tensor:
+    """What a bulk copy asks of a matrix."""
+    assert matrix.stride() == (matrix.shape[1], 1)
+    assert 2 * matrix.stride(0) % 16 == 0
+    assert matrix.shape[0] % whole == 0
+    assert rows <= 256
+    return matrix
+
+
+def inputs(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """z, up, down and the gradient of the output; down is the transposed view that the model passes."""
+    tokens, rank, features, out_rank = shape
+    z = torch.randn(tokens, rank, device=device).to(dtype)
+    up = (torch.randn(features, rank, device=device) / rank**0.5).to(dtype)
+    down = (torch.randn(out_rank, features, device=device) / features**0.5).to(dtype).t()
+    return z, up, down, torch.randn(tokens, out_rank, device=device).to(dtype)
+
+
+def results(tensors: tuple[Tensor, ...], **options: Any) -> list[Tensor]:
+    """The output and the three gradients."""
+    z, up, down = (t.detach().requires_grad_() for t in tensors[:3])
+    out = lowrank_ffn(z, up, down, **options)
+    return [out.detach(), *torch.autograd.grad(out, (z, up, down), tensors[3])]
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    """Relative, in the Frobenius norm."""
+    return float((actual.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("gradient", ["ste", "masked"])
+def test_agrees_with_the_reference(
+    gradient: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, kernels: Kernels | None
+) -> None:
+    tensors = inputs(shape, dtype, device)
+    actual = results(tensors, gradient=gradient, backend="hopper", storage="recompute")
+    expected = results(tensors, gradient=gradient, backend="reference")
+    for mine, theirs in zip(actual, expected, strict=True):
+        assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
+        assert error(mine, theirs) < TOLERANCE[dtype]
+    if kernels is not None:
+        rank = max(shape[1], shape[3])
+        packs = "hidden" if shape[1] <= 512 else "hidden_streamed"
+        assert kernels.ran == (
+            ["fused", "backward"] if rank <= 256
+            else [packs, "multiply", "backward_streamed"]
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ties_are_decided_as_the_reference_does(shape: tuple[int, ...], device: torch.device) -> None:
+    tokens, rank, features, out_rank = shape
+    # small integers: every product is exact, whatever its order, and most groups have ties
+    z = torch.randint(-2, 3, (tokens, rank), device=device).half()
+    up = torch.zeros(features, rank, device=device).half()
+    up[:, :4] = torch.randint(-1, 2, (features, 4), device=device).half()
+    down = torch.eye(features, device=device)[:, :out_rank].half()
+    out = lowrank_ffn(z, up, down, backend="hopper", storage="recompute")
+    assert torch.equal(out, lowrank_ffn(z, up, down, backend="reference"))
+
+
+def test_leading_dimensions_contiguous_down_and_no_tokens(device: torch.device) -> None:
+    z, up, down, _ = inputs((40, 32, 64, 16), torch.float16, device)
+    flat = lowrank_ffn(z, up, down, backend="hopper", storage="recompute")
+    shaped = lowrank_ffn(z.view(2, 20, 32), up, down.contiguous(), backend="hopper", storage="recompute")
+    assert torch.equal(shaped.view(40, 16), flat)
+
+
+def test_nan_stays_in_its_row_and_every_row_sees_a_nan_weight(device: torch.device) -> None:
+    for rank in (64, 320):
+        z, up, down, _ = inputs((20, rank, 64, 16), torch.float16, device)
+        z[1, 0] = float("nan")
+        out = lowrank_ffn(z, up, down, backend="hopper", storage="recompute")
+        assert out.isnan().all(1).nonzero().flatten().tolist() == [1]
+        assert out.isnan().any(1).sum() == 1
+        up[5, 0] = float("nan")
+        assert lowrank_ffn(z, up, down, backend="hopper", storage="recompute").isnan().all()
+
+
+def test_the_dense_warmup_runs_without_these_kernels(device: torch.device, kernels: Kernels | None) -> None:
+    tensors = inputs((20, 16, 40, 8), torch.float16, device)
+    options: dict[str, Any] = {"sparsity": None, "storage": "recompute"}
+    actual = results(tensors, **options, backend="hopper")
+    for mine, theirs in zip(actual, results(tensors, **options, backend="reference"), strict=True):
+        assert error(mine, theirs) < 2e-3
+    assert kernels is None or not kernels.ran
+
+
+def test_without_gradients_any_storage_will_do(device: torch.device) -> None:
+    z, up, down, _ = inputs((20, 16, 40, 8), torch.float16, device)
+    for storage in ("dense", "packed", "recompute"):
+        out = lowrank_ffn(z, up, down, backend="hopper", storage=storage)
+        assert error(out, lowrank_ffn(z, up, down, backend="reference")) < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "makes no dense hidden features to keep for backward: choose ffn_storage recompute$"),
+        ({"storage": "packed"}, "'hopper' packs in a form that its next kernel alone reads"),
+        ({"activation": "gelu"}, "is for activation relu2, not 'gelu'"),
+    ],
+)
+def test_refuses_what_it_cannot_keep_or_compute(
+    options: dict[str, Any], message: str, device: torch.device
+) -> None:
+    with pytest.raises(UserError, match=message):
+        results(inputs((20, 16, 40, 8), torch.float16, device), backend="hopper", **options)
+    with pytest.raises(UserError, match=r"'hopper' computes float16 and bfloat16, not torch\.float32"):
+        results(inputs((20, 16, 40, 8), torch.float32, device), backend="hopper", storage="recompute")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("shape", [(20, 16, 40, 8), (20, 320, 40, 8)])
+def test_torch_sees_through(shape: tuple[int, ...], device: torch.device) -> None:
+    z, up, down, grad = inputs(shape, torch.float16, device)
+    options = (True, True, False, "hopper")
+    torch.library.opcheck(
+        stored_ffn, (z.requires_grad_(), up.requires_grad_(), down.requires_grad_(), *options)
+    )
+    with torch.no_grad():
+        _, values, meta = stored_ffn(z, up, down, *options)
+    arguments = (z.detach(), up.detach(), down.detach(), values, meta, grad, *options)
+    torch.library.opcheck(stored_ffn_backward, arguments)
