@@ -13,6 +13,7 @@ from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 import torch
+import torch._dynamo
 from contenders import TWIN
 from measuring import one_line
 from torch import Tensor
@@ -48,8 +49,6 @@ def compiled(function: Callable[..., Returned], **options: Any) -> Callable[...,
     assert isinstance(function, FunctionType), "a function with code of its own"
     code = function.__code__.replace(co_name=f"{function.__code__.co_name}_{next(_number)}")
     own = FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
-    import torch._dynamo  # not before it is needed: it takes seconds
-
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(own, fullgraph=True, dynamic=False, **options)
 
