@@ -69,7 +69,7 @@ EVERY_SHAPE = ("--shape", ("60m", "130m", "350m", "1b", "7b"))
 # The paths that may be fastest; a name that is no backend of this version matches nobody.
 FAST = ("triton", "cusparselt,", "hopper")
 # Forward, the storages of one backend are one path; in training these are what a user would choose between.
-FASTEST = ("triton, recompute", "cusparselt, packed", "hopper, packed", "hopper, recompute")
+FASTEST = ("triton, recompute", "cusparselt, packed", "hopper, recompute")
 BOTH = ("full-rank SwiGLU", "low-rank ReLU²")
 # A block is compiled once for all layers, so one layer is enough to rehearse.
 BLOCKS = ("--compile", "blocks", "--rounds", "5")

@@ -69,7 +69,9 @@ def resolve_backend(
         return BackendChoice(requested, chosen, why, kept)
     if requested in BACKENDS:
         return BackendChoice(requested, requested, _runs(requested, device), kept)
-    raise UserError(f"backend {requested!r} is unknown: {_OTHERWISE}, or hopper or cusparselt (CUDA, fp16 and bf16)")
+    raise UserError(
+        f"backend {requested!r} is unknown: {_OTHERWISE}, or hopper or cusparselt (CUDA, fp16 and bf16)"
+    )
 
 
 def check_sparse_product_dtype(x: torch.Tensor, backend: str) -> None:

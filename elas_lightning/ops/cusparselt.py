@@ -107,7 +107,9 @@ class CompressSteps(TritonSteps):
     backend = "cusparselt_compress"
 
     def most_tokens(self, up_FR: Tensor, down_FO: Tensor, sparse: bool, backward: bool) -> int:
-        return self.within_workspace(up_FR) if sparse else super().most_tokens(up_FR, down_FO, sparse, backward)
+        return (
+            self.within_workspace(up_FR) if sparse else super().most_tokens(up_FR, down_FO, sparse, backward)
+        )
 
     def own_down(self, down_FO: Tensor) -> Tensor:
         return down_FO if down_FO.t().is_contiguous() else down_FO.contiguous()

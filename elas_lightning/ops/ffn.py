@@ -154,7 +154,9 @@ def _check_sparse_product(backend: str, activation: str, storage: str, training:
             + (" or packed" if backend == "cusparselt" else "")
         )
     if storage == "packed" and backend != "cusparselt":
-        reader = "only cuSPARSELt reads" if backend == "cusparselt_compress" else "its next kernel alone reads"
+        reader = (
+            "only cuSPARSELt reads" if backend == "cusparselt_compress" else "its next kernel alone reads"
+        )
         raise UserError(f"backend {backend!r} packs in a form that {reader}: choose ffn_storage recompute")
 
 

@@ -108,7 +108,9 @@ def stored_ffn_backward(
             hidden_tF, grad_tF = steps.hidden_backward(z_tR, up_FR, down_FO, grad_tO, sparse, masked)
         grads_z.append(grad_tF @ up_FR)
         products = [(grad_tF.t() @ z_tR).to(wide), (grad_tO.t() @ hidden_tF).to(wide)]
-        sums = products if sums is None else [sum_.add_(more) for sum_, more in zip(sums, products, strict=True)]
+        sums = (
+            products if sums is None else [sum_.add_(more) for sum_, more in zip(sums, products, strict=True)]
+        )
     assert sums is not None
     grad_z_TR = torch.cat(grads_z) if len(grads_z) > 1 else grads_z[0]
     grad_down_FO = sums[1].t().to(down.dtype)

@@ -41,7 +41,9 @@ class Source:
         parts.append((FOLDER / "primitives.cuh").read_text())
         parts += [_dense(width) for width in self.dense]
         if self.sparse:
-            parts.append("template <int N> __device__ void sparse(float (&)[N / 2], const uint32_t (&)[4], uint64_t, uint32_t);")
+            parts.append(
+                "template <int N> __device__ void sparse(float (&)[N / 2], const uint32_t (&)[4], uint64_t, uint32_t);"
+            )
         parts += [_sparse(width) for width in self.sparse]
         parts += [(FOLDER / "selection.cuh").read_text(), (FOLDER / f"{self.name}.cu").read_text()]
         return "\n".join(parts)
@@ -110,7 +112,12 @@ def compile_source(source: Source) -> tuple[bytes, str]:
     texts = (ctypes.c_char_p * len(headers))(*(path.read_bytes() for path in headers))
     names = (ctypes.c_char_p * len(headers))(*(path.name.encode() for path in headers))
     made = nvrtc.nvrtcCreateProgram(
-        ctypes.byref(program), source.text().encode(), f"{source.name}.cu".encode(), len(headers), texts, names
+        ctypes.byref(program),
+        source.text().encode(),
+        f"{source.name}.cu".encode(),
+        len(headers),
+        texts,
+        names,
     )
     options = [f"--gpu-architecture={ARCHITECTURE}".encode(), b"--std=c++17", b"--ptxas-options=-v"]
     failed = made or nvrtc.nvrtcCompileProgram(

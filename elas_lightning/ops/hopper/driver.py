@@ -66,9 +66,7 @@ def group_map(matrix: Tensor, rows: int) -> TensorMap:
     """
     width = 2 * matrix.stride(0)
     sizes = (matrix.shape[1], 2, 4, 2, matrix.shape[0] // 16)
-    return _maps.get(
-        matrix, sizes, (width, 4 * width, 2 * width, 16 * width), (64, 2, 4, 2, rows // 16)
-    )
+    return _maps.get(matrix, sizes, (width, 4 * width, 2 * width, 16 * width), (64, 2, 4, 2, rows // 16))
 
 
 def launch(
@@ -132,9 +130,7 @@ def _binary(source: Source) -> bytes:
     return compile_source(source)[0]
 
 
-def _encode(
-    tensor: Tensor, sizes: Sequence[int], strides: Sequence[int], box: Sequence[int]
-) -> TensorMap:
+def _encode(tensor: Tensor, sizes: Sequence[int], strides: Sequence[int], box: Sequence[int]) -> TensorMap:
     rank, found = len(sizes), TensorMap()
     _check(
         _cuda().cuTensorMapEncodeTiled(

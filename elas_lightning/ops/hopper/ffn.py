@@ -36,9 +36,9 @@ def fused_source(rank: int, half: bool) -> Source:
 
 
 def hidden_source(rank: int, half: bool) -> Source:
-    """The kernel that packs hidden features for a rank, a multiple of 64."""
+    """The kernel that packs hidden features for a rank."""
     if rank <= RESIDENT_RANK:
-        return Source("hidden", (("R", rank),), dense=(128,), half=half)
+        return Source("hidden", (("R", round_up(rank, 128)),), dense=(128,), half=half)
     return Source("hidden_streamed", (), dense=(256,), half=half)
 
 
@@ -93,18 +93,18 @@ def hidden(z_TR: Tensor, up_FR: Tensor) -> tuple[Tensor, Tensor]:
     """``S(relu(z upᵀ)**2)`` in the form of ``fragments.py``; z in whole multiples of 16 bytes, F of 16."""
     (tokens, rank), features = z_TR.shape, up_FR.shape[0]
     values, codes = empty_fragments(z_TR, tokens, features)
-    depth, steps = _ceil(rank, 64), _ceil(features, FEATURES)
-    source = hidden_source(64 * depth, z_TR.dtype == torch.float16)
+    steps = _ceil(features, FEATURES)
+    source = hidden_source(rank, z_TR.dtype == torch.float16)
     blocks, sets = _ceil(tokens, TOKENS), _ceil(tokens, CLUSTER * TOKENS)
-    if 64 * depth <= RESIDENT_RANK:
-        columns, slots = _ceil(features, 128), min(12, (_ROOM - 64 * depth * 2 * TOKENS) // _BOX)
+    if rank <= RESIDENT_RANK:
+        stays, columns = round_up(rank, 128) * 2 * TOKENS, _ceil(features, 128)
         parts = _parts(sets, columns, z_TR.device)
-        programs, shared = CLUSTER * sets * parts, 64 * depth * 2 * TOKENS + slots * _BOX
+        programs, shared = CLUSTER * sets * parts, stays + min(12, (_ROOM - stays) // _BOX) * _BOX
         maps, last = (row_map(z_TR, TOKENS), group_map(up_FR, 128 // CLUSTER)), parts
     else:
         columns = _ceil(features, 256)
         programs, shared = CLUSTER * min(_clusters(z_TR.device), sets * columns), 4 * 3 * _BOX
-        maps, last = (row_map(z_TR, TOKENS), group_map(up_FR, 256 // CLUSTER)), depth
+        maps, last = (row_map(z_TR, TOKENS), group_map(up_FR, 256 // CLUSTER)), _ceil(rank, 64)
     launch(
         source, programs, _THREADS, shared + _BESIDE, z_TR.device,
         *maps, values, codes, blocks, columns, steps, last,

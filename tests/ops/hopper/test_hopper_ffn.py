@@ -19,7 +19,13 @@ from elas_lightning.ops.hopper.fragments import from_fragments, to_fragments
 from elas_lightning.ops.storage import stored_ffn, stored_ffn_backward
 
 # (tokens, rank, d_ff, output rank): whole blocks, odd everything, and what the other kernels are for
-SHAPES = [(256, 128, 256, 128), (37, 24, 44, 20), (300, 200, 528, 256), (200, 320, 272, 64), (130, 576, 136, 600)]
+SHAPES = [
+    (256, 128, 256, 128),
+    (37, 24, 44, 20),
+    (300, 200, 528, 256),
+    (200, 320, 272, 64),
+    (130, 576, 136, 600),
+]
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
@@ -48,7 +54,15 @@ class Kernels:
         return relu2_sparsify_24(pre.to(z.dtype), backend="reference")
 
     def fused(
-        self, constants: dict[str, int], programs: int, z: Tensor, up: Tensor, down: Tensor, out: Tensor, tokens: int, blocks: int
+        self,
+        constants: dict[str, int],
+        programs: int,
+        z: Tensor,
+        up: Tensor,
+        down: Tensor,
+        out: Tensor,
+        tokens: int,
+        blocks: int,
     ) -> None:
         assert z.shape[1] <= constants["R"]
         assert 16 * (up.shape[0] // 16) == up.shape[0] <= 128 * blocks
@@ -61,10 +75,21 @@ class Kernels:
         rows = 2 * values.numel() // (64 * steps)
         hidden = self._selected(z, up)
         whole = F.pad(hidden, (0, 64 * steps - hidden.shape[1], 0, rows - hidden.shape[0]))
-        for room, made in zip((values, codes), to_fragments(*pack_24(whole, backend="reference")), strict=True):
+        for room, made in zip(
+            (values, codes), to_fragments(*pack_24(whole, backend="reference")), strict=True
+        ):
             room.copy_(made)
 
-    def hidden(self, constants: dict[str, int], programs: int, z: Tensor, up: Tensor, values: Tensor, codes: Tensor, *sizes: int) -> None:
+    def hidden(
+        self,
+        constants: dict[str, int],
+        programs: int,
+        z: Tensor,
+        up: Tensor,
+        values: Tensor,
+        codes: Tensor,
+        *sizes: int,
+    ) -> None:
         blocks, columns, steps, parts = sizes
         assert constants["R"] >= z.shape[1]
         assert 1 <= parts <= columns
@@ -72,21 +97,44 @@ class Kernels:
         self._hidden(z, up, values, codes, steps)
 
     def hidden_streamed(
-        self, constants: dict[str, int], programs: int, z: Tensor, up: Tensor, values: Tensor, codes: Tensor, *sizes: int
+        self,
+        constants: dict[str, int],
+        programs: int,
+        z: Tensor,
+        up: Tensor,
+        values: Tensor,
+        codes: Tensor,
+        *sizes: int,
     ) -> None:
         _, _, steps, depth = sizes
         assert depth == -(-z.shape[1] // 64)
         self._hidden(z, up, values, codes, steps)
 
     def multiply(
-        self, constants: dict[str, int], programs: int, down: Tensor, values: Tensor, codes: Tensor, out: Tensor, *sizes: int
+        self,
+        constants: dict[str, int],
+        programs: int,
+        down: Tensor,
+        values: Tensor,
+        codes: Tensor,
+        out: Tensor,
+        *sizes: int,
     ) -> None:
         tokens, width, steps = sizes
         hidden = unpack_24(*from_fragments(values, codes, 64 * steps), backend="reference")
         product = hidden[:tokens, : down.shape[1]].float() @ down.float().T
         out.copy_(F.pad(product, (0, width - down.shape[0])).to(out.dtype))
 
-    def _slopes(self, z: Tensor, up: Tensor, grad: Tensor, down: Tensor, hidden: Tensor, grad_hidden: Tensor, masked: int) -> None:
+    def _slopes(
+        self,
+        z: Tensor,
+        up: Tensor,
+        grad: Tensor,
+        down: Tensor,
+        hidden: Tensor,
+        grad_hidden: Tensor,
+        masked: int,
+    ) -> None:
         features = hidden.shape[1]
         relu = (z.float() @ up.float().T).to(z.dtype).relu()[:, :features]
         kept = relu2_sparsify_24(relu, backend="reference")

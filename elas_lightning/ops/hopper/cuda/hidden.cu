@@ -1,4 +1,4 @@
-// The packed form (fragments.py) of S(relu(z upT)^2) for ranks up to R = 64 K, at most 512: the tokens' z stays in
+// The packed form (fragments.py) of S(relu(z upT)^2) for ranks up to R, a multiple of 128 of at most 512: the tokens' z stays in
 // shared memory, features stream by. While a tile's products run, the tile before is squared, chosen from and written.
 //
 // A cluster has the features of one part of ``parts``, so that few tokens fill a GPU, too.
