@@ -5,7 +5,7 @@ writes its record after every case, so that one that dies, or is stopped when th
 was in and nothing else. Compilers take longer than what they compile, so first all parts are rehearsed side by side,
 untimed, each shape in a process: what they compile is on disk when the parts run, alone and one after another.
 
-    python benchmarks/gpu.py --minutes 5 --out benchmarks/results/h200 --only ffn train_step train_step_60m prefill
+    python benchmarks/gpu.py --minutes 6 --out benchmarks/results/h200 --only ffn train_step prefill ffn_131072
 """
 
 from __future__ import annotations
@@ -66,32 +66,32 @@ class Part:
 
 COMPILED = ("--compile", "--without-eager")
 EVERY_SHAPE = ("--shape", ("60m", "130m", "350m", "1b", "7b"))
-# The paths that may be fastest; a name that is no backend of this version matches nobody.
-FAST = ("triton", "cusparselt,", "hopper")
-# Forward, the storages of one backend are one path; in training these are what a user would choose between.
-FASTEST = ("triton, recompute", "cusparselt, packed", "hopper, recompute")
 BOTH = ("full-rank SwiGLU", "low-rank ReLU²")
+# In training, what a user would choose between.
+FASTEST = ("triton, recompute", "hopper, recompute")
+PATHS = ("low-rank ReLU²", "ELAS, reference, dense", "ELAS, triton, recompute", "ELAS, hopper, recompute",
+         "ELAS, cusparselt, recompute")  # fmt: skip
 # A block is compiled once for all layers, so one layer is enough to rehearse.
 BLOCKS = ("--compile", "blocks", "--rounds", "5")
 ONE_LAYER = ("--layers", "1")
 
 PARTS = (
-    Part("ffn", 0.4, ("benchmarks/ffn.py", *COMPILED, "--rounds", "7", "--only", "full-rank", "low-rank", *FAST),
-         (EVERY_SHAPE, ("--tokens", ("16384", "131072"))), ()),
-    Part("train_step", 0.25, ("benchmarks/train_step.py", *BLOCKS, "--batch", "64", "--energy",
+    # eager, compiled, and replayed without launches; what ``auto`` chooses from is made of this record
+    Part("ffn", 0.45, ("benchmarks/ffn.py", "--compile", "--cuda-graph", "--rounds", "5", "--tokens", "16384",
+                       "--only", *PATHS), (EVERY_SHAPE,), ()),
+    Part("train_step", 0.22, ("benchmarks/train_step.py", *BLOCKS, "--batch", "64", "--energy",
                               "--only", *BOTH, *FASTEST),
-         (("--shape", ("1b", "130m")),), ONE_LAYER),
-    # 131,072 tokens a step, the paper's batch
-    Part("train_step_60m", 0.2, ("benchmarks/train_step.py", *BLOCKS, "--batch", "512", "--energy",
-                                 "--only", *BOTH, *FASTEST),
-         (("--shape", ("60m",)),), ONE_LAYER),
+         (("--shape", ("1b",)),), ONE_LAYER),
     Part("prefill", 0.15, ("benchmarks/prefill.py", *BLOCKS, "--without-eager", "--batch", "16", "--sequence", "1024",
-                           "--only", *BOTH, "triton, recompute", "cusparselt, dense", "hopper, dense"),
+                           "--only", *BOTH, "triton, recompute", "hopper, dense"),
          (("--shape", ("60m", "1b")),), ONE_LAYER),
-    # what it compiles at 16,384 tokens is among the first part's
-    Part("ffn_graph", 0.2, ("benchmarks/ffn.py", *COMPILED, "--cuda-graph", "--rounds", "7", "--only", *BOTH, *FASTEST,
-                            "--tokens", "4096", "16384"),
-         (EVERY_SHAPE,), ("--tokens", "4096")),
+    # 131,072 tokens a step, the paper's batch
+    Part("ffn_131072", 0.25, ("benchmarks/ffn.py", *COMPILED, "--rounds", "5", "--tokens", "131072", "--only", *PATHS,
+                              "full-rank SwiGLU"), (("--shape", ("60m", "130m", "1b")),), ()),
+    Part("train_step_60m", 0.2, ("benchmarks/train_step.py", *BLOCKS, "--batch", "512", "--only", *BOTH, *FASTEST),
+         (("--shape", ("60m",)),), ONE_LAYER),
+    Part("ffn_4096", 0.2, ("benchmarks/ffn.py", *COMPILED, "--cuda-graph", "--rounds", "7", "--tokens", "4096",
+                           "--only", *PATHS), (EVERY_SHAPE,), ()),
     # not rehearsed: it chooses by timing, which wants the device to itself
     Part("ffn_autotune", 0.2, ("benchmarks/ffn.py", *COMPILED, "--autotune", "--rounds", "7", "--tokens", "16384",
                                "--only", *FASTEST),
