@@ -23,6 +23,10 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(storages.values())
 
 
+def _state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [t for entry in optimizer.state.values() for t in entry.values() if isinstance(t, Tensor)]
+
+
 def kept_bytes(call: Callable[[], T], known: Iterable[Tensor]) -> tuple[T, int]:
     """What a forward pass returns, and the bytes that autograd keeps of it for backward.
 
@@ -62,7 +66,8 @@ def memory_split(
 
     Returns:
         Bytes: ``weights``, ``gradients``, ``optimizer``, ``activations`` (kept between forward and backward, without
-        head and loss), ``logits`` (what head and loss take at their worst, beyond that), ``peak`` (of the step).
+        head and loss), ``logits`` (what head and loss take at their worst, beyond that), ``peak`` (of the step, without
+        what others hold, such as the contenders beside this one).
     """
     device = next(model.parameters()).device
     cuda = device.type == "cuda"
@@ -75,6 +80,7 @@ def memory_split(
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
     before = allocated()
+    others = before - _bytes([*model.parameters(), *model.buffers(), *_state(optimizer)])
     with autocast():
         # on a GPU the allocator tells more: hooks would miss what no operator has saved
         features, activations = (hidden(), 0) if cuda else kept_bytes(hidden, model.parameters())
@@ -88,14 +94,13 @@ def memory_split(
     total.backward()  # type: ignore[no-untyped-call]
     gradients = _bytes(p.grad for p in model.parameters() if p.grad is not None)
     optimizer.step()
-    state = (t for entry in optimizer.state.values() for t in entry.values() if isinstance(t, Tensor))
     split: dict[str, int | None] = {
         "weights": _bytes(model.parameters()),
         "gradients": gradients,
-        "optimizer": _bytes(state),
+        "optimizer": _bytes(_state(optimizer)),
         "activations": activations,
         "logits": logits,
-        "peak": max(peak, torch.cuda.max_memory_allocated(device)) if cuda else None,
+        "peak": max(peak, torch.cuda.max_memory_allocated(device)) - others if cuda else None,
     }
     optimizer.zero_grad(set_to_none=True)
     return split

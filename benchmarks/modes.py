@@ -83,7 +83,7 @@ def add_graphs(calls: Calls, mode: str, device: torch.device) -> list[dict[str, 
     Args:
         calls: By contender and mode, tried out before; each returns a tensor or a tuple of tensors.
         mode: Whose calls.
-        device: A GPU.
+        device: A GPU; its current stream is captured, which cannot be the default one (``own_stream``).
 
     Returns:
         What could not be captured, and why. Without the twin's graph there is nothing to hold the others against, so
@@ -109,29 +109,34 @@ def add_graphs(calls: Calls, mode: str, device: torch.device) -> list[dict[str, 
     return absent
 
 
+def own_stream(options: argparse.Namespace) -> None:
+    """Where graphs are wanted, leave the default stream for good, before any tensor is made.
+
+    Autograd ends a backward pass on the stream where a leaf was first used. The default one would wait for every
+    other, and what is being captured cannot be waited for. So leaves, warm-up and capture share a stream.
+    """
+    if options.cuda_graph:
+        torch.cuda.set_stream(torch.cuda.Stream(options.device))
+
+
 def measure_of(mode: str, plain: str) -> tuple[str, str]:
     """Contender and mode that a mode is held against: the twin as a graph for graphs, else the twin as it is."""
     return TWIN, f"{plain}, graph" if mode.endswith(", graph") else plain
 
 
 def _capture(call: Callable[[], Any], device: torch.device, pool: Any) -> Callable[[], None]:
-    current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    side.wait_stream(current)
-    with torch.cuda.stream(side):
-        call()
-        # a call that waits for the device cannot be captured; known before, nothing is left half done
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            call()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    current.wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
+    # a call that waits for the device cannot be captured; known before, nothing is left half done
+    torch.cuda.set_sync_debug_mode("error")
     try:
-        with torch.cuda.graph(graph, pool=pool):
+        call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    current, graph = torch.cuda.current_stream(device), torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=current):
             made = _tensors(call())
     except Exception as error:
-        # torch leaves its capturing stream current, and the generator in the state of a capture
+        # torch leaves stream and generator in the state of a capture
         _broken.append(graph)
         torch.cuda.set_stream(current)
         generator = torch.cuda.default_generators[current.device_index]

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from contenders import FULL, SHAPES, TWIN, baselines, elas
 from measuring import Record, add_options, figures, free, host_text, measure, ratios
-from modes import COMPILED, Calls, add_compile, add_graphs, compile_blocks, compiled, measure_of
+from modes import COMPILED, Calls, add_compile, add_graphs, compile_blocks, compiled, measure_of, own_stream
 
 from elas_lightning.commands.arguments import Parser, at_least_one
 from elas_lightning.nn import Llama, ModelConfig
@@ -156,6 +156,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Run the cases one after the other."""
     options = parse()
+    own_stream(options)
     device = torch.device(options.device)
     record = Record(
         "prefill", device, torch.bfloat16 if device.type == "cuda" else torch.float32, options.json

@@ -1,10 +1,12 @@
 """Time every path of the FFN that can run here, and write the record from which ``backend: auto`` chooses.
 
 The paths take turns (``measuring.py``), each held against plain PyTorch in float32 before it is timed; a wrong
-one is reported and not recorded. Cases that were measured before and not now stay in the file.
+one is reported and not recorded. Cases that were measured before and not now stay in the file. With ``--from`` nothing
+is measured: the file is made of records of ``ffn.py``, see ``recorded.py``.
 
     elas bench --tune                      # the paper's shapes on a GPU, a small one on a CPU
     elas bench --tune --shape 1b --tokens 16384 --compile --out elas_lightning/ops/measurements/h200.json
+    elas bench --tune --from benchmarks/results/h200/ffn.json --out elas_lightning/ops/measurements/h200.json
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ sys.path.insert(
 from contenders import SHAPES, STORAGES, TWIN, baselines
 from measuring import measure
 from modes import compiled
+from recorded import convert
 
 from elas_lightning.commands.arguments import Parser, usable_device
 from elas_lightning.errors import UserError
@@ -40,6 +43,9 @@ from elas_lightning.ops.measured import Case, device_name, user_folder
 
 # Relative, in the Frobenius norm, against float32: 2:4 decides near ties by the last bit.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-2}
+
+# Options that say what to measure, and how.
+MEASURING = ("shape", "tokens", "direction", "dtype", "compile", "rounds", "device")
 
 Step = Callable[[], Tensor]
 
@@ -132,7 +138,20 @@ def measure_case(
     return {**fields, "d_ff": case.features, "seconds": seconds}
 
 
-def write(path: Path, device: str, cases: list[dict[str, Any]]) -> None:
+def here() -> dict[str, Any]:
+    """What a file says of measurements made in this process."""
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "cuda": torch.version.cuda,
+            "cusparselt": torch.backends.cusparselt.version(),
+        },
+        "threads": torch.get_num_threads(),
+    }
+
+
+def write(path: Path, device: str, about: dict[str, Any], cases: list[dict[str, Any]]) -> None:
     """Add cases to the file of a device, in place of those of the same kind and sizes."""
 
     def identity(case: dict[str, Any]) -> tuple[Any, ...]:
@@ -151,18 +170,12 @@ def write(path: Path, device: str, cases: list[dict[str, Any]]) -> None:
     record = {
         "device": device,
         "command": shlex.join(["elas", "bench", "--tune", *sys.argv[1:]]),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "cuda": torch.version.cuda,
-            "cusparselt": torch.backends.cusparselt.version(),
-        },
-        "threads": torch.get_num_threads(),
+        **about,
         "cases": [case for case in before["cases"] if identity(case) not in new] + cases,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n")
+    partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     partial.replace(path)
 
 
@@ -180,21 +193,44 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=10, help="measured rounds")
     parser.add_argument("--device", type=usable_device, default="cuda" if cuda else "cpu")
     parser.add_argument(
+        "--from",
+        nargs="+",
+        type=Path,
+        dest="records",
+        metavar="RECORD",
+        help="measure nothing: take the eager and compiled figures of records of `elas bench ffn` (of the whole FFN)",
+    )
+    parser.add_argument(
         "--out", type=Path, help="the record (default: one that `auto` reads, in the cache folder)"
     )
     options = parser.parse_args()
+    if options.records:
+        given = [name for name in MEASURING if getattr(options, name) != parser.get_default(name)]
+        if given:
+            parser.error(f"--from measures nothing: leave out --{' and --'.join(given)}")
     if min(options.rounds, *options.tokens) < 1:
         parser.error("--rounds and --tokens must be at least 1")
     return options
 
 
+def file_of(device: str) -> Path:
+    """Where the measurements of a device lie that ``auto`` reads, in the user's own folder."""
+    return user_folder() / f"{re.sub(r'[^a-z0-9]+', '_', device.lower()).strip('_')}.json"
+
+
 def main() -> None:
-    """Measure case by case; the record is written after each."""
+    """Convert records, or measure case by case; the file is written after each."""
     options = parse()
+    if options.records:
+        name, about, cases = convert(options.records)
+        path = options.out or file_of(name)
+        write(path, name, about, cases)
+        print(f"record: {path}, {len(cases)} cases of {name}, seconds of the {about['measured']}")
+        return
     device = torch.device(options.device)
-    name = device_name(device)
-    path = options.out or user_folder() / f"{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}.json"
-    write(path, name, [])  # a file that cannot be written is known before anything is measured
+    name, about = device_name(device), here()
+    path = options.out or file_of(name)
+    write(path, name, about, [])  # a file that cannot be written is known before anything is measured
     backends = backends_here(device)
     for shape in options.shape:
         for tokens in options.tokens:
@@ -202,7 +238,7 @@ def main() -> None:
                 for direction in options.direction:
                     for by_compiler in (False, True) if options.compile else (False,):
                         case = Case(*sizes(shape), tokens, options.dtype, sparsity, direction, by_compiler)
-                        write(path, name, [measure_case(case, backends, device, options)])
+                        write(path, name, about, [measure_case(case, backends, device, options)])
     print(f"record: {path}")
 
 

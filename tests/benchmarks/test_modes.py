@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import importlib
 import json
 import sys
@@ -111,6 +113,17 @@ def test_a_graph_is_held_against_the_twin_s_graph(modes: ModuleType) -> None:
     assert modes.measure_of("eager", "compiled") == (TWIN, "compiled")
     assert modes.measure_of("max-autotune", "compiled") == (TWIN, "compiled")
     assert modes.measure_of("compiled, graph", "compiled") == (TWIN, "compiled, graph")
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_what_is_captured_later_runs_on_a_stream_of_its_own_from_the_start(
+    wanted: bool, modes: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams: list[str] = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    modes.own_stream(argparse.Namespace(cuda_graph=wanted, device="cuda:0"))
+    assert streams == (["stream of cuda:0"] if wanted else [])
 
 
 @pytest.mark.parametrize("broken", ["other", TWIN])
@@ -244,6 +257,7 @@ def test_a_contender_that_breaks_costs_no_other_its_figure(
 @pytest.mark.gpu
 def test_a_call_is_captured_or_says_why_not(modes: ModuleType) -> None:
     device = torch.device("cuda")
+    modes.own_stream(argparse.Namespace(cuda_graph=True, device="cuda"))
     x = torch.randn(64, 64, device=device, requires_grad=True)
     calls = {
         (TWIN, "eager"): lambda: torch.autograd.grad((x @ x).square().sum(), [x]),
@@ -260,3 +274,23 @@ def test_a_call_is_captured_or_says_why_not(modes: ModuleType) -> None:
     calls[TWIN, "eager, graph"]()
     torch.cuda.synchronize()
     assert torch.randn(3, device=device).isfinite().all()
+    torch.cuda.set_stream(torch.cuda.default_stream())
+
+
+@pytest.mark.gpu
+def test_the_peak_of_a_step_is_its_own(modes: ModuleType) -> None:
+    memory, device = importlib.import_module("memory"), torch.device("cuda")
+    x = torch.randn(256, 512, device=device)
+
+    def peak() -> int:
+        model = torch.nn.Linear(512, 512, device=device)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        split = memory.memory_split(
+            model, optimizer, lambda: model(x), lambda out: out.square().mean(), contextlib.nullcontext
+        )
+        return int(split["peak"])
+
+    alone = peak()
+    beside = torch.zeros(2**26, device=device)
+    assert peak() == pytest.approx(alone, rel=0.1)
+    assert alone < beside.nbytes
