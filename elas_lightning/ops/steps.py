@@ -16,7 +16,7 @@ from torch import Tensor
 from elas_lightning.ops.packing import pack_24, unpack_24
 from elas_lightning.ops.reference import keep_mask_24, zero_dropped
 
-# Bytes that the d_ff-wide workspaces of one chunk may have on a GPU: large chunks keep it busy, and there are few launches.
+# Bytes that the d_ff-wide workspaces of one chunk may have on a GPU: large chunks keep it busy, with few launches.
 _WORKSPACE = 2**29
 
 
