@@ -257,8 +257,8 @@ def ffn_path(config: ModelConfig, device: torch.device, choice: BackendChoice | 
         (
             "hopper",
             "recompute",
-        ): "one CUDA kernel chooses 2:4 in registers and multiplies on the sparse tensor cores at ranks to 256, above them "
-        f"one packs and one multiplies; a CUDA kernel and {backward}; nothing d_ff wide kept",
+        ): "one CUDA kernel chooses 2:4 in registers and multiplies on the sparse tensor cores at ranks to 256, above "
+        f"them one packs and one multiplies; a CUDA kernel and {backward}; nothing d_ff wide kept",
         ("cusparselt", "packed"): f"{sparse_product}, which are kept as they are; {backward}",
         (
             "cusparselt",

@@ -16,7 +16,9 @@ from torch import Tensor
 from elas_lightning.ops.packing import pack_24, unpack_24
 from elas_lightning.ops.reference import keep_mask_24, zero_dropped
 
-# Bytes that the d_ff-wide workspaces of one chunk may have on a GPU: large chunks keep it busy, and there are few launches.
+# What the d_ff-wide workspaces of one chunk may have: of a GPU's memory one part in so many, else so many bytes. Chunks
+# cost launches and sums, so they are as large as nobody minds.
+_WORKSPACE_SHARE = 32
 _WORKSPACE = 2**29
 
 
@@ -91,7 +93,10 @@ class TritonSteps(PlainSteps):
     @staticmethod
     def within_workspace(up_FR: Tensor) -> int:
         """As many tokens as have room for two tensors that are d_ff wide."""
-        return _WORKSPACE // (2 * up_FR.shape[0] * up_FR.element_size())
+        workspace = _WORKSPACE
+        if up_FR.device.type == "cuda":
+            workspace = torch.cuda.get_device_properties(up_FR.device).total_memory // _WORKSPACE_SHARE
+        return int(workspace) // (2 * up_FR.shape[0] * up_FR.element_size())
 
     def forward(self, z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
         from elas_lightning.ops.kernels import ffn

@@ -72,7 +72,8 @@ def _sparse(width: int) -> str:
     """``d += a bᵀ``: 64 rows, ``width`` columns, 32 deep, two of four of ``a`` in registers with their codes ``e``."""
     n = width // 2
     return f"""
-template <> __device__ __forceinline__ void sparse<{width}>(float (&d)[{n}], const uint32_t (&a)[4], uint64_t b, uint32_t e) {{
+template <> __device__ __forceinline__ void sparse<{width}>(
+    float (&d)[{n}], const uint32_t (&a)[4], uint64_t b, uint32_t e) {{
   asm volatile("wgmma.mma_async.sp.sync.aligned.m64n{width}k32.f32." T16 "." T16 " {{{_registers(n)}}}, "
       "{{{_registers(4, n)}}}, %{n + 4}, %{n + 5}, 0, 1, 1, 1, 0;" : {_accumulators(n)}
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(e));

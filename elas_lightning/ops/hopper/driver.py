@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache
 
 import torch
@@ -83,7 +84,8 @@ def launch(
         UserError: It cannot be compiled.
         RuntimeError: The driver refuses the launch.
     """
-    with torch.cuda.device(device):
+    # launches are small and many: the context is changed only where it is another's
+    with nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device):
         function = _function(source, torch.cuda.current_device(), shared_bytes)
         held: list[ctypes.c_void_p | ctypes.c_int] = []
         addresses = []

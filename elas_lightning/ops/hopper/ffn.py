@@ -1,7 +1,7 @@
 """The kernels in ``cuda/`` as functions of tensors, 16 bits wide, contiguous.
 
-Which one runs is a matter of the ranks alone. Up to ``FUSED_RANK`` one kernel goes from ``z`` to the output, and backward
-keeps its tokens in shared memory. Above it the hidden features pass through memory once, packed, and up to
+Which one runs is a matter of the ranks alone. Up to ``FUSED_RANK`` one kernel goes from ``z`` to the output, and
+backward keeps its tokens in shared memory. Above it the hidden features pass through memory once, packed, and up to
 ``RESIDENT_RANK`` their tokens are still held.
 
 Shape suffixes: T tokens, R rank, F hidden features, O output rank.
@@ -151,7 +151,7 @@ def hidden_backward(
         slots, tile = min(10, (_ROOM - stays) // _BOX), 128
         parts = _parts(sets, columns, z_TR.device)
         programs, shared = CLUSTER * sets * parts, stays + slots * _BOX
-        sizes = (tokens, features, columns, parts)
+        sizes: tuple[int, ...] = (tokens, features, columns, parts)
     else:
         tile, columns = 256, _ceil(features, 256)
         programs, shared = CLUSTER * min(_clusters(z_TR.device), sets * columns), 4 * 3 * _BOX

@@ -1,11 +1,12 @@
 """The packed form that goes from ``cuda/hidden.cu`` to ``cuda/multiply.cu``: what each thread holds, thread by thread.
 
-A step is 64 features of 16 tokens, one warp's share; steps of the same tokens follow each other. Of a step the values are
-two halves of 32 features, 32 lanes each, a lane 8 numbers: lane ``4 g + q`` has the two kept of group q of row g, those of
-row g + 8, then the same of group q + 4. The codes are 16 pairs of 32-bit words: lane pair ``2 g + c`` has, for both
-halves, the codes (``pack_24``'s, four bits a group) of features 16 c to 16 c + 15 of row g, and of row g + 8 above them.
-This is what ``wgmma.mma_async.sp`` of 16-bit numbers takes from the registers of a thread, so that loads and stores are
-whole and nothing is rearranged (PTX ISA, "sparse matrix storage" of the asynchronous warpgroup instructions).
+A step is 64 features of 16 tokens, one warp's share; steps of the same tokens follow each other. Of a step the values
+are two halves of 32 features, 32 lanes each, a lane 8 numbers: lane ``4 g + q`` has the two kept of group q of row g,
+those of row g + 8, then the same of group q + 4. The codes are 16 pairs of 32-bit words: lane pair ``2 g + c`` has, for
+both halves, the codes (``pack_24``'s, four bits a group) of features 16 c to 16 c + 15 of row g, and of row g + 8 above
+them. This is what ``wgmma.mma_async.sp`` of 16-bit numbers takes from the registers of a thread, so that loads and
+stores are whole and nothing is rearranged (PTX ISA, "sparse matrix storage" of the asynchronous warpgroup
+instructions).
 
 Shape suffixes: T tokens, K = F / 2 kept values, M = F / 8 bytes of codes.
 """

@@ -80,61 +80,29 @@ class Kernels:
         ):
             room.copy_(made)
 
-    def hidden(
-        self,
-        constants: dict[str, int],
-        programs: int,
-        z: Tensor,
-        up: Tensor,
-        values: Tensor,
-        codes: Tensor,
-        *sizes: int,
-    ) -> None:
+    def hidden(self, constants: dict[str, int], programs: int, *arguments: Any) -> None:
+        z, up, values, codes, *sizes = arguments
         blocks, columns, steps, parts = sizes
         assert constants["R"] >= z.shape[1]
         assert 1 <= parts <= columns
         assert programs == ffn.CLUSTER * -(-blocks // 2) * parts
         self._hidden(z, up, values, codes, steps)
 
-    def hidden_streamed(
-        self,
-        constants: dict[str, int],
-        programs: int,
-        z: Tensor,
-        up: Tensor,
-        values: Tensor,
-        codes: Tensor,
-        *sizes: int,
-    ) -> None:
+    def hidden_streamed(self, constants: dict[str, int], programs: int, *arguments: Any) -> None:
+        z, up, values, codes, *sizes = arguments
         _, _, steps, depth = sizes
         assert depth == -(-z.shape[1] // 64)
         self._hidden(z, up, values, codes, steps)
 
-    def multiply(
-        self,
-        constants: dict[str, int],
-        programs: int,
-        down: Tensor,
-        values: Tensor,
-        codes: Tensor,
-        out: Tensor,
-        *sizes: int,
-    ) -> None:
+    def multiply(self, constants: dict[str, int], programs: int, *arguments: Any) -> None:
+        down, values, codes, out, *sizes = arguments
         tokens, width, steps = sizes
         hidden = unpack_24(*from_fragments(values, codes, 64 * steps), backend="reference")
         product = hidden[:tokens, : down.shape[1]].float() @ down.float().T
         out.copy_(F.pad(product, (0, width - down.shape[0])).to(out.dtype))
 
-    def _slopes(
-        self,
-        z: Tensor,
-        up: Tensor,
-        grad: Tensor,
-        down: Tensor,
-        hidden: Tensor,
-        grad_hidden: Tensor,
-        masked: int,
-    ) -> None:
+    def _slopes(self, *arguments: Any) -> None:
+        z, up, grad, down, hidden, grad_hidden, masked = arguments
         features = hidden.shape[1]
         relu = (z.float() @ up.float().T).to(z.dtype).relu()[:, :features]
         kept = relu2_sparsify_24(relu, backend="reference")
