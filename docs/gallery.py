@@ -13,7 +13,8 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from elas_lightning.analysis.benchmarks import KINDS, measurements, read_records, speed_table, verdict
+from elas_lightning.analysis.benchmark_records import KINDS, measurements, read_records
+from elas_lightning.analysis.benchmarks import speed_table, verdict
 from elas_lightning.errors import UserError
 
 PAGE = "gallery.md"

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from elas_lightning.analysis.benchmarks import measurements
+from elas_lightning.analysis.benchmark_records import measurements, side_by_side
+from elas_lightning.analysis.benchmark_summary import lines, summary_table
 from elas_lightning.cli import main
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -25,6 +26,7 @@ SIZES = {
     "prefill": ["--batch", "2", "--sequence", "16", "--vocabulary", "50"],
 }
 TWIN = "low-rank ReLU²"
+H200 = ("ffn", "ffn_131072", "train_step", "prefill")
 
 
 def run(name: str, record: Path, **environment: str) -> dict[str, Any]:
@@ -115,11 +117,12 @@ def test_the_report_draws_the_records(
     assert "times its speed" in page
     assert "needs a CUDA device" in page
     assert "Microseconds" not in page  # absolute times are a GPU's alone
-    assert len(list((tmp_path / "plots").glob("*.svg"))) == 5
+    assert len(list((tmp_path / "plots").glob("*.svg"))) == 6  # five, and what they say together
 
 
 def row(contender: str, mode: str, microseconds: float, host: float, ratio: float) -> dict[str, Any]:
-    spread = {"median": ratio, "p20": ratio - 0.01, "p80": ratio + 0.01}
+    off = 0 if contender == TWIN else 0.01
+    spread = {"median": ratio, "p20": ratio - off, "p80": ratio + off}
     return {
         "kind": "forward",
         "contender": contender,
@@ -171,7 +174,7 @@ def test_the_report_tells_launches_from_work(gpu_record: dict[str, Any], tmp_pat
     page = html.unescape((tmp_path / "page" / "report.html").read_text())
     assert (
         "fastest way (ELAS, triton, recompute, compiled) is slower than its dense twin, 0.960 times its speed; "
-        "it is bound by launches."
+        "it and the twin are bound by launches."
     ) in page
     assert (
         "fastest way (ELAS, triton, recompute, compiled, graph) is faster than its dense twin's graph, "
@@ -191,6 +194,7 @@ def test_many_places_are_drawn_by_their_tokens(gpu_record: dict[str, Any], tmp_p
     (tmp_path / "ffn.json").write_text(json.dumps(gpu_record))
     assert main(["bench", "--report", str(tmp_path), "--out", str(tmp_path / "page")]) == 0
     assert {path.name for path in (tmp_path / "page" / "plots").glob("*.svg")} == {
+        "overview-1.svg",
         "ffn-ffn-forward-speed-4096-tokens.svg",
         "ffn-ffn-forward-speed-16384-tokens.svg",
     }
@@ -204,6 +208,62 @@ def test_what_a_mode_keeps_is_that_mode_s(gpu_record: dict[str, Any]) -> None:
     assert [m.kept_ratio for m in measurements(eager)] == [0.5] * 4
     assert [m.kept for m in measurements(gpu_record)] == [2**19] * 4
     assert [m.kept_ratio for m in measurements(gpu_record)] == [None, None, 0.125, 0.125]
+
+
+def test_a_reader_sees_at_once_what_an_h200_said(tmp_path: Path) -> None:
+    records = [json.loads((FOLDER / "results" / "h200" / f"{name}.json").read_text()) for name in H200]
+    found = lines([row for record in records for row in measurements(record)])
+    said = {row[:3]: row[3:] for row in summary_table(found).rows}
+    assert said["FFN forward", "16,384", "out of the way"] == (
+        "2.09 hopper", "1.68 hopper", "1.75 hopper", "1.36 hopper", "1.14 hopper",
+    )  # fmt: skip
+    assert said["FFN forward", "131,072", "included"] == ("2.30 hopper", "1.67 hopper", "", "1.28 hopper", "")
+    assert said["FFN forward and backward", "131,072", "included"] == (
+        "0.87 hopper †", "0.93 hopper", "", "0.99 hopper", "",
+    )  # fmt: skip
+    # its own kernels wait for the host there, and so does the twin
+    assert said["FFN forward", "16,384", "included"][:3] == (
+        "0.87 reference †", "0.80 reference †", "0.69 reference †",
+    )  # fmt: skip
+    assert main(["bench", "--report", str(FOLDER / "results" / "h200"), "--out", str(tmp_path)]) == 0
+    page = html.unescape((tmp_path / "report.html").read_text())
+    assert "<h2>NVIDIA H200</h2>" in page
+    assert "memory.peak is left of the low-rank ReLU² alone" in page
+    assert page.count("not measured") == 3  # the peaks that were removed
+
+
+def test_a_call_is_bound_by_launches_where_its_graph_is_much_faster(gpu_record: dict[str, Any]) -> None:
+    elas = "ELAS, triton, recompute"
+    gpu_record["cases"][0]["measured"] = [
+        row(TWIN, "compiled", 120, 60, 1.0),
+        row(TWIN, "compiled, graph", 100, 9, 1.0),
+        row(elas, "compiled", 125, 60, 0.96),
+        row(elas, "compiled, graph", 40, 9, 2.0),
+        row(elas, "eager", 125, 120, 0.96),
+    ]
+    assert [m.launch_bound for m in measurements(gpu_record)] == [False, False, True, False, True]
+    assert [m.mode for m in side_by_side(list(measurements(gpu_record)))] == [
+        "compiled", "compiled, graph", "compiled", "compiled, graph", "eager",
+    ]  # fmt: skip
+
+
+def test_what_one_kind_of_call_could_not_do_is_not_said_of_another(
+    gpu_record: dict[str, Any], tmp_path: Path
+) -> None:
+    (case,) = gpu_record["cases"]
+    case["absent"][0]["kind"] = "forward_backward"
+    case["measured"] += [m | {"kind": "forward_backward"} for m in case["measured"]]
+    (tmp_path / "ffn.json").write_text(json.dumps(gpu_record))
+    assert main(["bench", "--report", str(tmp_path), "--out", str(tmp_path / "page")]) == 0
+    assert (tmp_path / "page" / "report.html").read_text().count("not captured: it waits") == 1
+
+
+def test_without_elas_there_is_no_overview(gpu_record: dict[str, Any], tmp_path: Path) -> None:
+    (case,) = gpu_record["cases"]
+    case["measured"] = [m for m in case["measured"] if m["contender"] == TWIN]
+    (tmp_path / "ffn.json").write_text(json.dumps(gpu_record))
+    assert main(["bench", "--report", str(tmp_path), "--out", str(tmp_path / "page")]) == 0
+    assert not list((tmp_path / "page" / "plots").glob("overview*"))
 
 
 def test_a_folder_without_records_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
