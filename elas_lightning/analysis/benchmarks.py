@@ -32,6 +32,8 @@ QUESTION = "How fast is 2:4 sparsity beside its dense low-rank twin, and what do
 # More panels than these are no longer read side by side.
 _PANELS = 5
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
+# A figure wider than this can be read in the column of text no more.
+_COLUMN_INCHES = 9
 _MIB = 2**20
 
 
@@ -281,6 +283,6 @@ def _absent(cases: Sequence[Mapping[str, Any]], kind: str) -> list[tuple[str, st
     return sorted(found.items())
 
 
-def _figure(figure: Figure, stem: Path, title: str) -> dict[str, str]:
+def _figure(figure: Figure, stem: Path, title: str) -> dict[str, Any]:
     _, svg = style.save(figure, stem)
-    return {"title": title, "source": data_uri(svg)}
+    return {"title": title, "source": data_uri(svg), "wide": figure.get_figwidth() > _COLUMN_INCHES}
