@@ -76,6 +76,11 @@ def speed_table(rows: Sequence[Measurement]) -> Table:
             "is bound by launches where they are nine tenths of its own or more, or where its graph needs less than "
             "eight tenths: a faster kernel changes little there, and the graph shows what the device needs."
         )
+    if any(row.kind == "train_step" for row in rows):
+        caption += (
+            " Each contender's training step took turns with the baselines' in a run of its own: the ratio is of that run, "
+            "and the microseconds of two rows are not."
+        )
     return Table(caption, (*columns, *extra), tuple(cells), 3)
 
 

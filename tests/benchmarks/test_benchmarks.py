@@ -229,6 +229,7 @@ def test_a_reader_sees_at_once_what_an_h200_said(tmp_path: Path) -> None:
     page = html.unescape((tmp_path / "report.html").read_text())
     assert "<h2>NVIDIA H200</h2>" in page
     assert "memory.peak is left of the low-rank ReLU² alone" in page
+    assert page.count("the microseconds of two rows are not") == 1
     assert page.count("not measured") == 3  # the peaks that were removed
 
 
