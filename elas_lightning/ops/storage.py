@@ -6,7 +6,8 @@ forward and backward go through the tokens chunk by chunk, and what lies between
 - ``recompute``: ``z``, ``up`` and ``down`` alone; backward computes the hidden features again;
 - ``packed``: these and the hidden features as ``pack_24`` stores them, 0.5625 of one dense copy in 16 bits.
   The masked gradient then needs no second product with ``up``, since ``relu(x) = sqrt(h)`` where h was kept;
-  the straight-through gradient also needs ``relu(x)`` of what was dropped, which is computed again.
+  the straight-through gradient also needs ``relu(x)`` of what was dropped, which is computed again;
+- ``dense`` with backend ``hopper``: these and ``relu(z upᵀ)``, one dense copy.
 
 Both directions are custom operators, opaque to ``torch.compile``: a partitioner that saw the recomputation
 would save its result instead.
@@ -24,8 +25,8 @@ from torch import Tensor
 
 from elas_lightning.ops.steps import PlainSteps, TritonSteps
 
-# A chunk fills a GPU, and its d_ff-wide workspaces stay small beside what many layers would keep. A whole number of
-# the hardware's blocks (``ops/hardware_layout.py``), so that only the last chunk is padded.
+# The d_ff-wide workspaces of a chunk stay small beside what many layers would keep; a backend that knows its device takes
+# a multiple. A whole number of the hardware's blocks (``ops/hardware_layout.py``), so that only the last is padded.
 CHUNK_TOKENS = 8192
 
 
