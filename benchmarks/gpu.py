@@ -68,9 +68,9 @@ COMPILED = ("--compile", "--without-eager")
 EVERY_SHAPE = ("--shape", ("60m", "130m", "350m", "1b", "7b"))
 BOTH = ("full-rank SwiGLU", "low-rank ReLU²")
 # In training, what a user would choose between.
-FASTEST = ("triton, recompute", "hopper, recompute")
+FASTEST = ("triton, recompute", "hopper, recompute", "hopper, dense")
 PATHS = ("low-rank ReLU²", "ELAS, reference, dense", "ELAS, triton, recompute", "ELAS, hopper, recompute",
-         "ELAS, cusparselt, recompute")  # fmt: skip
+         "ELAS, hopper, dense", "ELAS, cusparselt, recompute")  # fmt: skip
 # A block is compiled once for all layers, so one layer is enough to rehearse.
 BLOCKS = ("--compile", "blocks", "--rounds", "5")
 ONE_LAYER = ("--layers", "1")

@@ -256,6 +256,11 @@ def ffn_path(config: ModelConfig, device: torch.device, choice: BackendChoice | 
         "hidden_backward_kernel and library products in backward; nothing d_ff wide kept",
         (
             "hopper",
+            "dense",
+        ): "one CUDA kernel packs 2:4 features and keeps what they were before squaring, one multiplies on the sparse "
+        f"tensor cores; a CUDA kernel and {backward}",
+        (
+            "hopper",
             "recompute",
         ): "one CUDA kernel chooses 2:4 in registers and multiplies on the sparse tensor cores at ranks to 256, above "
         f"them one packs and one multiplies; a CUDA kernel and {backward}; nothing d_ff wide kept",

@@ -81,7 +81,7 @@ def lowrank_ffn(
         gradient: Of the 2:4 step, see ``sparsify_24``.
         backend: ``auto`` or a backend's name, see ``resolve_backend``.
         storage: What is kept for backward. ``dense``: the pre-activation and the hidden features, as autograd
-            keeps them; ``packed``: the hidden features in 2:4 form (F a multiple of 8); ``recompute``: nothing
+            keeps them, or with backend ``hopper`` ReLU of the pre-activation alone; ``packed``: the hidden features in 2:4 form (F a multiple of 8); ``recompute``: nothing
             that is d_ff wide. The last two know squared ReLU alone, see ``ops/storage.py``. The same gradients
             to rounding.
 
@@ -108,9 +108,11 @@ def lowrank_ffn(
     chosen, storage = choice.chosen, choice.storage or storage  # type: ignore[assignment]
     if chosen in _SPARSE_PRODUCTS:
         _check_sparse_product(chosen, activation, storage, training)
-        if storage == "dense":
+        if not training:
             storage = "recompute"  # nothing is kept without gradients
-    if storage != "dense":
+    # the one backend that keeps its dense features by itself
+    keeps_dense = chosen == "hopper" and storage == "dense" and sparsity is not None
+    if storage != "dense" or keeps_dense:
         if torch.is_autocast_enabled(z.device.type):
             dtype = torch.get_autocast_dtype(z.device.type)
             z, up, down = z.to(dtype), up.to(dtype), down.to(dtype)
@@ -118,8 +120,8 @@ def lowrank_ffn(
             check_kernel_dtype(z)
         if chosen in _SPARSE_PRODUCTS:
             check_sparse_product_dtype(z, chosen)
-        sparse, masked, packed = sparsity is not None, gradient == "masked", storage == "packed"
-        out, _, _ = stored_ffn(z, up, down, sparse, masked, packed, chosen)
+        sparse, masked, keeps = sparsity is not None, gradient == "masked", storage != "recompute"
+        out, _, _ = stored_ffn(z, up, down, sparse, masked, keeps, chosen)
         return out
     hidden_F = F.linear(z, up)
     if sparsity is None:
@@ -148,16 +150,16 @@ def _check_sparse_product(backend: str, activation: str, storage: str, training:
         )
     if not training:
         return
-    if storage == "dense":
+    if storage == "dense" and backend != "hopper":
         raise UserError(
             f"backend {backend!r} makes no dense hidden features to keep for backward: choose ffn_storage recompute"
             + (" or packed" if backend == "cusparselt" else "")
         )
     if storage == "packed" and backend != "cusparselt":
-        reader = (
-            "only cuSPARSELt reads" if backend == "cusparselt_compress" else "its next kernel alone reads"
-        )
-        raise UserError(f"backend {backend!r} packs in a form that {reader}: choose ffn_storage recompute")
+        reader, other = "only cuSPARSELt reads", "recompute"
+        if backend == "hopper":
+            reader, other = "its next kernel alone reads", "recompute or dense"
+        raise UserError(f"backend {backend!r} packs in a form that {reader}: choose ffn_storage {other}")
 
 
 def _check_storage(storage: str, activation: str, sparsity: str | None, features: int) -> None:

@@ -31,6 +31,10 @@ class PlainSteps:
         """How many tokens a chunk may have where that is more than the usual (``ops/storage.py``); 0 if it is not."""
         return 0
 
+    def most_kept_tokens(self, up_FR: Tensor) -> int:
+        """The same where hidden features are kept; forward and backward must then agree."""
+        return 0
+
     def empty_kept(self, like: Tensor, tokens: int, features: int) -> tuple[Tensor, Tensor]:
         """Room for the packed hidden features of so many tokens, to be filled chunk by chunk along the first axis."""
         values_TK = like.new_empty((tokens, features // 2))
@@ -71,6 +75,24 @@ class PlainSteps:
             if masked:
                 grad_tF = zero_dropped(grad_tF, keep_tF)
         return hidden_tF, grad_tF
+
+    def kept_backward(
+        self,
+        values: Tensor,
+        meta: Tensor,
+        z_tR: Tensor,
+        up_FR: Tensor,
+        down_FO: Tensor,
+        grad_tO: Tensor,
+        masked: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """What ``hidden_backward`` returns, from a chunk of what was kept.
+
+        The masked gradient needs no second product with ``up``, since ``relu(x) = sqrt(h)`` where h was kept.
+        """
+        hidden_tF = self.unpack(values, meta, z_tR.shape[0], up_FR.shape[0])
+        relu_tF = hidden_tF.sqrt() if masked else F.linear(z_tR, up_FR).relu()
+        return hidden_tF, F.linear(grad_tO, down_FO).mul_(relu_tF).mul_(2)
 
     def _pack_hidden(self, z_tR: Tensor, up_FR: Tensor, values_tK: Tensor, meta_tM: Tensor) -> None:
         packed = pack_24(F.linear(z_tR, up_FR).relu().square(), backend=self.backend)

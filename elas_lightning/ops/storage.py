@@ -6,7 +6,8 @@ forward and backward go through the tokens chunk by chunk, and what lies between
 - ``recompute``: ``z``, ``up`` and ``down`` alone; backward computes the hidden features again;
 - ``packed``: these and the hidden features as ``pack_24`` stores them, 0.5625 of one dense copy in 16 bits.
   The masked gradient then needs no second product with ``up``, since ``relu(x) = sqrt(h)`` where h was kept;
-  the straight-through gradient also needs ``relu(x)`` of what was dropped, which is computed again.
+  the straight-through gradient also needs ``relu(x)`` of what was dropped, which is computed again;
+- ``dense`` with backend ``hopper``: these and ``relu(z upᵀ)``, one dense copy.
 
 Both directions are custom operators, opaque to ``torch.compile``: a partitioner that saw the recomputation
 would save its result instead.
@@ -20,13 +21,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from elas_lightning.ops.steps import PlainSteps, TritonSteps
 
-# A chunk fills a GPU, and its d_ff-wide workspaces stay small beside what many layers would keep. A whole number of
-# the hardware's blocks (``ops/hardware_layout.py``), so that only the last chunk is padded.
+# The d_ff-wide workspaces of a chunk stay small beside what many layers would keep; a backend that knows its device takes
+# a multiple. A whole number of the hardware's blocks (``ops/hardware_layout.py``), so that only the last is padded.
 CHUNK_TOKENS = 8192
 
 
@@ -46,7 +46,7 @@ def _steps(backend: str) -> PlainSteps:
 
 @torch.library.custom_op("elas::lowrank_ffn", mutates_args=())
 def stored_ffn(
-    z: Tensor, up: Tensor, down: Tensor, sparse: bool, masked: bool, packed: bool, backend: str
+    z: Tensor, up: Tensor, down: Tensor, sparse: bool, masked: bool, keeps: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``S(relu(z upᵀ)**2) down`` with little kept for backward; ``lowrank_ffn`` is its public face.
 
@@ -56,20 +56,21 @@ def stored_ffn(
         down: ``(F, O)``.
         sparse: Whether S is the 2:4 step, F then a multiple of 4, or nothing.
         masked: Whether dropped entries carry no gradient, or (straight-through) the step is the identity.
-        packed: Whether the packed hidden features are kept; needs ``sparse`` and F a multiple of 8.
+        keeps: Whether hidden features are kept: packed, which needs F to be a multiple of 8, or with ``hopper`` as they
+            were before they were squared, dense; needs ``sparse``.
         backend: ``reference``, ``triton``, ``hopper``, ``cusparselt`` or ``cusparselt_compress``.
 
     Returns:
         ``(..., O)``; and, for backward alone, what is kept: ``values (T, K)`` and ``meta (T, M)``, or with
-        ``cusparselt`` both in one buffer for each chunk (``ops/hardware_layout.py``), which is ``values``; empty
-        without ``packed``.
+        ``cusparselt`` both in one buffer for each chunk (``ops/hardware_layout.py``), which is ``values``, or with
+        ``hopper`` ``relu(z upᵀ)`` ``(T, F)`` as ``values``; empty without ``keeps``.
     """
     steps = _steps(backend)
     z_TR, up_FR, down_FO = z.reshape(-1, z.shape[-1]).contiguous(), up.contiguous(), steps.own_down(down)
-    values, meta = _kept(z, up, packed, backend)
+    values, meta = _kept(z, up, keeps, backend)
     outs = []
-    for chunk in _chunks(z_TR, 0 if packed else steps.most_tokens(up_FR, down_FO, sparse, backward=False)):
-        if packed:
+    for chunk in _chunks(z_TR, _most(steps, up_FR, down_FO, sparse, keeps, backward=False)):
+        if keeps:
             outs.append(steps.forward_keeping(z_TR[chunk], up_FR, down_FO, values[chunk], meta[chunk]))
         else:
             outs.append(steps.forward(z_TR[chunk], up_FR, down_FO, sparse))
@@ -87,7 +88,7 @@ def stored_ffn_backward(
     grad: Tensor,
     sparse: bool,
     masked: bool,
-    packed: bool,
+    keeps: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``z``, ``up`` and ``down``, given that of the output, ``(..., O)``."""
@@ -95,15 +96,14 @@ def stored_ffn_backward(
     z_TR, up_FR, down_FO = z.reshape(-1, z.shape[-1]).contiguous(), up.contiguous(), down.contiguous()
     grad_TO = grad.reshape(-1, grad.shape[-1]).contiguous()
     grads_z, sums = [], None
-    chunks = _chunks(z_TR, 0 if packed else steps.most_tokens(up_FR, down_FO, sparse, backward=True))
+    chunks = _chunks(z_TR, _most(steps, up_FR, down_FO, sparse, keeps, backward=True))
     # Sums over chunks are kept in float32, so that their number does not show in the result.
     wide = torch.promote_types(z.dtype, torch.float32) if len(chunks) > 1 else z.dtype
     for chunk in chunks:
         z_tR, grad_tO = z_TR[chunk], grad_TO[chunk]
-        if packed:
-            hidden_tF = steps.unpack(values[chunk], meta[chunk], z_tR.shape[0], up.shape[0])
-            relu_tF = hidden_tF.sqrt() if masked else F.linear(z_tR, up_FR).relu()
-            grad_tF = F.linear(grad_tO, down_FO).mul_(relu_tF).mul_(2)
+        if keeps:
+            kept = values[chunk], meta[chunk]
+            hidden_tF, grad_tF = steps.kept_backward(*kept, z_tR, up_FR, down_FO, grad_tO, masked)
         else:
             hidden_tF, grad_tF = steps.hidden_backward(z_tR, up_FR, down_FO, grad_tO, sparse, masked)
         grads_z.append(grad_tF @ up_FR)
@@ -121,29 +121,35 @@ def stored_ffn_backward(
     return grad_z_TR.reshape(z.shape), sums[0].to(up.dtype), grad_down_FO
 
 
+def _most(
+    steps: PlainSteps, up_FR: Tensor, down_FO: Tensor, sparse: bool, keeps: bool, backward: bool
+) -> int:
+    return steps.most_kept_tokens(up_FR) if keeps else steps.most_tokens(up_FR, down_FO, sparse, backward)
+
+
 def _chunks(z_TR: Tensor, most: int) -> list[slice]:
-    """At least one, so that there is something to return where there are no tokens."""
-    size = max(CHUNK_TOKENS, most)
+    """At least one, so that there is something to return where there are no tokens; in sizes that suit products."""
+    size = max(1, most // CHUNK_TOKENS) * CHUNK_TOKENS
     return [slice(start, start + size) for start in range(0, max(1, z_TR.shape[0]), size)]
 
 
-def _kept(z: Tensor, up: Tensor, packed: bool, backend: str) -> tuple[Tensor, Tensor]:
-    if not packed:
+def _kept(z: Tensor, up: Tensor, keeps: bool, backend: str) -> tuple[Tensor, Tensor]:
+    if not keeps:
         return z.new_empty((0, 0)), z.new_empty((0, 0), dtype=torch.uint8)
     return _steps(backend).empty_kept(z, z.numel() // z.shape[-1], up.shape[0])
 
 
 @stored_ffn.register_fake
 def _(
-    z: Tensor, up: Tensor, down: Tensor, sparse: bool, masked: bool, packed: bool, backend: str
+    z: Tensor, up: Tensor, down: Tensor, sparse: bool, masked: bool, keeps: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return z.new_empty((*z.shape[:-1], down.shape[1])), *_kept(z, up, packed, backend)
+    return z.new_empty((*z.shape[:-1], down.shape[1])), *_kept(z, up, keeps, backend)
 
 
 @stored_ffn_backward.register_fake
 def _(
     z: Tensor, up: Tensor, down: Tensor, values: Tensor, meta: Tensor, grad: Tensor,
-    sparse: bool, masked: bool, packed: bool, backend: str,
+    sparse: bool, masked: bool, keeps: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return z.new_empty(z.shape), up.new_empty(up.shape), torch.empty_like(down)
 

@@ -112,6 +112,6 @@ def test_the_commands_can_be_seen_before_they_run(
 ) -> None:
     script("gpu", "--out", str(tmp_path / "out"), "--list", "--only", "prefill", "ffn")
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("ffn (40%): python benchmarks/ffn.py --compile --without-eager")
+    assert first.startswith("ffn (45%): python benchmarks/ffn.py --compile --cuda-graph")
     assert second.startswith("prefill (15%): python benchmarks/prefill.py --compile blocks")
     assert not (tmp_path / "out").exists()

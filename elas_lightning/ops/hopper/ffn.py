@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elas_lightning.ops.hopper.compiler import Source
-from elas_lightning.ops.hopper.driver import group_map, launch, row_map
+from elas_lightning.ops.hopper.driver import TensorMap, group_map, launch, row_map
 from elas_lightning.ops.hopper.fragments import FEATURES, TOKENS, empty_fragments, round_up
 
 FUSED_RANK = 256
@@ -35,11 +35,12 @@ def fused_source(rank: int, half: bool) -> Source:
     return Source("fused", (("R", rank),), dense=(128,), sparse=(rank,), half=half)
 
 
-def hidden_source(rank: int, half: bool) -> Source:
-    """The kernel that packs hidden features for a rank."""
+def hidden_source(rank: int, keeps: bool, half: bool) -> Source:
+    """The kernel that packs hidden features for a rank, and keeps what they were before squaring where asked to."""
     if rank <= RESIDENT_RANK:
-        return Source("hidden", (("R", round_up(rank, 128)),), dense=(128,), half=half)
-    return Source("hidden_streamed", (), dense=(256,), half=half)
+        constants = (("R", round_up(rank, 128)), ("KEEPS", int(keeps)))
+        return Source("hidden", constants, dense=(128,), half=half)
+    return Source("hidden_streamed", (("KEEPS", int(keeps)),), dense=(256,), half=half)
 
 
 def multiply_source(width: int, half: bool) -> Source:
@@ -52,7 +53,15 @@ def backward_source(rank: int, masked: bool, half: bool) -> Source:
     if rank <= FUSED_RANK:
         constants = (("R", fused_width(rank)), ("MASKED", int(masked)))
         return Source("backward", constants, dense=(128,), half=half)
-    return Source("backward_streamed", (("MASKED", int(masked)),), dense=(256,), half=half)
+    return Source("backward_streamed", (("MASKED", int(masked)), ("KEEPS", 0)), dense=(256,), half=half)
+
+
+def kept_backward_source(rank: int, masked: bool, half: bool) -> Source:
+    """The kernel of backward for an output rank where relu of the pre-activations was kept."""
+    if rank <= RESIDENT_RANK:
+        constants = (("R", round_up(rank, 128)), ("MASKED", int(masked)))
+        return Source("backward_kept", constants, dense=(128,), half=half)
+    return Source("backward_streamed", (("MASKED", int(masked)), ("KEEPS", 1)), dense=(256,), half=half)
 
 
 def fused_width(rank: int) -> int:
@@ -67,6 +76,12 @@ def forward(z_TR: Tensor, up_FR: Tensor, down_OF: Tensor) -> Tensor:
     if max(z_TR.shape[1], out_rank) <= FUSED_RANK:
         return _fused(z_TR, up_FR, down_OF)[:, :out_rank]
     return multiply(*hidden(z_TR, up_FR), z_TR.shape[0], down_OF)
+
+
+def forward_keeping(z_TR: Tensor, up_FR: Tensor, down_OF: Tensor, kept_TF: Tensor) -> Tensor:
+    """The same, with ``relu(z upᵀ)`` written into ``kept``."""
+    packed = hidden(_aligned(z_TR), _whole(up_FR), kept_TF)
+    return multiply(*packed, z_TR.shape[0], _aligned(down_OF))
 
 
 def _fused(z_TR: Tensor, up_FR: Tensor, down_OF: Tensor) -> Tensor:
@@ -89,13 +104,13 @@ def _fused(z_TR: Tensor, up_FR: Tensor, down_OF: Tensor) -> Tensor:
     return out_TO
 
 
-def hidden(z_TR: Tensor, up_FR: Tensor) -> tuple[Tensor, Tensor]:
+def hidden(z_TR: Tensor, up_FR: Tensor, kept_TF: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """``S(relu(z upᵀ)**2)`` in the form of ``fragments.py``; z in whole multiples of 16 bytes, F of 16."""
     (tokens, rank), features = z_TR.shape, up_FR.shape[0]
     values, codes = empty_fragments(z_TR, tokens, features)
     steps = _ceil(features, FEATURES)
-    source = hidden_source(rank, z_TR.dtype == torch.float16)
-    blocks, sets = _ceil(tokens, TOKENS), _ceil(tokens, CLUSTER * TOKENS)
+    source = hidden_source(rank, kept_TF is not None, z_TR.dtype == torch.float16)
+    sets = _ceil(tokens, CLUSTER * TOKENS)
     if rank <= RESIDENT_RANK:
         stays, columns = round_up(rank, 128) * 2 * TOKENS, _ceil(features, 128)
         parts = _parts(sets, columns, z_TR.device)
@@ -107,7 +122,8 @@ def hidden(z_TR: Tensor, up_FR: Tensor) -> tuple[Tensor, Tensor]:
         maps, last = (row_map(z_TR, TOKENS), group_map(up_FR, 256 // CLUSTER)), _ceil(rank, 64)
     launch(
         source, programs, _THREADS, shared + _BESIDE, z_TR.device,
-        *maps, values, codes, blocks, columns, steps, last,
+        *maps, values, codes, values if kept_TF is None else kept_TF,
+        tokens, features if kept_TF is None else kept_TF.shape[1], columns, steps, last,
     )  # fmt: skip
     return values, codes
 
@@ -167,10 +183,36 @@ def hidden_backward(
         group_map(up_FR, tile // CLUSTER),
         row_map(grad_TO, TOKENS),
         group_map(down_FO, tile // CLUSTER),
+        *((hidden_TF,) if rank > FUSED_RANK else ()),  # nothing was kept
         hidden_TF,
         grad_TF,
         *sizes,
     )
+    return hidden_TF, grad_TF
+
+
+def kept_backward(kept_TF: Tensor, down_FO: Tensor, grad_TO: Tensor, masked: bool) -> tuple[Tensor, Tensor]:
+    """What ``hidden_backward`` returns, from what ``forward_keeping`` has kept."""
+    tokens, features = kept_TF.shape
+    grad_TO, down_FO = _aligned(grad_TO), _whole(down_FO)
+    hidden_TF, grad_TF = kept_TF.new_empty((2, tokens, features)).unbind()
+    rank, sets = grad_TO.shape[1], _ceil(tokens, CLUSTER * TOKENS)
+    source = kept_backward_source(rank, masked, kept_TF.dtype == torch.float16)
+    if rank <= RESIDENT_RANK:
+        stays, columns = round_up(rank, 128) * 2 * TOKENS, _ceil(features, 128)
+        parts = _parts(sets, columns, kept_TF.device)
+        programs, shared = CLUSTER * sets * parts, stays + min(10, (_ROOM - stays) // _BOX) * _BOX
+        maps: tuple[TensorMap, ...] = (row_map(grad_TO, TOKENS), group_map(down_FO, 128 // CLUSTER))
+        sizes: tuple[int, ...] = (tokens, features, columns, parts)
+    else:
+        columns = _ceil(features, 256)
+        programs, shared = CLUSTER * min(_clusters(kept_TF.device), sets * columns), 4 * 3 * _BOX
+        maps = (row_map(grad_TO, TOKENS), group_map(down_FO, 256 // CLUSTER)) * 2  # z and up are not read
+        sizes = (tokens, features, _ceil(tokens, TOKENS), columns, 0, _ceil(rank, 64))
+    launch(
+        source, programs, _THREADS, shared + _BESIDE, kept_TF.device,
+        *maps, kept_TF, hidden_TF, grad_TF, *sizes,
+    )  # fmt: skip
     return hidden_TF, grad_TF
 
 

@@ -16,11 +16,16 @@ needs_nvrtc = pytest.mark.skipif(
 )
 SOURCES = [
     *(ffn.fused_source(rank, half) for rank in (128, 256) for half in (False, True)),
-    *(ffn.hidden_source(rank, False) for rank in (128, 256, 384, 512, 513)),
-    ffn.hidden_source(512, True),
+    *(ffn.hidden_source(rank, keeps, False) for rank in (128, 256, 384, 512, 513) for keeps in (False, True)),
+    ffn.hidden_source(512, True, True),
     *(ffn.multiply_source(width, half) for width in (128, 256) for half in (False, True)),
     *(ffn.backward_source(rank, masked, False) for rank in (128, 256, 512) for masked in (False, True)),
     ffn.backward_source(256, True, True),
+    *(
+        ffn.kept_backward_source(rank, masked, False)
+        for rank in (128, 256, 384, 512, 513)
+        for masked in (False, True)
+    ),
 ]
 
 

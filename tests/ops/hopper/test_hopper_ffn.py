@@ -13,7 +13,7 @@ from torch import Tensor
 from elas_lightning.errors import UserError
 from elas_lightning.ops import backend as backends
 from elas_lightning.ops import lowrank_ffn, pack_24, relu2_sparsify_24, unpack_24
-from elas_lightning.ops.hopper import ffn
+from elas_lightning.ops.hopper import ffn, steps
 from elas_lightning.ops.hopper.compiler import Source
 from elas_lightning.ops.hopper.fragments import from_fragments, to_fragments
 from elas_lightning.ops.storage import stored_ffn, stored_ffn_backward
@@ -71,7 +71,19 @@ class Kernels:
         out.copy_(F.pad(product, (0, constants["R"] - down.shape[0])))
         assert tokens == z.shape[0]
 
-    def _hidden(self, z: Tensor, up: Tensor, values: Tensor, codes: Tensor, steps: int) -> None:
+    def _hidden(
+        self,
+        z: Tensor,
+        up: Tensor,
+        values: Tensor,
+        codes: Tensor,
+        kept: Tensor,
+        keeps: int,
+        features: int,
+        steps: int,
+    ) -> None:
+        if keeps:
+            kept.copy_((z.float() @ up.float().T).to(z.dtype).relu()[:, :features])
         rows = 2 * values.numel() // (64 * steps)
         hidden = self._selected(z, up)
         whole = F.pad(hidden, (0, 64 * steps - hidden.shape[1], 0, rows - hidden.shape[0]))
@@ -81,18 +93,17 @@ class Kernels:
             room.copy_(made)
 
     def hidden(self, constants: dict[str, int], programs: int, *arguments: Any) -> None:
-        z, up, values, codes, *sizes = arguments
-        blocks, columns, steps, parts = sizes
+        z, up, values, codes, kept, tokens, features, columns, steps, parts = arguments
         assert constants["R"] >= z.shape[1]
         assert 1 <= parts <= columns
-        assert programs == ffn.CLUSTER * -(-blocks // 2) * parts
-        self._hidden(z, up, values, codes, steps)
+        assert programs == ffn.CLUSTER * -(-tokens // 256) * parts
+        self._hidden(z, up, values, codes, kept, constants["KEEPS"], features, steps)
 
     def hidden_streamed(self, constants: dict[str, int], programs: int, *arguments: Any) -> None:
-        z, up, values, codes, *sizes = arguments
-        _, _, steps, depth = sizes
+        z, up, values, codes, kept, tokens, features, _, steps, depth = arguments
+        assert tokens == z.shape[0]
         assert depth == -(-z.shape[1] // 64)
-        self._hidden(z, up, values, codes, steps)
+        self._hidden(z, up, values, codes, kept, constants["KEEPS"], features, steps)
 
     def multiply(self, constants: dict[str, int], programs: int, *arguments: Any) -> None:
         down, values, codes, out, *sizes = arguments
@@ -101,26 +112,41 @@ class Kernels:
         product = hidden[:tokens, : down.shape[1]].float() @ down.float().T
         out.copy_(F.pad(product, (0, width - down.shape[0])).to(out.dtype))
 
-    def _slopes(self, *arguments: Any) -> None:
-        z, up, grad, down, hidden, grad_hidden, masked = arguments
-        features = hidden.shape[1]
-        relu = (z.float() @ up.float().T).to(z.dtype).relu()[:, :features]
+    @staticmethod
+    def _slopes(
+        relu: Tensor, grad: Tensor, down: Tensor, hidden: Tensor, grad_hidden: Tensor, masked: int
+    ) -> None:
         kept = relu2_sparsify_24(relu, backend="reference")
-        slope = 2 * relu.float() * (grad.float() @ down.float().T)[:, :features]
+        slope = 2 * relu.float() * (grad.float() @ down.float().T)[:, : hidden.shape[1]]
         hidden.copy_(kept)
-        grad_hidden.copy_((slope * (kept != 0) if masked else slope).to(z.dtype))
+        grad_hidden.copy_((slope * (kept != 0) if masked else slope).to(relu.dtype))
 
     def backward(self, constants: dict[str, int], programs: int, *arguments: Any) -> None:
-        *tensors, tokens, features, columns, parts = arguments
-        assert (tokens, features) == tensors[4].shape
+        z, up, grad, down, hidden, grad_hidden, tokens, features, columns, parts = arguments
+        assert (tokens, features) == hidden.shape
         assert 1 <= parts <= columns == -(-features // 128)
-        self._slopes(*tensors, constants["MASKED"])
+        relu = (z.float() @ up.float().T).to(z.dtype).relu()[:, :features]
+        self._slopes(relu, grad, down, hidden, grad_hidden, constants["MASKED"])
 
     def backward_streamed(self, constants: dict[str, int], programs: int, *arguments: Any) -> None:
-        *tensors, tokens, features, blocks, columns, z_depth, grad_depth = arguments
+        z, up, grad, down, kept, hidden, grad_hidden, *sizes = arguments
+        tokens, features, blocks, columns, z_depth, grad_depth = sizes
         assert (blocks, columns) == (-(-tokens // 128), -(-features // 256))
-        assert (z_depth, grad_depth) == tuple(-(-t.shape[1] // 64) for t in (tensors[0], tensors[2]))
-        self._slopes(*tensors, constants["MASKED"])
+        assert grad_depth == -(-grad.shape[1] // 64)
+        if constants["KEEPS"]:
+            assert z_depth == 0
+            relu = kept
+        else:
+            assert z_depth == -(-z.shape[1] // 64)
+            relu = (z.float() @ up.float().T).to(z.dtype).relu()[:, :features]
+        self._slopes(relu, grad, down, hidden, grad_hidden, constants["MASKED"])
+
+    def backward_kept(self, constants: dict[str, int], programs: int, *arguments: Any) -> None:
+        grad, down, kept, hidden, grad_hidden, tokens, features, columns, parts = arguments
+        assert (tokens, features) == kept.shape
+        assert constants["R"] >= grad.shape[1]
+        assert 1 <= parts <= columns
+        self._slopes(kept, grad, down, hidden, grad_hidden, constants["MASKED"])
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +156,8 @@ def kernels(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[K
             pytest.skip("runs on compute capability 9.0, or where there is no GPU")
         yield None
         return
+    for trial in (steps._try_forward, steps._try_backward, steps._try_kept):
+        trial.cache_clear()
     stand_in = Kernels()
     monkeypatch.setattr(backends, "_runs", lambda name, device: "named")
     monkeypatch.setattr(ffn, "launch", stand_in.launch)
@@ -172,11 +200,17 @@ def error(actual: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("gradient", ["ste", "masked"])
+@pytest.mark.parametrize("keeps", ["recompute", "dense"])
 def test_agrees_with_the_reference(
-    gradient: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, kernels: Kernels | None
+    keeps: Any,
+    gradient: Any,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    kernels: Kernels | None,
 ) -> None:
     tensors = inputs(shape, dtype, device)
-    actual = results(tensors, gradient=gradient, backend="hopper", storage="recompute")
+    actual = results(tensors, gradient=gradient, backend="hopper", storage=keeps)
     expected = results(tensors, gradient=gradient, backend="reference")
     for mine, theirs in zip(actual, expected, strict=True):
         assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
@@ -184,10 +218,11 @@ def test_agrees_with_the_reference(
     if kernels is not None:
         rank = max(shape[1], shape[3])
         packs = "hidden" if shape[1] <= 512 else "hidden_streamed"
-        assert kernels.ran == (
-            ["fused", "backward"] if rank <= 256
-            else [packs, "multiply", "backward_streamed"]
-        )  # fmt: skip
+        expected_kernels = ["fused", "backward"] if rank <= 256 else [packs, "multiply", "backward_streamed"]
+        if keeps == "dense":
+            last = "backward_kept" if shape[3] <= 512 else "backward_streamed"
+            expected_kernels = [packs, "multiply", last]
+        assert set(kernels.ran) == set(expected_kernels)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -239,8 +274,7 @@ def test_without_gradients_any_storage_will_do(device: torch.device) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "makes no dense hidden features to keep for backward: choose ffn_storage recompute$"),
-        ({"storage": "packed"}, "'hopper' packs in a form that its next kernel alone reads"),
+        ({"storage": "packed"}, "its next kernel alone reads: choose ffn_storage recompute or dense"),
         ({"activation": "gelu"}, "is for activation relu2, not 'gelu'"),
     ],
 )
@@ -253,11 +287,36 @@ def test_refuses_what_it_cannot_keep_or_compute(
         results(inputs((20, 16, 40, 8), torch.float32, device), backend="hopper", storage="recompute")
 
 
+@pytest.mark.parametrize("wrong", ["fused", "hidden", "multiply", "backward", "backward_kept"])
+def test_a_kernel_that_computes_something_else_is_refused(
+    wrong: str, device: torch.device, kernels: Kernels | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernels is None:
+        pytest.skip("needs stand-ins that are wrong: runs without a GPU")
+    right = getattr(kernels, wrong)
+
+    def mistaken(constants: dict[str, int], programs: int, *arguments: Any) -> None:
+        right(constants, programs, *arguments)
+        made = [t for t in arguments if isinstance(t, Tensor) and t.dtype == torch.float16][
+            -1 if wrong != "hidden" else 2
+        ]
+        made.copy_(made.roll(1, 0))
+
+    monkeypatch.setattr(kernels, wrong, mistaken)
+    rank = 320 if wrong in ("hidden", "multiply") else 64
+    tensors = inputs((20, rank, 40, 8), torch.float16, device)
+    with pytest.raises(
+        UserError, match=r"'hopper' cannot run here: compiled on this machine .* error .* choose tri"
+    ):
+        results(tensors, backend="hopper", storage="dense" if wrong == "backward_kept" else "recompute")
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("shape", [(20, 16, 40, 8), (20, 320, 40, 8)])
-def test_torch_sees_through(shape: tuple[int, ...], device: torch.device) -> None:
+@pytest.mark.parametrize("keeps", [False, True])
+def test_torch_sees_through(keeps: bool, shape: tuple[int, ...], device: torch.device) -> None:
     z, up, down, grad = inputs(shape, torch.float16, device)
-    options = (True, True, False, "hopper")
+    options = (True, True, keeps, "hopper")
     torch.library.opcheck(
         stored_ffn, (z.requires_grad_(), up.requires_grad_(), down.requires_grad_(), *options)
     )

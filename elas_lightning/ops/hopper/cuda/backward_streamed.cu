@@ -1,12 +1,13 @@
-// The hidden features again, and the gradient of their pre-activations, for any rank.
+// The hidden features again, and the gradient of their pre-activations, for any rank. With KEEPS relu of the
+// pre-activations is read, not computed.
 
 #include "streamed.cuh"
 #include "slopes.cuh"
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     kernel(const __grid_constant__ TensorMap z_map, const __grid_constant__ TensorMap up_map,
-           const __grid_constant__ TensorMap grad_map, const __grid_constant__ TensorMap down_map, uint2* hidden,
-           uint2* grad_hidden, int tokens, int features, int token_blocks, int feature_blocks, int z_depth, int grad_depth) {
+           const __grid_constant__ TensorMap grad_map, const __grid_constant__ TensorMap down_map, const uint2* kept,
+           uint2* hidden, uint2* grad_hidden, int tokens, int features, int token_blocks, int feature_blocks, int z_depth, int grad_depth) {
   extern __shared__ char raw[];
   Ring ring((shared_address(raw) + 1023) & ~1023u, SLOTS, SLOT);
   const int group = threadIdx.x / 128, stride = gridDim.x / CLUSTER;
@@ -21,7 +22,9 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     if (threadIdx.x == 0)
       for (int tile = blockIdx.x / CLUSTER; tile < tiles.count(); tile += stride) {
         tiles.choose(tile);
+#if !KEEPS
         for (int k = 0; k < z_depth; ++k) load_step(ring, &z_map, &up_map, tiles, k * 64);
+#endif
         for (int k = 0; k < grad_depth; ++k) load_step(ring, &grad_map, &down_map, tiles, k * 64);
       }
   } else {
@@ -31,14 +34,22 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     uint32_t r[64];
     for (int tile = blockIdx.x / CLUSTER; tile < tiles.count(); tile += stride) {
       tiles.choose(tile);
+      Slopes slopes = {hidden, grad_hidden, tokens, features, tiles.token_block * TOKENS + half * 64 + warp * 16 + lane / 4,
+                             tiles.feature_block * FEATURES + 4 * (lane & 3)};
+#if KEEPS
+#pragma unroll
+      for (int i = 0; i < 16; ++i) slopes.read(kept, r + 4 * i, i);
+#else
       multiply(d, ring, z_depth, half, thread);
 #pragma unroll
       for (int i = 0; i < 16; ++i)
 #pragma unroll
         for (int m = 0; m < 4; ++m) r[4 * i + m] = relu(d[8 * i + place(m)], d[8 * i + place(m) + 2]);
+#endif
       multiply(d, ring, grad_depth, half, thread);
-      const Slopes slopes = {hidden, grad_hidden, tokens, features, tiles.token_block * TOKENS + half * 64 + warp * 16 + lane / 4,
-                             tiles.feature_block * FEATURES + 4 * (lane & 3)};
+#if KEEPS
+      asm volatile("" : "+r"(slopes.row));  // else the addresses of what was read take registers until they are written
+#endif
 #pragma unroll
       for (int i = 0; i < 16; ++i) slopes.write(r + 4 * i, d + 8 * i, i);
     }

@@ -1,6 +1,8 @@
 // The packed form (fragments.py) of S(relu(z upT)^2) for ranks up to R, a multiple of 128 of at most 512: the tokens' z stays in
 // shared memory, features stream by. While a tile's products run, the tile before is squared, chosen from and written.
 //
+// With KEEPS relu of the pre-activations is written, too, dense and row-major, for backward.
+//
 // A cluster has the features of one part of ``parts``, so that few tokens fill a GPU, too.
 
 constexpr int K = R / 64;
@@ -9,7 +11,7 @@ constexpr int SLOTS = FREE_SLOTS > 12 ? 12 : FREE_SLOTS;
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     kernel(const __grid_constant__ TensorMap z_map, const __grid_constant__ TensorMap up_map, uint4* values, uint2* codes,
-           int token_blocks, int feature_blocks, int steps, int parts) {
+           uint2* kept, int tokens, int features, int feature_blocks, int steps, int parts) {
   extern __shared__ char raw[];
   const uint32_t z_at = (shared_address(raw) + 1023) & ~1023u;
   Ring ring(z_at + R * 2 * TOKENS, SLOTS, BOX);
@@ -38,7 +40,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   } else {
     more_registers<MANY>();
     const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, half = group - 1, q = lane & 3;
-    const bool odd = lane & 1, writes = token_block < token_blocks;
+    const bool odd = lane & 1, writes = token_block * TOKENS < tokens;
     const size_t rows16 = token_block * 8 + half * 4 + warp;
     uint4* value = values + (rows16 * steps + begin * 2) * 64 + lane;
     uint2* code = codes + (rows16 * steps + begin * 2) * 16 + lane / 4 * 2 + odd;
@@ -49,7 +51,15 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     bar_wait(z_full, 0);
     // sixteen features of a finished tile
     auto finish = [&](const float (&y)[64], int i, int block) {
-      const Packed p = pack(y + 8 * i, q);
+      uint32_t r[4];
+      relus(y + 8 * i, r);
+#if KEEPS
+      const int row = token_block * TOKENS + half * 64 + warp * 16 + lane / 4, at = block * 128 + 16 * i + 4 * q;
+      const uint32_t upper = (uint32_t)row * (features / 4) + at / 4;
+      if (row < tokens && at < features) kept[upper] = upper_row(r);
+      if (row + 8 < tokens && at < features) kept[upper + 2 * features] = lower_row(r);
+#endif
+      const Packed p = pack(r, q);
       if (i % 2 == 0) {
         v.x = p.upper;
         v.y = p.lower;

@@ -5,6 +5,15 @@ struct Slopes {
   uint2 *hidden, *grad;
   int tokens, features, row, column;
 
+  // relu of the pre-activations, where forward has kept it
+  __device__ __forceinline__ void read(const uint2* kept, uint32_t* r, int x) const {
+    const int at = column + 16 * x;
+    const uint32_t upper = (uint32_t)row * (features / 4) + at / 4;
+    uint2 first = make_uint2(0, 0), second = first;
+    if (row < tokens && at < features) first = __ldg(kept + upper);
+    if (row + 8 < tokens && at < features) second = __ldg(kept + upper + 2 * features);
+    from_rows(first, second, r);
+  }
   // r: relu of the pre-activations; g: accumulators of the hidden features' gradient; x: sixteens from ``column`` on
   __device__ __forceinline__ void write(const uint32_t* r, const float* g, int x) const {
     uint32_t h[4], y[4];
@@ -22,12 +31,12 @@ struct Slopes {
     const int at = column + 16 * x;
     const uint32_t upper = (uint32_t)row * (features / 4) + at / 4, lower = upper + 2 * features;
     if (row < tokens && at < features) {
-      hidden[upper] = make_uint2(__byte_perm(h[0], h[1], 0x5410), __byte_perm(h[2], h[3], 0x5410));
-      grad[upper] = make_uint2(__byte_perm(y[0], y[1], 0x5410), __byte_perm(y[2], y[3], 0x5410));
+      hidden[upper] = upper_row(h);
+      grad[upper] = upper_row(y);
     }
     if (row + 8 < tokens && at < features) {
-      hidden[lower] = make_uint2(__byte_perm(h[0], h[1], 0x7632), __byte_perm(h[2], h[3], 0x7632));
-      grad[lower] = make_uint2(__byte_perm(y[0], y[1], 0x7632), __byte_perm(y[2], y[3], 0x7632));
+      hidden[lower] = lower_row(h);
+      grad[lower] = lower_row(y);
     }
   }
 };

@@ -1,0 +1,89 @@
+// The hidden features, and the gradient of their pre-activations, from relu of these, which forward has kept; for ranks
+// up to R, a multiple of 128 of at most 512: the output's gradient stays in shared memory, features stream by. While a
+// tile's product runs, the tile before is written, and what is kept of this one is read.
+
+#include "slopes.cuh"
+
+constexpr int K = R / 64;
+constexpr int FREE_SLOTS = (224 * 1024 - R * 2 * TOKENS) / BOX;
+constexpr int SLOTS = FREE_SLOTS > 10 ? 10 : FREE_SLOTS;
+
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
+    kernel(const __grid_constant__ TensorMap grad_map, const __grid_constant__ TensorMap down_map, const uint2* kept,
+           uint2* hidden, uint2* grad_hidden, int tokens, int features, int feature_blocks, int parts) {
+  extern __shared__ char raw[];
+  const uint32_t g_at = (shared_address(raw) + 1023) & ~1023u;
+  Ring ring(g_at + R * 2 * TOKENS, SLOTS, BOX);
+  const uint32_t rows_full = ring.end();
+  const int group = threadIdx.x / 128, rank = cluster_rank();
+  if (threadIdx.x == 0) {
+    ring.init();
+    bar_init(rows_full, 1);
+    bars_are_made();
+  }
+  cluster_sync();
+  const int token_block = blockIdx.x / CLUSTER / parts * CLUSTER + rank, part = blockIdx.x / CLUSTER % parts;
+  const int begin = feature_blocks * part / parts, end = feature_blocks * (part + 1) / parts;
+  if (group == 0) {
+    fewer_registers<FEW>();
+    if (threadIdx.x == 0) {
+      bar_expect(rows_full, R * 2 * TOKENS);
+      for (int k = 0; k < K; ++k) load(g_at + k * BOX, &grad_map, k * 64, token_block * TOKENS, rows_full);
+      for (int block = begin; block < end; ++block)
+        for (int k = 0; k < K; ++k) {
+          const uint32_t bar = ring.reserve();
+          load_groups_both(ring.slot() + rank * (BOX / 2), &down_map, k * 64, block * 8 + rank * 4, bar);
+          ring.advance();
+        }
+    }
+  } else {
+    more_registers<MANY>();
+    const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, half = group - 1;
+    const int row = token_block * TOKENS + half * 64 + warp * 16 + lane / 4;
+    bool first = true;
+    float g[2][64];
+    uint32_t r[32];
+    auto slopes = [&](int block) -> Slopes {
+      return {hidden, grad_hidden, tokens, features, row, block * 128 + 4 * (lane & 3)};
+    };
+    auto tile = [&](float (&y)[64], float (&o)[64], int block, bool multiplies, bool finishes) {
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        if (multiplies) {
+          ring.await();
+          const uint64_t a = operand(g_at + k * BOX + half * (BOX / 2)), b = operand(ring.slot());
+          fence();
+#pragma unroll
+          for (int j = 0; j < 4; ++j) dense_128(y, a + 2 * j, b + 2 * j, k > 0 || j > 0);
+          commit();
+          ring.advance();
+          wait<1>();
+          if (!first) ring.release(thread);
+          first = false;
+        } else if (k == 0) {
+          wait<0>();
+        }
+        if (finishes && k == 0) settle(o);
+#pragma unroll
+        for (int i = 8 * k / K; i < 8 * (k + 1) / K; ++i) {
+          if (finishes) slopes(block - 1).write(r + 4 * i, o + 8 * i, i);
+          if (multiplies) slopes(block).read(kept, r + 4 * i, i);
+        }
+      }
+    };
+    bar_wait(rows_full, 0);
+    tile(g[0], g[1], begin, true, false);
+    int block = begin + 1;
+    for (; block + 1 < end; block += 2) {
+      tile(g[1], g[0], block, true, true);
+      tile(g[0], g[1], block + 1, true, true);
+    }
+    if (block < end) {
+      tile(g[1], g[0], block, true, true);
+      tile(g[0], g[1], block + 1, false, true);
+    } else {
+      tile(g[1], g[0], block, false, true);
+    }
+  }
+  cluster_sync();
+}
