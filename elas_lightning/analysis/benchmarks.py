@@ -78,8 +78,8 @@ def speed_table(rows: Sequence[Measurement]) -> Table:
         )
     if any(row.kind == "train_step" for row in rows):
         caption += (
-            " Each contender's training step took turns with the baselines' in a run of its own: the ratio is of that run, "
-            "and the microseconds of two rows are not."
+            " Each contender's training step took turns with the baselines' in a run of its own: the ratio is of that "
+            "run, and the microseconds of two rows are not."
         )
     return Table(caption, (*columns, *extra), tuple(cells), 3)
 
