@@ -81,9 +81,9 @@ def lowrank_ffn(
         gradient: Of the 2:4 step, see ``sparsify_24``.
         backend: ``auto`` or a backend's name, see ``resolve_backend``.
         storage: What is kept for backward. ``dense``: the pre-activation and the hidden features, as autograd
-            keeps them, or with backend ``hopper`` ReLU of the pre-activation alone; ``packed``: the hidden features in 2:4 form (F a multiple of 8); ``recompute``: nothing
-            that is d_ff wide. The last two know squared ReLU alone, see ``ops/storage.py``. The same gradients
-            to rounding.
+            keeps them, or with backend ``hopper`` ReLU of the pre-activation alone; ``packed``: the hidden features
+            in 2:4 form (F a multiple of 8); ``recompute``: nothing that is d_ff wide. The last two know squared
+            ReLU alone, see ``ops/storage.py``. The same gradients to rounding.
 
     Returns:
         ``(..., O)``.

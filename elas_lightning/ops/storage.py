@@ -25,8 +25,8 @@ from torch import Tensor
 
 from elas_lightning.ops.steps import PlainSteps, TritonSteps
 
-# The d_ff-wide workspaces of a chunk stay small beside what many layers would keep; a backend that knows its device takes
-# a multiple. A whole number of the hardware's blocks (``ops/hardware_layout.py``), so that only the last is padded.
+# The d_ff-wide workspaces of a chunk stay small beside what many layers would keep; a backend that knows its device
+# takes a multiple. A whole number of the hardware's blocks (``ops/hardware_layout.py``): only the last is padded.
 CHUNK_TOKENS = 8192
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -52,6 +53,7 @@ class _Maps:
 
 
 _maps = _Maps()
+_entered = threading.local()
 
 
 def row_map(matrix: Tensor, rows: int) -> TensorMap:
@@ -86,6 +88,7 @@ def launch(
     """
     # launches are small and many: the context is changed only where it is another's
     with nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device):
+        _enter(device)
         function = _function(source, torch.cuda.current_device(), shared_bytes)
         held: list[ctypes.c_void_p | ctypes.c_int] = []
         addresses = []
@@ -107,6 +110,14 @@ def launch(
             ),
             f"the launch of {source.name}.cu",
         )  # fmt: skip
+
+
+def _enter(device: torch.device) -> None:
+    """Make the device's context that of this thread: autograd's threads have none until PyTorch launches something."""
+    entered = _entered.__dict__.setdefault("devices", set())
+    if device not in entered:
+        torch.zeros(1, device=device)
+        entered.add(device)
 
 
 @cache
