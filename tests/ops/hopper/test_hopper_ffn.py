@@ -12,7 +12,7 @@ from torch import Tensor
 
 from elas_lightning.errors import UserError
 from elas_lightning.ops import backend as backends
-from elas_lightning.ops import lowrank_ffn, pack_24, relu2_sparsify_24, unpack_24
+from elas_lightning.ops import lowrank_ffn, pack_24, relu2_sparsify_24, storage, unpack_24
 from elas_lightning.ops.hopper import ffn, steps
 from elas_lightning.ops.hopper.compiler import Source
 from elas_lightning.ops.hopper.fragments import from_fragments, to_fragments
@@ -266,8 +266,8 @@ def test_the_dense_warmup_runs_without_these_kernels(device: torch.device, kerne
 
 def test_without_gradients_any_storage_will_do(device: torch.device) -> None:
     z, up, down, _ = inputs((20, 16, 40, 8), torch.float16, device)
-    for storage in ("dense", "packed", "recompute"):
-        out = lowrank_ffn(z, up, down, backend="hopper", storage=storage)
+    for kept in ("dense", "packed", "recompute"):
+        out = lowrank_ffn(z, up, down, backend="hopper", storage=kept)
         assert error(out, lowrank_ffn(z, up, down, backend="reference")) < 2e-3
 
 
@@ -324,3 +324,35 @@ def test_torch_sees_through(keeps: bool, shape: tuple[int, ...], device: torch.d
         _, values, meta = stored_ffn(z, up, down, *options)
     arguments = (z.detach(), up.detach(), down.detach(), values, meta, grad, *options)
     torch.library.opcheck(stored_ffn_backward, arguments)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("keeps", ["recompute", "dense"])
+def test_compiles_into_one_graph(keeps: Any, device: torch.device) -> None:
+    options: dict[str, Any] = {"backend": "hopper", "storage": keeps}
+    call = torch.compile(
+        lambda z, up, down: lowrank_ffn(z, up, down, **options), fullgraph=True, backend="aot_eager"
+    )
+    z, up, down, _ = inputs((20, 16, 40, 8), torch.float16, device)
+    out = call(z.requires_grad_(), up.requires_grad_(), down)
+    torch.testing.assert_close(out, lowrank_ffn(z, up, down, **options))
+    out.sum().backward()
+
+
+def test_autocast(device: torch.device) -> None:
+    z, up, down, _ = (t.float().requires_grad_() for t in inputs((20, 16, 40, 8), torch.float32, device))
+    for keeps in ("recompute", "dense"):
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            out = lowrank_ffn(z, up, down, backend="hopper", storage=keeps)  # type: ignore[arg-type]
+        assert out.dtype == torch.bfloat16
+        assert all(grad.dtype == torch.float32 for grad in torch.autograd.grad(out.sum(), (z, up, down)))
+
+
+def test_chunks(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = inputs((300, 320, 40, 8), torch.float16, device)
+    whole = {keeps: results(tensors, backend="hopper", storage=keeps) for keeps in ("recompute", "dense")}
+    monkeypatch.setattr(storage, "CHUNK_TOKENS", 128)
+    monkeypatch.setattr(steps.HopperSteps, "within_workspace", staticmethod(lambda up: 200))
+    for keeps, expected in whole.items():
+        for mine, theirs in zip(results(tensors, backend="hopper", storage=keeps), expected, strict=True):
+            assert error(mine, theirs) < 2e-3
