@@ -7,13 +7,17 @@ of a folder of ``runs/``; ``make store EXP=rank_ablation`` copies them. Nothing 
 from __future__ import annotations
 
 import json
+import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+from elas_lightning.analysis import style
 from elas_lightning.analysis.benchmark_records import KINDS, measurements, read_records
+from elas_lightning.analysis.benchmark_summary import Line, lines, summary_figure, summary_table
 from elas_lightning.analysis.benchmarks import speed_table, verdict
 from elas_lightning.errors import UserError
 
@@ -28,6 +32,10 @@ def on_files(files: Files, config: Any) -> Files:
     for picture in sorted(STORED.glob("*/plots/*.svg")):
         name = f"assets/results/{picture.parent.parent.name}/{picture.name}"
         files.append(File.generated(config, name, content=picture.read_bytes()))
+    with tempfile.TemporaryDirectory() as folder:
+        for device, found in _devices().items():
+            _, picture = style.save(summary_figure(found), Path(folder) / "overview")
+            files.append(File.generated(config, _picture(device), content=picture.read_bytes()))
     return files
 
 
@@ -63,6 +71,10 @@ def _benchmarks() -> Iterator[str]:
     except UserError:
         yield "No benchmark is stored yet."
         return
+    for device, found in _devices().items():
+        yield f"### {device}: ELAS beside its dense twin"
+        yield f"![How many times the dense twin's speed, by kind of call and shape]({_picture(device)}){{ .figure }}"
+        yield summary_table(found).markdown()
     for path, record in records:
         yield f"### {path.relative_to(RECORDS).with_suffix('')}"
         yield f"`{record['command']}` on {record['device']}."
@@ -76,6 +88,26 @@ def _benchmarks() -> Iterator[str]:
                 yield f"**{title}**"
                 yield "\n".join(f"- {sentence}" for sentence in verdict(own))
                 yield _folded("All numbers", speed_table(own).markdown())
+
+
+def _devices() -> dict[str, list[Line]]:
+    """What all records of a device say together, where they say it of ELAS."""
+    try:
+        records = read_records(RECORDS)
+    except UserError:
+        return {}
+    rows: dict[str, list[Any]] = {}
+    for _, record in records:
+        try:
+            rows.setdefault(record["device"], []).extend(measurements(record))
+        except UserError:  # an earlier format, which the page says where the record stands
+            continue
+    found = {device: lines(own) for device, own in rows.items()}
+    return {device: own for device, own in found.items() if own}
+
+
+def _picture(device: str) -> str:
+    return f"assets/benchmarks/{re.sub('[^a-z0-9]+', '_', device.lower()).strip('_')}.svg"
 
 
 def _folded(title: str, markdown: str) -> str:

@@ -77,6 +77,28 @@ def test_a_stored_sweep_is_shown_with_its_figures_and_tables(gallery, tmp_path):
     assert taken == [f"assets/results/rank_ablation/{p.name}" for p in sorted(stored.glob("plots/*.svg"))]
 
 
+def test_a_device_has_one_figure_and_one_table_of_all_its_records(gallery, tmp_path):
+    for record in (DOCS.parent / "benchmarks" / "results" / "h200").glob("*.json"):
+        (tmp_path / "records" / record.name).write_text(record.read_text())
+    page = _page(gallery)
+    picture = "assets/benchmarks/nvidia_h200.svg"
+    assert page.count("### NVIDIA H200: ELAS beside its dense twin") == page.count(f"({picture})") == 1
+    speed = json.loads((DOCS.parent / "benchmarks" / "results" / "h200" / "prefill.json").read_text())[
+        "cases"
+    ][1]
+    best = max(
+        row["speed_against"]["low-rank ReLU²"]["median"]
+        for row in speed["measured"]
+        if row["contender"].startswith("ELAS")
+    )
+    assert f"{best:.2f}" in page
+    plugins = SimpleNamespace(_current_plugin="docs/gallery.py")
+    config = SimpleNamespace(site_dir=str(tmp_path / "site"), use_directory_urls=False, plugins=plugins)
+    (made,) = gallery.on_files(Files([]), config)
+    assert made.src_uri == picture
+    assert b"<svg" in made.content_bytes
+
+
 def test_storing_again_leaves_nothing_of_before(tmp_path):
     source, target = _sweep(tmp_path), tmp_path / "results" / "rank_ablation"
     (target / "plots").mkdir(parents=True)
