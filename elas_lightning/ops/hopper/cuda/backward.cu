@@ -2,19 +2,18 @@
 // gradient stay in shared memory, features stream by. The gradient's product runs while relu is taken of the
 // pre-activations; the next tile's pre-activations while this one is written.
 
+#include "resident.cuh"
 #include "slopes.cuh"
 
-constexpr int K = R / 64;
-constexpr int FREE_SLOTS = (224 * 1024 - 2 * R * 2 * TOKENS) / BOX;
-constexpr int SLOTS = FREE_SLOTS > 10 ? 10 : FREE_SLOTS;
+constexpr int SLOTS = slots_beside(2 * STAY, 10);
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     kernel(const __grid_constant__ TensorMap z_map, const __grid_constant__ TensorMap up_map,
            const __grid_constant__ TensorMap grad_map, const __grid_constant__ TensorMap down_map, uint2* hidden,
            uint2* grad_hidden, int tokens, int features, int feature_blocks, int parts) {
   extern __shared__ char raw[];
-  const uint32_t z_at = (shared_address(raw) + 1023) & ~1023u, g_at = z_at + R * 2 * TOKENS;
-  Ring ring(g_at + R * 2 * TOKENS, SLOTS, BOX);
+  const uint32_t z_at = (shared_address(raw) + 1023) & ~1023u, g_at = z_at + STAY;
+  Ring ring(g_at + STAY, SLOTS, BOX);
   const uint32_t rows_full = ring.end();
   const int group = threadIdx.x / 128, rank = cluster_rank();
   if (threadIdx.x == 0) {
@@ -23,42 +22,25 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     bars_are_made();
   }
   cluster_sync();
-  const int token_block = blockIdx.x / CLUSTER / parts * CLUSTER + rank, part = blockIdx.x / CLUSTER % parts;
-  const int begin = feature_blocks * part / parts, end = feature_blocks * (part + 1) / parts;
+  const Part part(feature_blocks, parts, rank);
   if (group == 0) {
     fewer_registers<FEW>();
     if (threadIdx.x == 0) {
-      bar_expect(rows_full, 2 * R * 2 * TOKENS);
-      for (int k = 0; k < K; ++k) {
-        load(z_at + k * BOX, &z_map, k * 64, token_block * TOKENS, rows_full);
-        load(g_at + k * BOX, &grad_map, k * 64, token_block * TOKENS, rows_full);
+      bar_expect(rows_full, 2 * STAY);
+      load_rows(z_at, &z_map, part.token_block, rows_full);
+      load_rows(g_at, &grad_map, part.token_block, rows_full);
+      for (int block = part.begin; block < part.end; ++block) {
+        for (int k = 0; k < K; ++k) load_features(ring, &up_map, k, block, rank);
+        for (int k = 0; k < K; ++k) load_features(ring, &down_map, k, block, rank);
       }
-      for (int block = begin; block < end; ++block)
-        for (int k = 0; k < 2 * K; ++k) {
-          const uint32_t bar = ring.reserve();
-          load_groups_both(ring.slot() + rank * (BOX / 2), k < K ? &up_map : &down_map, k % K * 64, block * 8 + rank * 4, bar);
-          ring.advance();
-        }
     }
   } else {
     more_registers<MANY>();
     const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, half = group - 1;
-    const int row = token_block * TOKENS + half * 64 + warp * 16 + lane / 4;
-    bool first = true;
+    const int row = part.token_block * TOKENS + half * 64 + warp * 16 + lane / 4;
+    Products products = {ring, half, thread};
     float x[64], g[64];
     uint32_t r[32];
-    auto multiply = [&](float (&y)[64], uint32_t rows, int k) {
-      ring.await();
-      const uint64_t a = operand(rows + k * BOX + half * (BOX / 2)), b = operand(ring.slot());
-      fence();
-#pragma unroll
-      for (int j = 0; j < 4; ++j) dense_128(y, a + 2 * j, b + 2 * j, k > 0 || j > 0);
-      commit();
-      ring.advance();
-      wait<1>();
-      if (!first) ring.release(thread);
-      first = false;
-    };
     auto write = [&](int i, int block) {
       const Slopes slopes = {hidden, grad_hidden, tokens, features, row, block * 128 + 4 * (lane & 3)};
       slopes.write(r + 4 * i, g + 8 * i, i);
@@ -66,7 +48,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     auto gradient = [&]() {
 #pragma unroll
       for (int k = 0; k < K; ++k) {
-        multiply(g, g_at, k);
+        products.step(g, g_at, k);
         if (k == 0) settle(x);
 #pragma unroll
         for (int i = 8 * k / K; i < 8 * (k + 1) / K; ++i)
@@ -77,12 +59,12 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     };
     bar_wait(rows_full, 0);
 #pragma unroll
-    for (int k = 0; k < K; ++k) multiply(x, z_at, k);
+    for (int k = 0; k < K; ++k) products.step(x, z_at, k);
     gradient();
-    for (int block = begin + 1; block < end; ++block) {
+    for (int block = part.begin + 1; block < part.end; ++block) {
 #pragma unroll
       for (int k = 0; k < K; ++k) {
-        multiply(x, z_at, k);
+        products.step(x, z_at, k);
         if (k == 0) settle(g);
 #pragma unroll
         for (int i = 8 * k / K; i < 8 * (k + 1) / K; ++i) write(i, block - 1);
@@ -91,7 +73,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     }
     settle(g);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) write(i, end - 1);
+    for (int i = 0; i < 8; ++i) write(i, part.end - 1);
   }
   cluster_sync();
 }

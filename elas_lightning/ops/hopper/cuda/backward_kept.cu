@@ -2,18 +2,17 @@
 // up to R, a multiple of 128 of at most 512: the output's gradient stays in shared memory, features stream by. While a
 // tile's product runs, the tile before is written, and what is kept of this one is read.
 
+#include "resident.cuh"
 #include "slopes.cuh"
 
-constexpr int K = R / 64;
-constexpr int FREE_SLOTS = (224 * 1024 - R * 2 * TOKENS) / BOX;
-constexpr int SLOTS = FREE_SLOTS > 10 ? 10 : FREE_SLOTS;
+constexpr int SLOTS = slots_beside(STAY, 10);
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     kernel(const __grid_constant__ TensorMap grad_map, const __grid_constant__ TensorMap down_map, const uint2* kept,
            uint2* hidden, uint2* grad_hidden, int tokens, int features, int feature_blocks, int parts) {
   extern __shared__ char raw[];
   const uint32_t g_at = (shared_address(raw) + 1023) & ~1023u;
-  Ring ring(g_at + R * 2 * TOKENS, SLOTS, BOX);
+  Ring ring(g_at + STAY, SLOTS, BOX);
   const uint32_t rows_full = ring.end();
   const int group = threadIdx.x / 128, rank = cluster_rank();
   if (threadIdx.x == 0) {
@@ -22,25 +21,20 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     bars_are_made();
   }
   cluster_sync();
-  const int token_block = blockIdx.x / CLUSTER / parts * CLUSTER + rank, part = blockIdx.x / CLUSTER % parts;
-  const int begin = feature_blocks * part / parts, end = feature_blocks * (part + 1) / parts;
+  const Part part(feature_blocks, parts, rank);
   if (group == 0) {
     fewer_registers<FEW>();
     if (threadIdx.x == 0) {
-      bar_expect(rows_full, R * 2 * TOKENS);
-      for (int k = 0; k < K; ++k) load(g_at + k * BOX, &grad_map, k * 64, token_block * TOKENS, rows_full);
-      for (int block = begin; block < end; ++block)
-        for (int k = 0; k < K; ++k) {
-          const uint32_t bar = ring.reserve();
-          load_groups_both(ring.slot() + rank * (BOX / 2), &down_map, k * 64, block * 8 + rank * 4, bar);
-          ring.advance();
-        }
+      bar_expect(rows_full, STAY);
+      load_rows(g_at, &grad_map, part.token_block, rows_full);
+      for (int block = part.begin; block < part.end; ++block)
+        for (int k = 0; k < K; ++k) load_features(ring, &down_map, k, block, rank);
     }
   } else {
     more_registers<MANY>();
     const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, half = group - 1;
-    const int row = token_block * TOKENS + half * 64 + warp * 16 + lane / 4;
-    bool first = true;
+    const int row = part.token_block * TOKENS + half * 64 + warp * 16 + lane / 4;
+    Products products = {ring, half, thread};
     float g[2][64];
     uint32_t r[32];
     auto slopes = [&](int block) -> Slopes {
@@ -50,16 +44,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
 #pragma unroll
       for (int k = 0; k < K; ++k) {
         if (multiplies) {
-          ring.await();
-          const uint64_t a = operand(g_at + k * BOX + half * (BOX / 2)), b = operand(ring.slot());
-          fence();
-#pragma unroll
-          for (int j = 0; j < 4; ++j) dense_128(y, a + 2 * j, b + 2 * j, k > 0 || j > 0);
-          commit();
-          ring.advance();
-          wait<1>();
-          if (!first) ring.release(thread);
-          first = false;
+          products.step(y, g_at, k);
         } else if (k == 0) {
           wait<0>();
         }
@@ -72,13 +57,13 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       }
     };
     bar_wait(rows_full, 0);
-    tile(g[0], g[1], begin, true, false);
-    int block = begin + 1;
-    for (; block + 1 < end; block += 2) {
+    tile(g[0], g[1], part.begin, true, false);
+    int block = part.begin + 1;
+    for (; block + 1 < part.end; block += 2) {
       tile(g[1], g[0], block, true, true);
       tile(g[0], g[1], block + 1, true, true);
     }
-    if (block < end) {
+    if (block < part.end) {
       tile(g[1], g[0], block, true, true);
       tile(g[0], g[1], block + 1, false, true);
     } else {

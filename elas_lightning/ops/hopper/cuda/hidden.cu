@@ -2,19 +2,17 @@
 // shared memory, features stream by. While a tile's products run, the tile before is squared, chosen from and written.
 //
 // With KEEPS relu of the pre-activations is written, too, dense and row-major, for backward.
-//
-// A cluster has the features of one part of ``parts``, so that few tokens fill a GPU, too.
 
-constexpr int K = R / 64;
-constexpr int FREE_SLOTS = (224 * 1024 - R * 2 * TOKENS) / BOX;
-constexpr int SLOTS = FREE_SLOTS > 12 ? 12 : FREE_SLOTS;
+#include "resident.cuh"
+
+constexpr int SLOTS = slots_beside(STAY, 12);
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     kernel(const __grid_constant__ TensorMap z_map, const __grid_constant__ TensorMap up_map, uint4* values, uint2* codes,
            uint2* kept, int tokens, int features, int feature_blocks, int steps, int parts) {
   extern __shared__ char raw[];
   const uint32_t z_at = (shared_address(raw) + 1023) & ~1023u;
-  Ring ring(z_at + R * 2 * TOKENS, SLOTS, BOX);
+  Ring ring(z_at + STAY, SLOTS, BOX);
   const uint32_t z_full = ring.end();
   const int group = threadIdx.x / 128, rank = cluster_rank();
   if (threadIdx.x == 0) {
@@ -23,38 +21,33 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     bars_are_made();
   }
   cluster_sync();
-  const int token_block = blockIdx.x / CLUSTER / parts * CLUSTER + rank, part = blockIdx.x / CLUSTER % parts;
-  const int begin = feature_blocks * part / parts, end = feature_blocks * (part + 1) / parts;
+  const Part part(feature_blocks, parts, rank);
   if (group == 0) {
     fewer_registers<FEW>();
     if (threadIdx.x == 0) {
-      bar_expect(z_full, R * 2 * TOKENS);
-      for (int k = 0; k < K; ++k) load(z_at + k * BOX, &z_map, k * 64, token_block * TOKENS, z_full);
-      for (int block = begin; block < end; ++block)
-        for (int k = 0; k < K; ++k) {
-          const uint32_t bar = ring.reserve();
-          load_groups_both(ring.slot() + rank * (BOX / 2), &up_map, k * 64, block * 8 + rank * 4, bar);
-          ring.advance();
-        }
+      bar_expect(z_full, STAY);
+      load_rows(z_at, &z_map, part.token_block, z_full);
+      for (int block = part.begin; block < part.end; ++block)
+        for (int k = 0; k < K; ++k) load_features(ring, &up_map, k, block, rank);
     }
   } else {
     more_registers<MANY>();
     const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, half = group - 1, q = lane & 3;
-    const bool odd = lane & 1, writes = token_block * TOKENS < tokens;
-    const size_t rows16 = token_block * 8 + half * 4 + warp;
-    uint4* value = values + (rows16 * steps + begin * 2) * 64 + lane;
-    uint2* code = codes + (rows16 * steps + begin * 2) * 16 + lane / 4 * 2 + odd;
+    const bool odd = lane & 1, writes = part.token_block * TOKENS < tokens;
+    const size_t rows16 = part.token_block * 8 + half * 4 + warp;
+    uint4* value = values + (rows16 * steps + part.begin * 2) * 64 + lane;
+    uint2* code = codes + (rows16 * steps + part.begin * 2) * 16 + lane / 4 * 2 + odd;
     float x[2][64];
     uint4 v;
     uint32_t first_codes, word;
-    bool first = true;
+    Products products = {ring, half, thread};
     bar_wait(z_full, 0);
     // sixteen features of a finished tile
     auto finish = [&](const float (&y)[64], int i, int block) {
       uint32_t r[4];
       relus(y + 8 * i, r);
 #if KEEPS
-      const int row = token_block * TOKENS + half * 64 + warp * 16 + lane / 4, at = block * 128 + 16 * i + 4 * q;
+      const int row = part.token_block * TOKENS + half * 64 + warp * 16 + lane / 4, at = block * 128 + 16 * i + 4 * q;
       const uint32_t upper = (uint32_t)row * (features / 4) + at / 4;
       if (row < tokens && at < features) kept[upper] = upper_row(r);
       if (row + 8 < tokens && at < features) kept[upper + 2 * features] = lower_row(r);
@@ -83,16 +76,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
 #pragma unroll
       for (int k = 0; k < K; ++k) {
         if (multiplies) {
-          ring.await();
-          const uint64_t a = operand(z_at + k * BOX + half * (BOX / 2)), b = operand(ring.slot());
-          fence();
-#pragma unroll
-          for (int j = 0; j < 4; ++j) dense_128(y, a + 2 * j, b + 2 * j, k > 0 || j > 0);
-          commit();
-          ring.advance();
-          wait<1>();
-          if (!first) ring.release(thread);
-          first = false;
+          products.step(y, z_at, k);
         } else if (k == 0) {
           wait<0>();
         }
@@ -103,13 +87,13 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
         }
       }
     };
-    tile(x[0], x[1], begin, true, false);
-    int block = begin + 1;
-    for (; block + 1 < end; block += 2) {
+    tile(x[0], x[1], part.begin, true, false);
+    int block = part.begin + 1;
+    for (; block + 1 < part.end; block += 2) {
       tile(x[1], x[0], block, true, true);
       tile(x[0], x[1], block + 1, true, true);
     }
-    if (block < end) {
+    if (block < part.end) {
       tile(x[1], x[0], block, true, true);
       tile(x[0], x[1], block + 1, false, true);
     } else {
