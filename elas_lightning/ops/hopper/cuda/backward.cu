@@ -1,5 +1,5 @@
-// The hidden features again, and the gradient of their pre-activations, for ranks up to R, 128 or 256: z and the output's
-// gradient stay in shared memory, features stream by. The gradient's product runs while relu is taken of the
+// The hidden features again, and the gradient of their pre-activations, for ranks up to R, 128 or 256: z and the
+// output's gradient stay in shared memory, features stream by. The gradient's product runs while relu is taken of the
 // pre-activations; the next tile's pre-activations while this one is written.
 
 #include "resident.cuh"

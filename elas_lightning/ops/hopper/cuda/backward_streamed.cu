@@ -7,7 +7,8 @@
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     kernel(const __grid_constant__ TensorMap z_map, const __grid_constant__ TensorMap up_map,
            const __grid_constant__ TensorMap grad_map, const __grid_constant__ TensorMap down_map, const uint2* kept,
-           uint2* hidden, uint2* grad_hidden, int tokens, int features, int token_blocks, int feature_blocks, int z_depth, int grad_depth) {
+           uint2* hidden, uint2* grad_hidden, int tokens, int features, int token_blocks,
+           int feature_blocks, int z_depth, int grad_depth) {
   extern __shared__ char raw[];
   Ring ring((shared_address(raw) + 1023) & ~1023u, SLOTS, SLOT);
   const int group = threadIdx.x / 128, stride = gridDim.x / CLUSTER;
@@ -34,8 +35,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     uint32_t r[64];
     for (int tile = blockIdx.x / CLUSTER; tile < tiles.count(); tile += stride) {
       tiles.choose(tile);
-      Slopes slopes = {hidden, grad_hidden, tokens, features, tiles.token_block * TOKENS + half * 64 + warp * 16 + lane / 4,
-                             tiles.feature_block * FEATURES + 4 * (lane & 3)};
+      const int row = tiles.token_block * TOKENS + half * 64 + warp * 16 + lane / 4;
+      Slopes slopes = {hidden, grad_hidden, tokens, features, row, tiles.feature_block * FEATURES + 4 * (lane & 3)};
 #if KEEPS
 #pragma unroll
       for (int i = 0; i < 16; ++i) slopes.read(kept, r + 4 * i, i);

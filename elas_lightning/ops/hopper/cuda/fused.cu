@@ -34,7 +34,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
           const uint32_t bar = ring.reserve();
 #pragma unroll 1
           for (int i = 0; i < PARTS; ++i)
-            load_groups_both(ring.slot() + i * BOX + rank * (BOX / 2), &up_map, (k * PARTS + i) * 64, block * 8 + rank * 4, bar);
+            load_groups_both(ring.slot() + i * BOX + rank * (BOX / 2), &up_map, (k * PARTS + i) * 64,
+                             block * 8 + rank * 4, bar);
           ring.advance();
         }
       };

@@ -1,15 +1,14 @@
-// The packed form (fragments.py) of S(relu(z upT)^2) for ranks up to R, a multiple of 128 of at most 512: the tokens' z stays in
-// shared memory, features stream by. While a tile's products run, the tile before is squared, chosen from and written.
-//
-// With KEEPS relu of the pre-activations is written, too, dense and row-major, for backward.
+// The packed form (fragments.py) of S(relu(z upT)^2) for ranks up to R, a multiple of 128 of at most 512: the tokens' z
+// stays in shared memory, features stream by. While a tile's products run, the tile before is squared, chosen from and
+// written. With KEEPS relu of the pre-activations is written, too, dense and row-major, for backward.
 
 #include "resident.cuh"
 
 constexpr int SLOTS = slots_beside(STAY, 12);
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
-    kernel(const __grid_constant__ TensorMap z_map, const __grid_constant__ TensorMap up_map, uint4* values, uint2* codes,
-           uint2* kept, int tokens, int features, int feature_blocks, int steps, int parts) {
+    kernel(const __grid_constant__ TensorMap z_map, const __grid_constant__ TensorMap up_map, uint4* values,
+           uint2* codes, uint2* kept, int tokens, int features, int feature_blocks, int steps, int parts) {
   extern __shared__ char raw[];
   const uint32_t z_at = (shared_address(raw) + 1023) & ~1023u;
   Ring ring(z_at + STAY, SLOTS, BOX);

@@ -3,8 +3,8 @@
 #include "streamed.cuh"
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
-    kernel(const __grid_constant__ TensorMap z_map, const __grid_constant__ TensorMap up_map, uint4* values, uint2* codes,
-           uint2* kept, int tokens, int features, int feature_blocks, int steps, int depth) {
+    kernel(const __grid_constant__ TensorMap z_map, const __grid_constant__ TensorMap up_map, uint4* values,
+           uint2* codes, uint2* kept, int tokens, int features, int feature_blocks, int steps, int depth) {
   extern __shared__ char raw[];
   Ring ring((shared_address(raw) + 1023) & ~1023u, SLOTS, SLOT);
   const int group = threadIdx.x / 128, stride = gridDim.x / CLUSTER;
@@ -57,7 +57,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
           }
           const Packed first = both[0], second = both[1];
           words[w] = gather_codes(first.code, second.code, odd);
-          if (step < steps) values[at * 64 + w * 32 + lane] = make_uint4(first.upper, first.lower, second.upper, second.lower);
+          if (step < steps)
+            values[at * 64 + w * 32 + lane] = make_uint4(first.upper, first.lower, second.upper, second.lower);
         }
         if (step < steps && !(lane & 2)) codes[at * 16 + lane / 4 * 2 + odd] = make_uint2(words[0], words[1]);
       }

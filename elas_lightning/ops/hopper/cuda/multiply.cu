@@ -8,8 +8,8 @@ constexpr int SLOTS = WIDTH == 256 ? 6 : 8;
 constexpr int SETS = WIDTH == 256 ? 6 : 8;  // of registers: one is read, one may still be, the others are on their way
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
-    kernel(const __grid_constant__ TensorMap down_map, const uint4* values, const uint2* codes, uint32_t* out, int tokens,
-           int out_width, int steps) {
+    kernel(const __grid_constant__ TensorMap down_map, const uint4* values, const uint2* codes, uint32_t* out,
+           int tokens, int out_width, int steps) {
   extern __shared__ char raw[];
   Ring ring((shared_address(raw) + 1023) & ~1023u, SLOTS, SLOT);
   const int group = threadIdx.x / 128, rank = cluster_rank();
@@ -25,7 +25,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     if (threadIdx.x == 0)
       for (int step = 0; step < steps; ++step) {
         const uint32_t bar = ring.reserve();
-        load_both(ring.slot() + rank * (SLOT / 2), &down_map, step * 64, column_block * WIDTH + rank * (WIDTH / 2), bar);
+        load_both(ring.slot() + rank * (SLOT / 2), &down_map, step * 64,
+                  column_block * WIDTH + rank * (WIDTH / 2), bar);
         ring.advance();
       }
   } else {
@@ -73,13 +74,15 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     }
     wait<0>();
     settle(d);
-    const int row = token_block * TOKENS + half * 64 + warp * 16 + lane / 4, column = column_block * WIDTH + 2 * (lane & 3);
+    const int row = token_block * TOKENS + half * 64 + warp * 16 + lane / 4;
+    const int column = column_block * WIDTH + 2 * (lane & 3);
 #pragma unroll
     for (int j = 0; j < WIDTH / 8; ++j)
 #pragma unroll
       for (int i = 0; i < 2; ++i)
         if (row + 8 * i < tokens && column + 8 * j < out_width)
-          out[((size_t)(row + 8 * i) * out_width + column + 8 * j) / 2] = rounded(d[4 * j + 2 * i], d[4 * j + 2 * i + 1]);
+          out[((size_t)(row + 8 * i) * out_width + column + 8 * j) / 2] =
+              rounded(d[4 * j + 2 * i], d[4 * j + 2 * i + 1]);
   }
   cluster_sync();
 }

@@ -59,9 +59,8 @@ __device__ __forceinline__ void bar_arrive(uint32_t bar) {
 // clusters gain. What the other program may overwrite has been read by matrix instructions, which are complete.
 __device__ __forceinline__ void bar_arrive_at(uint32_t bar, int rank) {
   asm volatile(
-      "{\n.reg .b32 r;\nmapa.shared::cluster.u32 r, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [r];\n}\n" ::"r"(bar),
-      "r"(rank)
-      : "memory");
+      "{\n.reg .b32 r;\nmapa.shared::cluster.u32 r, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [r];\n}\n"
+      ::"r"(bar), "r"(rank) : "memory");
 }
 __device__ __forceinline__ void bar_wait(uint32_t bar, int parity) {
   asm volatile(
@@ -110,9 +109,8 @@ struct Ring {
 // A box of rows of 64 numbers; "both" sends it to the same place in both programs.
 __device__ __forceinline__ void load(uint32_t to, const TensorMap* map, int column, int row, uint32_t bar) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
-      "l"(map), "r"(column), "r"(row), "r"(bar)
-      : "memory");
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+      ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(bar) : "memory");
 }
 __device__ __forceinline__ void load_both(uint32_t to, const TensorMap* map, int column, int row, uint32_t bar) {
   asm volatile(
@@ -123,7 +121,8 @@ __device__ __forceinline__ void load_both(uint32_t to, const TensorMap* map, int
 }
 // Rows of features, sixteen by sixteen, in the order of ``group_map`` (ffn.py): a product's tile then has the four
 // members of a group in one thread.
-__device__ __forceinline__ void load_groups_both(uint32_t to, const TensorMap* map, int column, int sixteen, uint32_t bar) {
+__device__ __forceinline__ void load_groups_both(uint32_t to, const TensorMap* map, int column, int sixteen,
+                                                 uint32_t bar) {
   asm volatile(
       "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
       "[%0], [%1, {%2, %3, %3, %3, %4}], [%5], %6;" ::"r"(to),

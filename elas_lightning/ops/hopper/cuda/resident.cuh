@@ -29,8 +29,8 @@ __device__ __forceinline__ void load_features(Ring& ring, const TensorMap* map, 
   ring.advance();
 }
 
-// The computing side: products of 64 rows that stay, of which one is under way when ``step`` returns and all before it are
-// complete.
+// The computing side: products of 64 rows that stay, of which one is under way when ``step`` returns, and all before
+// it are complete.
 struct Products {
   Ring& ring;
   int half, thread;

@@ -37,7 +37,8 @@ struct Kept {
 };
 // Who is among the two largest: who is beaten by at most one. The earlier wins a tie; NaN counts as infinity.
 __device__ __forceinline__ Kept two_of(const uint32_t (&h)[4]) {
-  const uint32_t a = least(h[0], INFINITE), b = least(h[1], INFINITE), c = least(h[2], INFINITE), d = least(h[3], INFINITE);
+  const uint32_t a = least(h[0], INFINITE), b = least(h[1], INFINITE);
+  const uint32_t c = least(h[2], INFINITE), d = least(h[3], INFINITE);
   const uint32_t ab = at_least(a, b), ac = at_least(a, c), ad = at_least(a, d);
   const uint32_t bc = at_least(b, c), bd = at_least(b, d), cd = at_least(c, d);
   return {(ab & ac) | (ab & ad) | (ac & ad), (~ab & bc) | (~ab & bd) | (bc & bd),

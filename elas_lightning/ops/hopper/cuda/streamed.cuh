@@ -20,10 +20,12 @@ struct Tiles {
   }
 };
 
-__device__ __forceinline__ void load_step(Ring& ring, const TensorMap* rows, const TensorMap* features, const Tiles& tiles, int column) {
+__device__ __forceinline__ void load_step(Ring& ring, const TensorMap* rows, const TensorMap* features,
+                                          const Tiles& tiles, int column) {
   const uint32_t bar = ring.reserve();
   load(ring.slot(), rows, column, tiles.token_block * TOKENS, bar);
-  load_groups_both(ring.slot() + BOX * (1 + tiles.rank), features, column, tiles.feature_block * 16 + tiles.rank * 8, bar);
+  load_groups_both(ring.slot() + BOX * (1 + tiles.rank), features, column,
+                   tiles.feature_block * 16 + tiles.rank * 8, bar);
   ring.advance();
 }
 
