@@ -272,6 +272,16 @@ def test_recomputed_is_what_one_block_adds_to_the_kept(elas) -> None:
     assert memory_account(elas(), step)["recomputed"] == two - one + casts
 
 
+def test_hopper_keeps_one_dense_copy_of_two(elas) -> None:
+    step = TrainingStep(4, 40, "bf16-mixed", device="cuda")
+    sparsity = SparsityConfig(placement=("ffn_hidden",))
+    plain, kept, nothing = (
+        memory_account(elas(backend=backend, ffn_storage=storage, sparsity=sparsity), step)["activations"]
+        for backend, storage in (("triton", "dense"), ("hopper", "dense"), ("hopper", "recompute"))
+    )
+    assert plain - kept == kept - nothing > 0
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("rows", [1000, 64])
 def test_logits_are_the_peak_of_head_and_loss(

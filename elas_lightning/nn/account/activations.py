@@ -136,6 +136,8 @@ class _Rules:
             return product * width // 2 + width // 8
         if config.ffn_storage != "dense":
             return 0
+        if config.backend == "hopper" and sparse:
+            return product * width  # relu of the pre-activations, kept by an operator of its own
         # Down reads ReLU's own output; every other activation, and every sparsity step, makes a tensor more.
         tensors = 1 if config.ffn == "relu" and not sparse else 2
         return tensors * product * width + step
