@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -153,7 +153,7 @@ def _runs(backend: str, device: torch.device) -> str:
         return "named"
     cannot = f"backend {backend!r} cannot run here: "
     otherwise = "; choose reference or auto" if backend == "triton" else f"; {_OTHERWISE}"
-    if find_spec("triton") is None:
+    if not _has_triton():
         raise UserError(f"{cannot}triton is not installed (pip install 'elas-lightning[gpu]'){otherwise}")
     if os.environ.get("TRITON_INTERPRET") == "1" and backend == "triton":
         return "named; Triton's interpreter computes it, to check and not to be fast"
@@ -174,3 +174,9 @@ def _runs(backend: str, device: torch.device) -> str:
     if backend.startswith("cusparselt") and not torch.backends.cusparselt.is_available():
         raise UserError(f"{cannot}this torch ({torch.__version__}) is built without cuSPARSELt{otherwise}")
     return "named"
+
+
+@cache
+def _has_triton() -> bool:
+    """Asked at every call of an FFN; to look for what is not imported yet takes longer than to launch a kernel."""
+    return find_spec("triton") is not None

@@ -51,7 +51,7 @@ def test_triton_on_a_processor_needs_its_interpreter(monkeypatch: pytest.MonkeyP
 
 
 def test_triton_needs_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    monkeypatch.setattr(backend, "_has_triton", lambda: False)
     with pytest.raises(UserError, match=r"triton is not installed \(pip install 'elas-lightning\[gpu\]'\)"):
         resolve_backend("triton", CPU)
 

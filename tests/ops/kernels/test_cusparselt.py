@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from ffn_inputs import error, inputs, results
 from torch import Tensor
 
 from elas_lightning.errors import UserError
@@ -87,27 +88,6 @@ def library(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[L
         monkeypatch.setattr(torch._C, "_cusparselt", library, raising=False)
         yield library
     PLANS.plans.clear()
-
-
-def inputs(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """z, up, down and the gradient of the output; down is the transposed view that the model passes."""
-    tokens, rank, features, out_rank = shape
-    z = torch.randn(tokens, rank, device=device).to(dtype)
-    up = (torch.randn(features, rank, device=device) / rank**0.5).to(dtype)
-    down = (torch.randn(out_rank, features, device=device) / features**0.5).to(dtype).t()
-    return z, up, down, torch.randn(tokens, out_rank, device=device).to(dtype)
-
-
-def results(tensors: tuple[Tensor, ...], **options: Any) -> list[Tensor]:
-    """The output and the three gradients."""
-    z, up, down = (t.detach().requires_grad_() for t in tensors[:3])
-    out = lowrank_ffn(z, up, down, **options)
-    return [out.detach(), *torch.autograd.grad(out, (z, up, down), tensors[3])]
-
-
-def error(actual: Tensor, expected: Tensor) -> float:
-    """Relative, in the Frobenius norm."""
-    return float((actual.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from ffn_inputs import error, inputs, results
 from torch import Tensor
 
 from elas_lightning.errors import UserError
@@ -33,31 +34,10 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 FFNS = [("2:4", "ste"), ("2:4", "masked"), (None, "ste")]
 
 
-def error(actual: Tensor, expected: Tensor) -> float:
-    """Relative, in the Frobenius norm."""
-    return float((actual.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
-
-
 def same(actual: Tensor, expected: Tensor) -> None:
     """Equal, NaN to NaN."""
     assert actual.dtype == expected.dtype
     torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
-
-
-def inputs(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """z, up, down and the gradient of the output; down is the transposed view that the model passes."""
-    tokens, rank, features, out_rank = shape
-    z = torch.randn(tokens, rank, device=device).to(dtype)
-    up = (torch.randn(features, rank, device=device) / rank**0.5).to(dtype)
-    down = (torch.randn(out_rank, features, device=device) / features**0.5).to(dtype).t()
-    return z, up, down, torch.randn(tokens, out_rank, device=device).to(dtype)
-
-
-def results(tensors: tuple[Tensor, ...], **options: Any) -> list[Tensor]:
-    """The output and the three gradients."""
-    z, up, down = (t.detach().requires_grad_() for t in tensors[:3])
-    out = lowrank_ffn(z, up, down, **options)
-    return [out.detach(), *torch.autograd.grad(out, (z, up, down), tensors[3])]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -16,12 +16,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   Ring ring(g_at + STAY, SLOTS, BOX);
   const uint32_t rows_full = ring.end();
   const int group = threadIdx.x / 128, rank = cluster_rank();
-  if (threadIdx.x == 0) {
-    ring.init();
-    bar_init(rows_full, 1);
-    bars_are_made();
-  }
-  cluster_sync();
+  start(ring, rows_full);
   const Part part(feature_blocks, parts, rank);
   if (group == 0) {
     fewer_registers<FEW>();

@@ -15,12 +15,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   Ring ring(g_at + STAY, SLOTS, BOX);
   const uint32_t rows_full = ring.end();
   const int group = threadIdx.x / 128, rank = cluster_rank();
-  if (threadIdx.x == 0) {
-    ring.init();
-    bar_init(rows_full, 1);
-    bars_are_made();
-  }
-  cluster_sync();
+  start(ring, rows_full);
   const Part part(feature_blocks, parts, rank);
   if (group == 0) {
     fewer_registers<FEW>();
@@ -40,35 +35,11 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     auto slopes = [&](int block) -> Slopes {
       return {hidden, grad_hidden, tokens, features, row, block * 128 + 4 * (lane & 3)};
     };
-    auto tile = [&](float (&y)[64], float (&o)[64], int block, bool multiplies, bool finishes) {
-#pragma unroll
-      for (int k = 0; k < K; ++k) {
-        if (multiplies) {
-          products.step(y, g_at, k);
-        } else if (k == 0) {
-          wait<0>();
-        }
-        if (finishes && k == 0) settle(o);
-#pragma unroll
-        for (int i = 8 * k / K; i < 8 * (k + 1) / K; ++i) {
-          if (finishes) slopes(block - 1).write(r + 4 * i, o + 8 * i, i);
-          if (multiplies) slopes(block).read(kept, r + 4 * i, i);
-        }
-      }
-    };
     bar_wait(rows_full, 0);
-    tile(g[0], g[1], part.begin, true, false);
-    int block = part.begin + 1;
-    for (; block + 1 < part.end; block += 2) {
-      tile(g[1], g[0], block, true, true);
-      tile(g[0], g[1], block + 1, true, true);
-    }
-    if (block < part.end) {
-      tile(g[1], g[0], block, true, true);
-      tile(g[0], g[1], block + 1, false, true);
-    } else {
-      tile(g[1], g[0], block, false, true);
-    }
+    by_turns(g, products, g_at, part, [&](const float (&o)[64], int i, int block, bool multiplies, bool finishes) {
+      if (finishes) slopes(block - 1).write(r + 4 * i, o + 8 * i, i);
+      if (multiplies) slopes(block).read(kept, r + 4 * i, i);
+    });
   }
   cluster_sync();
 }

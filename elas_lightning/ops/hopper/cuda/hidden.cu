@@ -14,12 +14,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   Ring ring(z_at + STAY, SLOTS, BOX);
   const uint32_t z_full = ring.end();
   const int group = threadIdx.x / 128, rank = cluster_rank();
-  if (threadIdx.x == 0) {
-    ring.init();
-    bar_init(z_full, 1);
-    bars_are_made();
-  }
-  cluster_sync();
+  start(ring, z_full);
   const Part part(feature_blocks, parts, rank);
   if (group == 0) {
     fewer_registers<FEW>();
@@ -70,34 +65,9 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
         code += 32;
       }
     };
-    // the products of one tile into y, with what was computed before, in o, finished meanwhile
-    auto tile = [&](float (&y)[64], float (&o)[64], int block, bool multiplies, bool finishes) {
-#pragma unroll
-      for (int k = 0; k < K; ++k) {
-        if (multiplies) {
-          products.step(y, z_at, k);
-        } else if (k == 0) {
-          wait<0>();
-        }
-        if (finishes) {
-          if (k == 0) settle(o);
-#pragma unroll
-          for (int i = 8 * k / K; i < 8 * (k + 1) / K; ++i) finish(o, i, block - 1);
-        }
-      }
-    };
-    tile(x[0], x[1], part.begin, true, false);
-    int block = part.begin + 1;
-    for (; block + 1 < part.end; block += 2) {
-      tile(x[1], x[0], block, true, true);
-      tile(x[0], x[1], block + 1, true, true);
-    }
-    if (block < part.end) {
-      tile(x[1], x[0], block, true, true);
-      tile(x[0], x[1], block + 1, false, true);
-    } else {
-      tile(x[1], x[0], block, false, true);
-    }
+    by_turns(x, products, z_at, part, [&](const float (&o)[64], int i, int block, bool, bool finishes) {
+      if (finishes) finish(o, i, block - 1);
+    });
   }
   cluster_sync();
 }

@@ -49,3 +49,45 @@ struct Products {
     first = false;
   }
 };
+
+__device__ __forceinline__ void start(const Ring& ring, uint32_t rows_full) {
+  if (threadIdx.x == 0) {
+    ring.init();
+    bar_init(rows_full, 1);
+    bars_are_made();
+  }
+  cluster_sync();
+}
+
+// All tiles of a part, in two sets of accumulators by turns: while the products of one run, ``piece`` finishes the
+// one before, sixteen features at a time. It is told the accumulators to finish, which sixteen, the tile whose products
+// run, and whether there is anything to finish and any product that runs: not at both ends.
+template <class Piece>
+__device__ __forceinline__ void by_turns(float (&d)[2][64], Products& products, uint32_t rows, const Part& part,
+                                         Piece piece) {
+  auto tile = [&](float (&y)[64], float (&o)[64], int block, bool multiplies, bool finishes) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      if (multiplies) {
+        products.step(y, rows, k);
+      } else if (k == 0) {
+        wait<0>();
+      }
+      if (finishes && k == 0) settle(o);
+#pragma unroll
+      for (int i = 8 * k / K; i < 8 * (k + 1) / K; ++i) piece(o, i, block, multiplies, finishes);
+    }
+  };
+  tile(d[0], d[1], part.begin, true, false);
+  int block = part.begin + 1;
+  for (; block + 1 < part.end; block += 2) {
+    tile(d[1], d[0], block, true, true);
+    tile(d[0], d[1], block + 1, true, true);
+  }
+  if (block < part.end) {
+    tile(d[1], d[0], block, true, true);
+    tile(d[0], d[1], block + 1, false, true);
+  } else {
+    tile(d[1], d[0], block, false, true);
+  }
+}
