@@ -36,17 +36,24 @@ class Source:
 
     def text(self) -> str:
         """All of it as one text; a width becomes a function, since its registers are named one by one."""
-        constants = {"FP16": int(self.half), **dict(self.constants)}
-        parts = [f"#define {name} {value}" for name, value in constants.items()]
-        parts.append((FOLDER / "primitives.cuh").read_text())
+        parts = [self.defines(), (FOLDER / "instructions.cuh").read_text()]
         parts += [_dense(width) for width in self.dense]
         if self.sparse:
             parts.append(
                 "template <int N> __device__ void sparse(float (&)[N / 2], const uint32_t (&)[4], uint64_t, uint32_t);"
             )
         parts += [_sparse(width) for width in self.sparse]
-        parts += [(FOLDER / "selection.cuh").read_text(), (FOLDER / f"{self.name}.cu").read_text()]
-        return "\n".join(parts)
+        return "\n".join([*parts, self.body()])
+
+    def defines(self) -> str:
+        """What is fixed, a line each."""
+        constants = {"FP16": int(self.half), **dict(self.constants)}
+        return "\n".join(f"#define {name} {value}" for name, value in constants.items())
+
+    def body(self) -> str:
+        """What is left of the text without instructions of the machine: the kernel and what it shares with others."""
+        names = ("ring.cuh", "selection.cuh", f"{self.name}.cu")
+        return "\n".join((FOLDER / name).read_text() for name in names)
 
 
 def _registers(count: int, first: int = 0) -> str:

@@ -1,28 +1,5 @@
 // Squared ReLU and the choice of two of four, for two rows of tokens at once: the halves of a 32-bit word.
 
-#define BINARY(name, instruction)                                        \
-  __device__ __forceinline__ uint32_t name(uint32_t a, uint32_t b) {     \
-    uint32_t c;                                                          \
-    asm(instruction " %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));          \
-    return c;                                                            \
-  }
-BINARY(times, "mul.rn." P16)
-BINARY(plus, "add.rn." P16)
-BINARY(least, "min." P16)
-BINARY(at_least, "set.ge.u32." P16)
-
-__device__ __forceinline__ uint32_t rounded(float low, float high) {
-  uint32_t x;
-  asm("cvt.rn." P16 ".f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low));
-  return x;
-}
-// volatile: not to be put off until the accumulators are written again
-__device__ __forceinline__ uint32_t relu(float low, float high) {
-  uint32_t x;
-  asm volatile("cvt.rn.relu." P16 ".f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low));
-  return x;
-}
-
 // Where member m of a thread's group of four stands among the eight accumulators of sixteen features; two further is
 // the same feature of the row eight below.
 __device__ __forceinline__ constexpr int place(int m) { return 4 * (m / 2) + m % 2; }

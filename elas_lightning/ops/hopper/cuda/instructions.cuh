@@ -1,8 +1,7 @@
-// What the kernels share of Hopper's own instructions: barriers in shared memory, the bulk copies that complete on
-// them, and the matrix instructions of a warp group. PTX ISA 8.0 and later; compute capability 9.0 alone ("sm_90a").
-//
-// Every kernel runs in clusters of two programs that hold neighbouring tokens. Each loads half of every tile of
-// weights and sends it to both, which halves what comes out of the L2 cache. One warp group loads, two compute.
+// Every instruction of the machine that these kernels name themselves: barriers in shared memory, the bulk copies that
+// complete on them, the matrix instructions of a warp group, and arithmetic on the halves of a 32-bit word. PTX ISA 8.0
+// and later; compute capability 9.0 alone ("sm_90a"). The products, whose registers are named one by one, are written by
+// compiler.py.
 
 typedef unsigned int uint32_t;
 typedef unsigned long long uint64_t;
@@ -19,15 +18,6 @@ struct alignas(64) TensorMap {
 #define INFINITE 0x7F807F80u
 #endif
 #define P16 T16 "x2"
-
-constexpr int CLUSTER = 2;
-constexpr int TOKENS = 128;  // of a program: 64 for each computing warp group
-constexpr int THREADS = 384;
-constexpr int ROW = 128;          // bytes: 64 numbers, the width of the swizzle
-constexpr int BOX = TOKENS * ROW;  // 128 rows of them
-
-// Registers of a thread: together what 384 threads get at the launch, 168 each.
-constexpr int FEW = 40, MANY = 232;
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 __device__ __forceinline__ int cluster_rank() {
@@ -70,42 +60,6 @@ __device__ __forceinline__ void bar_wait(uint32_t bar, int parity) {
       : "memory");
 }
 
-// A ring of slots in shared memory, filled by bulk copies and emptied by the warp groups of both programs.
-struct Ring {
-  uint32_t slots, full, empty;
-  int count, bytes;
-  int at = 0, phase = 0, freed = 0;
-
-  __device__ __forceinline__ Ring(uint32_t base, int count, int bytes)
-      : slots(base), full(base + count * bytes), empty(full + 8 * count), count(count), bytes(bytes) {}
-  __device__ __forceinline__ uint32_t end() const { return empty + 8 * count; }
-  __device__ __forceinline__ void init() const {
-    for (int s = 0; s < count; ++s) {
-      bar_init(full + 8 * s, 1);
-      bar_init(empty + 8 * s, 2 * CLUSTER);
-    }
-  }
-  __device__ __forceinline__ uint32_t slot() const { return slots + at * bytes; }
-  __device__ __forceinline__ void advance() {
-    if (++at == count) {
-      at = 0;
-      phase ^= 1;
-    }
-  }
-  // the loading side: wait until the slot is free in both programs, and say what will come
-  __device__ __forceinline__ uint32_t reserve() const {
-    bar_wait(empty + 8 * at, phase ^ 1);
-    bar_expect(full + 8 * at, bytes);
-    return full + 8 * at;
-  }
-  // the computing side
-  __device__ __forceinline__ void await() const { bar_wait(full + 8 * at, phase); }
-  __device__ __forceinline__ void release(int thread) {
-    if (thread < CLUSTER) bar_arrive_at(empty + 8 * freed, thread);
-    if (++freed == count) freed = 0;
-  }
-};
-
 // A box of rows of 64 numbers; "both" sends it to the same place in both programs.
 __device__ __forceinline__ void load(uint32_t to, const TensorMap* map, int column, int row, uint32_t bar) {
   asm volatile(
@@ -140,7 +94,27 @@ template <int N> __device__ __forceinline__ void settle(float (&d)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
-// An operand of rows of 128 bytes with 128-byte swizzle, eight rows a kilobyte; 16 numbers further is 2 more.
-__device__ __forceinline__ uint64_t operand(uint32_t address) {
-  return (uint64_t)((address & 0x3FFFF) >> 4) | (uint64_t)1 << 16 | (uint64_t)64 << 32 | (uint64_t)1 << 62;
+
+// Two numbers of 16 bits at once.
+#define BINARY(name, instruction)                                        \
+  __device__ __forceinline__ uint32_t name(uint32_t a, uint32_t b) {     \
+    uint32_t c;                                                          \
+    asm(instruction " %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));          \
+    return c;                                                            \
+  }
+BINARY(times, "mul.rn." P16)
+BINARY(plus, "add.rn." P16)
+BINARY(least, "min." P16)
+BINARY(at_least, "set.ge.u32." P16)
+
+__device__ __forceinline__ uint32_t rounded(float low, float high) {
+  uint32_t x;
+  asm("cvt.rn." P16 ".f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low));
+  return x;
+}
+// volatile: not to be put off until the accumulators are written again
+__device__ __forceinline__ uint32_t relu(float low, float high) {
+  uint32_t x;
+  asm volatile("cvt.rn.relu." P16 ".f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low));
+  return x;
 }
