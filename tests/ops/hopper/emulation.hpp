@@ -7,14 +7,12 @@
 
 #include <ucontext.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
-#include <deque>
+#include <initializer_list>
 #include <map>
-#include <memory>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -26,7 +24,7 @@
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
 
-using std::min;
+inline int min(int a, int b) { return b < a ? b : a; }
 
 struct uint2 {
   uint32_t x, y;
@@ -137,7 +135,7 @@ struct Product {
 };
 
 struct Group {
-  std::deque<Product> products;  // those that are not done
+  std::vector<Product> products;  // those that are not done
   int64_t done = 0;
 };
 
@@ -175,13 +173,13 @@ struct Copy {
 struct Machine {
   Program programs[PROGRAMS];
   std::vector<Thread> threads;
-  std::deque<Copy> copies;
+  std::vector<Copy> copies;
   Thread* running = nullptr;
   ucontext_t scheduler;
   bool copies_late = false, products_late = false;
   uint32_t shared_bytes = 0;
   int synced = 0, syncs = 0;
-  std::string fault;
+  char fault[400] = "";
 };
 inline Machine* now;
 
@@ -190,9 +188,7 @@ inline void yield() { swapcontext(&now->running->context, &now->scheduler); }
 struct Fault {};
 // The first fault ends the launch: a thread that finds it never goes on.
 template <class... A> [[noreturn]] void fail(const char* text, A... values) {
-  char line[400];
-  snprintf(line, sizeof line, text, values...);
-  now->fault = line;
+  snprintf(now->fault, sizeof now->fault, text, values...);
   while (now->running) yield();
   throw Fault();
 }
@@ -262,7 +258,7 @@ inline void perform(const Copy& copy) {
 inline void copy(int program, uint32_t to, const TensorMap* map, std::initializer_list<int> at, uint32_t bar) {
   if (map->rank != at.size() || map->box[0] != 64) fail("a copy of %zu dimensions by another map", at.size());
   Copy made = {program, *map, to, bar, {}};
-  std::copy(at.begin(), at.end(), made.at);
+  memcpy(made.at, at.begin(), at.size() * sizeof(int));
   if (now->copies_late) now->copies.push_back(made);
   else perform(made);
 }
@@ -318,7 +314,7 @@ inline Group& group() { return mine().groups[now->running->index / GROUP]; }
 inline void finish(Program& program, Group& group, int64_t products) {
   while (group.done < products) {
     perform(group.products.front(), program.shared.data());
-    group.products.pop_front();
+    group.products.erase(group.products.begin());
     ++group.done;
   }
 }
@@ -423,7 +419,7 @@ inline uint32_t __shfl_xor_sync(uint32_t, uint32_t value, int mask) {
   const int turn = warp.turn;
   warp.given[lane] = value;
   if (++warp.arrived == machine::WARP) {
-    std::copy(warp.given, warp.given + machine::WARP, warp.taken);
+    memcpy(warp.taken, warp.given, sizeof warp.given);
     warp.arrived = 0;
     ++warp.turn;
   }
@@ -441,6 +437,16 @@ inline void enter() {
   kernel_of_a_thread();
   now->running->done = true;
   yield();
+}
+
+[[noreturn]] inline void tell_who_waits(const Machine& all) {
+  std::map<const char*, int> waiting;
+  for (const Thread& thread : all.threads)
+    if (!thread.done) ++waiting[thread.waits_for];
+  char list[300] = "";
+  for (const auto& [what, threads] : waiting)
+    snprintf(list + strlen(list), sizeof list - strlen(list), ", %d threads wait for %s", threads, what);
+  fail("nobody goes on%s", list);
 }
 
 // A cluster from its start to its end.
@@ -473,21 +479,22 @@ inline void run_cluster(Machine& all, char* stacks, int threads, bool backwards)
       all.running = &thread;
       swapcontext(&all.scheduler, &thread.context);
       all.running = nullptr;
-      if (!all.fault.empty()) throw Fault();
+      if (*all.fault) throw Fault();
       left -= thread.done;
     }
     if (went_on) continue;
-    if (all.copies.empty())
-      for (const Thread& thread : all.threads)
-        if (!thread.done)
-          fail("nobody goes on: thread %d of program %d waits for %s", thread.index, thread.program, thread.waits_for);
-    perform(all.copies.front());
-    all.copies.pop_front();
+    if (all.copies.empty()) tell_who_waits(all);
+    const Copy last = all.copies.back();  // there is no order among copies: that of their asking is the kindest
+    all.copies.pop_back();
+    perform(last);
   }
   if (!all.copies.empty()) fail("%zu copies nobody has waited for", all.copies.size());
-  for (const Program& program : all.programs)
+  for (const Program& program : all.programs) {
     for (const Group& group : program.groups)
       if (!group.products.empty()) fail("%zu products nobody has waited for", group.products.size());
+    for (const auto& [at, bar] : program.barriers)
+      if (bar.bytes) fail("%lld bytes nobody expected at the barrier at %u", -(long long)bar.bytes, at);
+  }
   blockIdx.x = first;
 }
 
@@ -504,11 +511,10 @@ template <class... A> void call_kernel(void (*kernel)(A...)) { call_kernel(kerne
 // Empty, or what went wrong.
 extern "C" const char* launch(int programs, int threads, int shared_bytes, void** arguments, bool copies_late,
                               bool products_late) {
-  static std::string fault;
-  static std::unique_ptr<char[]> stacks;
-  machine::Machine all;
-  if (!stacks) stacks.reset(new char[machine::PROGRAMS * threads * machine::STACK]);
+  static machine::Machine all;
+  all = {};
   machine::now = &all;
+  char* stacks = (char*)malloc(machine::PROGRAMS * threads * machine::STACK);
   all.shared_bytes = shared_bytes;
   all.copies_late = copies_late;
   all.products_late = products_late;
@@ -516,9 +522,9 @@ extern "C" const char* launch(int programs, int threads, int shared_bytes, void*
   gridDim.x = programs;
   try {
     for (blockIdx.x = 0; blockIdx.x < (unsigned)programs; blockIdx.x += machine::PROGRAMS)
-      machine::run_cluster(all, stacks.get(), threads, products_late);
+      machine::run_cluster(all, stacks, threads, products_late);
   } catch (machine::Fault) {
   }
-  fault = all.fault;
-  return fault.c_str();
+  free(stacks);
+  return all.fault;
 }

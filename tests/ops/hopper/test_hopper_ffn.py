@@ -1,22 +1,18 @@
-"""The FFN by Hopper's kernels: on such a GPU themselves, elsewhere stand-ins that take what a launch takes."""
+"""The FFN by Hopper's kernels: on such a GPU, or on the machine of ``emulation.hpp``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from emulation import EXTREMES, Emulator, install
 from ffn_inputs import error, inputs, results
-from torch import Tensor
 
 from elas_lightning.errors import UserError
-from elas_lightning.ops import backend as backends
-from elas_lightning.ops import lowrank_ffn, pack_24, relu2_sparsify_24, storage, unpack_24
-from elas_lightning.ops.hopper import ffn, steps
+from elas_lightning.ops import lowrank_ffn, storage
+from elas_lightning.ops.hopper import steps
 from elas_lightning.ops.hopper.compiler import Source
-from elas_lightning.ops.hopper.fragments import from_fragments, to_fragments
 from elas_lightning.ops.storage import stored_ffn, stored_ffn_backward
 
 # (tokens, rank, d_ff, output rank): whole blocks, odd everything, and what the other kernels are for
@@ -30,179 +26,43 @@ SHAPES = [
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
-class Kernels:
-    """The kernels as far as they can be seen from a launch: boxes of tensors in, whole tensors out."""
-
-    def __init__(self) -> None:
-        self.ran: list[str] = []
-
-    def launch(
-        self, source: Source, programs: int, threads: int, shared: int, device: torch.device, *arguments: Any
-    ) -> None:
-        assert programs > 0
-        assert programs % ffn.CLUSTER == 0
-        assert shared <= 227 * 2**10
-        self.ran.append(source.name)
-        for argument in arguments:
-            if isinstance(argument, Tensor) and argument.dim() == 2:  # what a tensor map says of it
-                assert argument.is_contiguous() or argument.shape[1] == argument.stride(0)
-        getattr(self, source.name)(dict(source.constants), programs, *arguments)
-
-    @staticmethod
-    def _selected(z: Tensor, up: Tensor) -> Tensor:
-        width = max(z.shape[1], up.shape[1])
-        pre = F.pad(z, (0, width - z.shape[1])).float() @ F.pad(up, (0, width - up.shape[1])).float().T
-        return relu2_sparsify_24(pre.to(z.dtype), backend="reference")
-
-    def fused(
-        self,
-        constants: dict[str, int],
-        programs: int,
-        z: Tensor,
-        up: Tensor,
-        down: Tensor,
-        out: Tensor,
-        tokens: int,
-        blocks: int,
-    ) -> None:
-        assert z.shape[1] <= constants["R"]
-        assert 16 * (up.shape[0] // 16) == up.shape[0] <= 128 * blocks
-        hidden = self._selected(z, up)[:, : down.shape[1]]
-        product = (hidden.float() @ down.float().T).to(z.dtype)
-        out.copy_(F.pad(product, (0, constants["R"] - down.shape[0])))
-        assert tokens == z.shape[0]
-
-    def _hidden(
-        self,
-        z: Tensor,
-        up: Tensor,
-        values: Tensor,
-        codes: Tensor,
-        kept: Tensor,
-        keeps: int,
-        features: int,
-        steps: int,
-    ) -> None:
-        if keeps:
-            kept.copy_((z.float() @ up.float().T).to(z.dtype).relu()[:, :features])
-        rows = 2 * values.numel() // (64 * steps)
-        hidden = self._selected(z, up)
-        whole = F.pad(hidden, (0, 64 * steps - hidden.shape[1], 0, rows - hidden.shape[0]))
-        for room, made in zip(
-            (values, codes), to_fragments(*pack_24(whole, backend="reference")), strict=True
-        ):
-            room.copy_(made)
-
-    def hidden(self, constants: dict[str, int], programs: int, *arguments: Any) -> None:
-        z, up, values, codes, kept, tokens, features, columns, steps, parts = arguments
-        assert constants["R"] >= z.shape[1]
-        assert 1 <= parts <= columns
-        assert programs == ffn.CLUSTER * -(-tokens // 256) * parts
-        self._hidden(z, up, values, codes, kept, constants["KEEPS"], features, steps)
-
-    def hidden_streamed(self, constants: dict[str, int], programs: int, *arguments: Any) -> None:
-        z, up, values, codes, kept, tokens, features, _, steps, depth = arguments
-        assert tokens == z.shape[0]
-        assert depth == -(-z.shape[1] // 64)
-        self._hidden(z, up, values, codes, kept, constants["KEEPS"], features, steps)
-
-    def multiply(self, constants: dict[str, int], programs: int, *arguments: Any) -> None:
-        down, values, codes, out, *sizes = arguments
-        tokens, width, steps = sizes
-        hidden = unpack_24(*from_fragments(values, codes, 64 * steps), backend="reference")
-        product = hidden[:tokens, : down.shape[1]].float() @ down.float().T
-        out.copy_(F.pad(product, (0, width - down.shape[0])).to(out.dtype))
-
-    @staticmethod
-    def _slopes(
-        relu: Tensor, grad: Tensor, down: Tensor, hidden: Tensor, grad_hidden: Tensor, masked: int
-    ) -> None:
-        kept = relu2_sparsify_24(relu, backend="reference")
-        slope = 2 * relu.float() * (grad.float() @ down.float().T)[:, : hidden.shape[1]]
-        hidden.copy_(kept)
-        grad_hidden.copy_((slope * (kept != 0) if masked else slope).to(relu.dtype))
-
-    def backward(self, constants: dict[str, int], programs: int, *arguments: Any) -> None:
-        z, up, grad, down, hidden, grad_hidden, tokens, features, columns, parts = arguments
-        assert (tokens, features) == hidden.shape
-        assert 1 <= parts <= columns == -(-features // 128)
-        relu = (z.float() @ up.float().T).to(z.dtype).relu()[:, :features]
-        self._slopes(relu, grad, down, hidden, grad_hidden, constants["MASKED"])
-
-    def backward_streamed(self, constants: dict[str, int], programs: int, *arguments: Any) -> None:
-        z, up, grad, down, kept, hidden, grad_hidden, *sizes = arguments
-        tokens, features, blocks, columns, z_depth, grad_depth = sizes
-        assert (blocks, columns) == (-(-tokens // 128), -(-features // 256))
-        assert grad_depth == -(-grad.shape[1] // 64)
-        if constants["KEEPS"]:
-            assert z_depth == 0
-            relu = kept
-        else:
-            assert z_depth == -(-z.shape[1] // 64)
-            relu = (z.float() @ up.float().T).to(z.dtype).relu()[:, :features]
-        self._slopes(relu, grad, down, hidden, grad_hidden, constants["MASKED"])
-
-    def backward_kept(self, constants: dict[str, int], programs: int, *arguments: Any) -> None:
-        grad, down, kept, hidden, grad_hidden, tokens, features, columns, parts = arguments
-        assert (tokens, features) == kept.shape
-        assert constants["R"] >= grad.shape[1]
-        assert 1 <= parts <= columns
-        self._slopes(kept, grad, down, hidden, grad_hidden, constants["MASKED"])
-
-
 @pytest.fixture(autouse=True)
-def kernels(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels | None]:
-    if device.type == "cuda":
-        if torch.cuda.get_device_capability() != (9, 0):
-            pytest.skip("runs on compute capability 9.0, or where there is no GPU")
-        yield None
-        return
-    for trial in (steps._try_forward, steps._try_backward, steps._try_kept):
-        trial.cache_clear()
-    stand_in = Kernels()
-    monkeypatch.setattr(backends, "_runs", lambda name, device: "named")
-    monkeypatch.setattr(ffn, "launch", stand_in.launch)
-    monkeypatch.setattr(ffn, "row_map", lambda matrix, rows: _mapped(matrix, rows))
-    monkeypatch.setattr(ffn, "group_map", lambda matrix, rows: _mapped(matrix, rows, whole=16))
-    monkeypatch.setattr(ffn, "_clusters", lambda device: 66)
-    yield stand_in
+def emulator(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Emulator | None:
+    if device.type == "cpu":
+        return install(monkeypatch)
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("runs on compute capability 9.0, or where there is no GPU")
+    return None
 
 
-def _mapped(matrix: Tensor, rows: int, whole: int = 1) -> Tensor:
-    """What a bulk copy asks of a matrix."""
-    assert matrix.stride() == (matrix.shape[1], 1)
-    assert 2 * matrix.stride(0) % 16 == 0
-    assert matrix.shape[0] % whole == 0
-    assert rows <= 256
-    return matrix
-
-
-@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("gradient", ["ste", "masked"])
+@pytest.mark.parametrize(("gradient", "dtype"), [("ste", torch.float16), ("masked", torch.bfloat16)])
 @pytest.mark.parametrize("keeps", ["recompute", "dense"])
 def test_agrees_with_the_reference(
     keeps: Any,
     gradient: Any,
-    shape: tuple[int, ...],
     dtype: torch.dtype,
+    shape: tuple[int, ...],
     device: torch.device,
-    kernels: Kernels | None,
+    emulator: Emulator | None,
 ) -> None:
     tensors = inputs(shape, dtype, device)
-    actual = results(tensors, gradient=gradient, backend="hopper", storage=keeps)
     expected = results(tensors, gradient=gradient, backend="reference")
-    for mine, theirs in zip(actual, expected, strict=True):
-        assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
-        assert error(mine, theirs) < TOLERANCE[dtype]
-    if kernels is not None:
+    for late in EXTREMES if emulator else EXTREMES[:1]:
+        if emulator is not None:
+            emulator.late = late
+        actual = results(tensors, gradient=gradient, backend="hopper", storage=keeps)
+        for mine, theirs in zip(actual, expected, strict=True):
+            assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
+            assert error(mine, theirs) < TOLERANCE[dtype]
+    if emulator is not None:
         rank = max(shape[1], shape[3])
         packs = "hidden" if shape[1] <= 512 else "hidden_streamed"
         expected_kernels = ["fused", "backward"] if rank <= 256 else [packs, "multiply", "backward_streamed"]
         if keeps == "dense":
             last = "backward_kept" if shape[3] <= 512 else "backward_streamed"
             expected_kernels = [packs, "multiply", last]
-        assert set(kernels.ran) == set(expected_kernels)
+        assert set(emulator.ran) == set(expected_kernels)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -235,13 +95,13 @@ def test_nan_stays_in_its_row_and_every_row_sees_a_nan_weight(device: torch.devi
         assert lowrank_ffn(z, up, down, backend="hopper", storage="recompute").isnan().all()
 
 
-def test_the_dense_warmup_runs_without_these_kernels(device: torch.device, kernels: Kernels | None) -> None:
+def test_the_dense_warmup_runs_without_these_kernels(device: torch.device, emulator: Emulator | None) -> None:
     tensors = inputs((20, 16, 40, 8), torch.float16, device)
     options: dict[str, Any] = {"sparsity": None, "storage": "recompute"}
     actual = results(tensors, **options, backend="hopper")
     for mine, theirs in zip(actual, results(tensors, **options, backend="reference"), strict=True):
         assert error(mine, theirs) < 2e-3
-    assert kernels is None or not kernels.ran
+    assert emulator is None or not emulator.ran
 
 
 def test_without_gradients_any_storage_will_do(device: torch.device) -> None:
@@ -267,28 +127,40 @@ def test_refuses_what_it_cannot_keep_or_compute(
         results(inputs((20, 16, 40, 8), torch.float32, device), backend="hopper", storage="recompute")
 
 
-@pytest.mark.parametrize("wrong", ["fused", "hidden", "multiply", "backward", "backward_kept"])
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("fused", "b + 4, codes[k][1]", "b + 2, codes[k][1]"),
+        ("hidden", "v.z = p.upper", "v.z = p.lower"),
+        ("multiply", "b + 4, e[u].y", "b + 4, e[u].x"),
+        ("backward", "relu(x[8 * i + place(m)]", "relu(x[8 * i + place(3 - m)]"),
+        ("backward_kept", "write(r + 4 * i, o + 8 * i, i)", "write(r, o + 8 * i, i)"),
+    ],
+)
 def test_a_kernel_that_computes_something_else_is_refused(
-    wrong: str, device: torch.device, kernels: Kernels | None, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    right: str,
+    wrong: str,
+    device: torch.device,
+    emulator: Emulator | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if kernels is None:
-        pytest.skip("needs stand-ins that are wrong: runs without a GPU")
-    right = getattr(kernels, wrong)
+    if emulator is None:
+        pytest.skip("compiles mistakes: runs without a GPU")
+    body = Source.body
 
-    def mistaken(constants: dict[str, int], programs: int, *arguments: Any) -> None:
-        right(constants, programs, *arguments)
-        made = [t for t in arguments if isinstance(t, Tensor) and t.dtype == torch.float16][
-            -1 if wrong != "hidden" else 2
-        ]
-        made.copy_(made.roll(1, 0))
+    def mistaken(self: Source) -> str:
+        text = body(self)
+        assert self.name != name or right in text
+        return text.replace(right, wrong) if self.name == name else text
 
-    monkeypatch.setattr(kernels, wrong, mistaken)
-    rank = 320 if wrong in ("hidden", "multiply") else 64
+    monkeypatch.setattr(Source, "body", mistaken)
+    rank = 320 if name in ("hidden", "multiply") else 64
     tensors = inputs((20, rank, 40, 8), torch.float16, device)
     with pytest.raises(
         UserError, match=r"'hopper' cannot run here: compiled on this machine .* error .* choose tri"
     ):
-        results(tensors, backend="hopper", storage="dense" if wrong == "backward_kept" else "recompute")
+        results(tensors, backend="hopper", storage="dense" if name == "backward_kept" else "recompute")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
