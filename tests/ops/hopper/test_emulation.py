@@ -67,7 +67,7 @@ def test_what_is_right_is_right_whenever_it_happens(late: tuple[bool, bool], emu
         ("slots_beside(STAY, 12)", "14", COPIES_AT_ONCE, "outside the .* bytes of shared memory"),
         ("(raw) + 1023) & ~1023u", "(raw) + 127) & ~127u", COPIES_AT_ONCE, "the swizzle repeats every"),
         # lanes that do not come
-        ("| __shfl_xor_sync(~0u, mine, 2)", "| (odd ? 0 : __shfl_xor_sync(~0u, mine, 2))", COPIES_LATE, "wait for the lanes"),
+        ("| __shfl_xor_sync(~0u, mine, 2)", "| (odd ? 0 : __shfl_xor_sync(~0u, mine, 2))", COPIES_LATE, "the lanes of"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told(
