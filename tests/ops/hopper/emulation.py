@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from elas_lightning.ops import backend as backends
 from elas_lightning.ops.hopper import compiler, driver, ffn, steps
@@ -25,6 +26,8 @@ _COMPILER = shutil.which("g++")
 _MACHINE = Path(__file__).with_suffix(".hpp")
 # Whether copies, and whether products, happen only when somebody has to wait for them.
 EXTREMES = ((False, True), (True, False))
+# Bytes beside a result, and what each of them is there and in it before it is written: NaN in all formats.
+_BESIDE, _NOBODY = 4096, 0xFF
 
 
 class _Map(ctypes.Structure):
@@ -45,11 +48,13 @@ class Emulator:
     Attributes:
         late: One of ``EXTREMES``.
         ran: The names of the kernels launched, in order.
+        made: The bytes of their results, with ``_BESIDE`` on both sides.
     """
 
     def __init__(self) -> None:
         self.late = EXTREMES[0]
         self.ran: list[str] = []
+        self.made: list[Tensor] = []
 
     def cuTensorMapEncodeTiled(
         self, room: Any, kind: int, rank: int, data: Any, sizes: Any, strides: Any, box: Any, *_: Any
@@ -71,9 +76,26 @@ class Emulator:
         kernel = _compiled("\n".join((source.defines(), _MACHINE.read_text(), source.body(), _ENTRY)))
         fault = kernel.launch(programs, threads, shared_bytes, arguments, *self.late).decode()
         assert not fault, f"{source.name}.cu: {fault}"
+        beside = torch.stack([side for room in self.made for side in (room[:_BESIDE], room[-_BESIDE:])])
+        assert bool((beside == _NOBODY).all()), f"{source.name}.cu: it writes beside a result"
         return 0
 
+    def new_empty(self, like: Tensor, *shape: Any, **options: Any) -> Tensor:
+        """``Tensor.new_empty`` with something on both sides that nobody should write."""
+        if type(like) is not Tensor:  # one without numbers
+            return _new_empty(like, *shape, **options)
+        wanted = _new_empty(like, *shape, **options)
+        if not wanted.numel():
+            return wanted
+        room = torch.full((wanted.nbytes + 2 * _BESIDE,), _NOBODY, dtype=torch.uint8)
+        self.made.append(room)
+        # a tensor whose memory begins with itself, as a new one's does
+        inside = (ctypes.c_char * wanted.nbytes).from_address(room.data_ptr() + _BESIDE)
+        inside.room = room  # kept as long as the tensor
+        return torch.frombuffer(inside, dtype=wanted.dtype).view(wanted.shape)
 
+
+_new_empty = Tensor.new_empty
 _ENTRY = 'extern "C" void kernel_of_a_thread() { call_kernel(kernel); }'
 
 
@@ -107,6 +129,7 @@ def install(monkeypatch: pytest.MonkeyPatch, clusters: int = 3) -> Emulator:
     monkeypatch.setattr(driver, "_maps", driver._Maps())
     monkeypatch.setattr(driver, "_entered", threading.local())
     monkeypatch.setattr(driver, "_function", lambda source, device, shared: source)
+    monkeypatch.setattr(Tensor, "new_empty", lambda *given, **options: emulator.new_empty(*given, **options))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # the index of a CPU
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(ffn, "_clusters", lambda device: clusters)
