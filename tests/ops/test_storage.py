@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from elas_lightning.errors import UserError
 from elas_lightning.ops import lowrank_ffn, storage
 from elas_lightning.ops.storage import stored_ffn, stored_ffn_backward
 
@@ -51,6 +52,15 @@ def test_same_results_in_any_chunks(
 def test_masked_gradient_is_the_numerical_one(kept: Any) -> None:
     call = lambda z, up, down: lowrank_ffn(z, up, down.t(), gradient="masked", storage=kept)  # noqa: E731
     assert torch.autograd.gradcheck(call, tensors(2))
+
+
+def test_a_second_derivative_is_refused() -> None:
+    z, up, down = tensors(2)
+    out = lowrank_ffn(z, up, down.t(), storage="recompute")
+    with pytest.raises(
+        UserError, match="no second derivative: choose backend reference and ffn_storage dense"
+    ):
+        torch.autograd.grad(out.sum(), z, create_graph=True)
 
 
 def kept_bytes(**options: Any) -> int:
