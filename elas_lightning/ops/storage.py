@@ -165,7 +165,7 @@ _LIBRARY = torch.library.Library("elas", "FRAGMENT")
 
 
 def _operator(name: str, function: Callable[..., Any], fake: Callable[..., Any]) -> torch._ops.OpOverload:
-    """What ``torch.library.custom_op`` makes, without its wrappers: they take longer than a small call's kernels."""
+    """What ``torch.library.custom_op`` makes, without the Python around each call: it takes longer than small kernels."""
     schema = torch.library.infer_schema(function, mutates_args=())
     _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
@@ -207,6 +207,7 @@ def _below_autograd(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _with_autograd(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """What autograd's dispatch key runs, instead of ``register_autograd``, which reads the schema at every call."""
     z, up, down = inputs[:3]
     if torch.is_grad_enabled() and (z.requires_grad or up.requires_grad or down.requires_grad):
         found: tuple[Tensor, Tensor, Tensor] = _Differentiable.apply(*inputs)
