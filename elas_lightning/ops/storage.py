@@ -165,7 +165,7 @@ _LIBRARY = torch.library.Library("elas", "FRAGMENT")
 
 
 def _operator(name: str, function: Callable[..., Any], fake: Callable[..., Any]) -> torch._ops.OpOverload:
-    """What ``torch.library.custom_op`` makes, without the Python around each call: it takes longer than small kernels."""
+    """What ``torch.library.custom_op`` makes, without its Python around each call, which outlasts small kernels."""
     schema = torch.library.infer_schema(function, mutates_args=())
     _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
