@@ -159,7 +159,7 @@ def _runs(backend: str, device: torch.device) -> str:
         return "named; Triton's interpreter computes it, to check and not to be fast"
     if device.type != "cuda":
         raise UserError(f"{cannot}it needs a CUDA device, this is {device.type}{otherwise}")
-    capability = torch.cuda.get_device_capability(device)
+    capability = _capability(device)
     found = ".".join(map(str, capability))
     if backend == "hopper":
         from elas_lightning.ops.hopper.compiler import library
@@ -174,6 +174,12 @@ def _runs(backend: str, device: torch.device) -> str:
     if backend.startswith("cusparselt") and not torch.backends.cusparselt.is_available():
         raise UserError(f"{cannot}this torch ({torch.__version__}) is built without cuSPARSELt{otherwise}")
     return "named"
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    """Asked at every call of an FFN, too; PyTorch looks the device up each time."""
+    return torch.cuda.get_device_capability(device)
 
 
 @cache

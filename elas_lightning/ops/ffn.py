@@ -103,7 +103,7 @@ def lowrank_ffn(
     check_gradient(gradient)
     training = torch.is_grad_enabled() and (z.requires_grad or up.requires_grad or down.requires_grad)
     _check_storage(storage, activation, sparsity, up.shape[0])
-    case = ffn_case(z, up, sparsity, training) if activation == "relu2" else None
+    case = ffn_case(z, up, sparsity, training) if backend == "auto" and activation == "relu2" else None
     choice = resolve_backend(backend, z.device, case, storage)
     chosen, storage = choice.chosen, choice.storage or storage  # type: ignore[assignment]
     if chosen in _SPARSE_PRODUCTS:

@@ -83,8 +83,12 @@ def bucket(tokens: int) -> int:
 
 def device_name(device: torch.device) -> str:
     """The model of a GPU or processor, as records name it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+
+
+@cache
+def _processor_name() -> str:
+    """Asked at every call of an FFN with backend ``auto``."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -8,6 +8,7 @@ Shape suffixes: t tokens of a chunk, R rank, F hidden features, O output rank, K
 from __future__ import annotations
 
 import sys
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,13 @@ from elas_lightning.ops.reference import keep_mask_24, zero_dropped
 # cost launches and sums, so they are as large as nobody minds.
 _WORKSPACE_SHARE = 32
 _WORKSPACE = 2**29
+
+
+@cache
+def _workspace(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _WORKSPACE
+    return int(torch.cuda.get_device_properties(device).total_memory) // _WORKSPACE_SHARE
 
 
 class PlainSteps:
@@ -115,10 +123,7 @@ class TritonSteps(PlainSteps):
     @staticmethod
     def within_workspace(up_FR: Tensor) -> int:
         """As many tokens as have room for two tensors that are d_ff wide."""
-        workspace = _WORKSPACE
-        if up_FR.device.type == "cuda":
-            workspace = torch.cuda.get_device_properties(up_FR.device).total_memory // _WORKSPACE_SHARE
-        return int(workspace) // (2 * up_FR.shape[0] * up_FR.element_size())
+        return _workspace(up_FR.device) // (2 * up_FR.shape[0] * up_FR.element_size())
 
     def forward(self, z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
         from elas_lightning.ops.kernels import ffn

@@ -125,7 +125,7 @@ def test_stored_ffns_compute_the_up_product_again(elas, kept: str, again: int) -
     options = (True, bool(masked), name == "packed", "reference")
     _, values, meta = storage.stored_ffn(z, up, down, *options)
     with FlopCounterMode(display=False) as counter:
-        storage.stored_ffn_backward._init_fn(z, up, down, values, meta, torch.randn(24, 12), *options)
+        storage.ffn_gradients(z, up, down, values, meta, torch.randn(24, 12), *options)
     recomputed = flops_by_part(described, 12)["recomputed"]["total"]
     assert recomputed == again * described.num_layers * 2 * 80 * 12
     assert described.num_layers * counter.get_total_flops() == 24 * recomputed + 4 * 2 * 24 * 2 * 80 * 12

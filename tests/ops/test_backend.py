@@ -37,6 +37,7 @@ def test_the_sparse_product_needs_its_library_and_2_4_in_hardware(monkeypatch: p
     monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: False)
     with pytest.raises(UserError, match="is built without cuSPARSELt; choose reference"):
         resolve_backend("cusparselt", cuda)
+    backend._capability.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(UserError, match=r"needs compute capability 8\.0, this device has 7\.5"):
         resolve_backend("cusparselt", cuda)

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from elas_lightning.errors import UserError
 from elas_lightning.ops import lowrank_ffn, storage
-from elas_lightning.ops.storage import stored_ffn, stored_ffn_backward
+from elas_lightning.ops.storage import ffn_gradients, stored_ffn, stored_ffn_backward
 
 # a dense FFN has no packed form; its refusal is tested below
 FFNS = [
@@ -51,6 +53,48 @@ def test_same_results_in_any_chunks(
 def test_masked_gradient_is_the_numerical_one(kept: Any) -> None:
     call = lambda z, up, down: lowrank_ffn(z, up, down.t(), gradient="masked", storage=kept)  # noqa: E731
     assert torch.autograd.gradcheck(call, tensors(2))
+
+
+class Operators(TorchDispatchMode):
+    """Names what is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_call_is_one_operator_in_each_direction() -> None:
+    z, up, down = tensors(2)
+    down = down.detach().t().requires_grad_()
+    with Operators() as called:
+        out = lowrank_ffn(z, up, down, storage="recompute")
+        torch.autograd.grad(out, (z, up, down), torch.ones(2, 5, dtype=z.dtype))
+    names = [name for name in called.names if not name.startswith("aten.ones")]
+    assert names == ["elas.lowrank_ffn.default", "elas.lowrank_ffn_backward.default"]
+
+
+def test_one_chunk_is_multiplied_without_copies_and_conversions() -> None:
+    z, up, down = (t.detach() for t in tensors(2))
+    nothing = z.new_empty((0, 0))
+    options = (False, False, False, "reference")
+    with Operators() as called:
+        ffn_gradients(z, up, down.t(), nothing, nothing, torch.ones(2, 5, dtype=z.dtype), *options)
+    copies = ("aten.clone", "aten._to_copy", "aten.copy_", "aten.cat", "aten.slice")
+    # the order of ``down`` that plain products and Triton's kernels read
+    assert [name for name in called.names if name.startswith(copies)] == ["aten.clone.default"]
+
+
+def test_a_second_derivative_is_refused() -> None:
+    z, up, down = tensors(2)
+    out = lowrank_ffn(z, up, down.t(), storage="recompute")
+    with pytest.raises(
+        UserError, match="no second derivative: choose backend reference and ffn_storage dense"
+    ):
+        torch.autograd.grad(out.sum(), z, create_graph=True)
 
 
 def kept_bytes(**options: Any) -> int:

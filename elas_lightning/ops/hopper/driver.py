@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import nullcontext
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -36,29 +33,19 @@ class _Maps:
     """Tensor maps by what they say; the one that was used longest ago makes room for a new one."""
 
     def __init__(self) -> None:
-        self.known: OrderedDict[tuple[object, ...], TensorMap] = OrderedDict()
-
-    def get(
-        self, tensor: Tensor, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]
-    ) -> TensorMap:
-        key = (tensor.data_ptr(), tensor.dtype, sizes, strides, box)
-        found = self.known.get(key)
-        if found is None:
-            found = self.known[key] = _encode(tensor, sizes, strides, box)
-            if len(self.known) > _MAPS:
-                self.known.popitem(last=False)
-        else:
-            self.known.move_to_end(key)
-        return found
+        self.get = lru_cache(maxsize=_MAPS)(_encode)
 
 
-_maps = _Maps()
-_entered = threading.local()
+class _Entered(threading.local):
+    """The devices whose context this thread has."""
+
+    def __init__(self) -> None:
+        self.devices: set[torch.device] = set()
 
 
 def row_map(matrix: Tensor, rows: int) -> TensorMap:
     """Boxes of so many rows and 64 columns of a matrix whose rows are whole multiples of 16 bytes; zeros outside."""
-    return _maps.get(matrix, (matrix.shape[1], matrix.shape[0]), (2 * matrix.stride(0),), (64, rows))
+    return _maps.get(matrix.data_ptr(), matrix.dtype, matrix.shape, matrix.stride(0), rows, False)
 
 
 def group_map(matrix: Tensor, rows: int) -> TensorMap:
@@ -67,9 +54,7 @@ def group_map(matrix: Tensor, rows: int) -> TensorMap:
     Thread q of four has columns 2 q and 2 q + 1 of each eight of a product, so that with this order it has the four
     members of group q of each sixteen features.
     """
-    width = 2 * matrix.stride(0)
-    sizes = (matrix.shape[1], 2, 4, 2, matrix.shape[0] // 16)
-    return _maps.get(matrix, sizes, (width, 4 * width, 2 * width, 16 * width), (64, 2, 4, 2, rows // 16))
+    return _maps.get(matrix.data_ptr(), matrix.dtype, matrix.shape, matrix.stride(0), rows, True)
 
 
 def launch(
@@ -86,38 +71,38 @@ def launch(
         UserError: It cannot be compiled.
         RuntimeError: The driver refuses the launch.
     """
+    index = torch.cuda.current_device()
     # launches are small and many: the context is changed only where it is another's
-    with nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device):
-        _enter(device)
-        function = _function(source, torch.cuda.current_device(), shared_bytes)
-        held: list[ctypes.c_void_p | ctypes.c_int] = []
-        addresses = []
-        for argument in arguments:
-            if isinstance(argument, TensorMap):
-                addresses.append(argument.address)
-                continue
-            held.append(
-                ctypes.c_void_p(argument.data_ptr())
-                if isinstance(argument, Tensor)
-                else ctypes.c_int(argument)
-            )
-            addresses.append(ctypes.addressof(held[-1]))
-        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        _check(
-            _cuda().cuLaunchKernel(
-                function, programs, 1, 1, threads, 1, 1, shared_bytes, stream,
-                (ctypes.c_void_p * len(addresses))(*addresses), None,
-            ),
-            f"the launch of {source.name}.cu",
-        )  # fmt: skip
+    if device.index != index:
+        with torch.cuda.device(device):
+            launch(source, programs, threads, shared_bytes, device, *arguments)
+        return
+    _enter(device)
+    # where each argument lies; what is no tensor map lies in words of 8 bytes, of which an integer is the lower half
+    count = len(arguments)
+    words, addresses = (ctypes.c_uint64 * count)(), (ctypes.c_void_p * count)()
+    first = ctypes.addressof(words)
+    for place, argument in enumerate(arguments):
+        if isinstance(argument, TensorMap):
+            addresses[place] = argument.address
+        else:
+            words[place] = argument.data_ptr() if isinstance(argument, Tensor) else argument
+            addresses[place] = first + 8 * place
+    # the number alone, as torch's own generated code asks for it: torch.cuda makes an object of it each time
+    stream = ctypes.c_void_p(torch._C._cuda_getCurrentRawStream(index))
+    code = _cuda().cuLaunchKernel(
+        _function(source, index, shared_bytes), programs, 1, 1, threads, 1, 1, shared_bytes, stream,
+        addresses, None,
+    )  # fmt: skip
+    if code:
+        _check(code, f"the launch of {source.name}.cu")
 
 
 def _enter(device: torch.device) -> None:
     """Make the device's context that of this thread: autograd's threads have none until PyTorch launches something."""
-    entered = _entered.__dict__.setdefault("devices", set())
-    if device not in entered:
+    if device not in _entered.devices:
         torch.zeros(1, device=device)
-        entered.add(device)
+        _entered.devices.add(device)
 
 
 @cache
@@ -143,14 +128,25 @@ def _binary(source: Source) -> bytes:
     return compile_source(source)[0]
 
 
-def _encode(tensor: Tensor, sizes: Sequence[int], strides: Sequence[int], box: Sequence[int]) -> TensorMap:
+def _encode(
+    address: int, dtype: torch.dtype, shape: tuple[int, int], stride: int, rows: int, grouped: bool
+) -> TensorMap:
+    """The map of a matrix, its stride in numbers, as ``row_map`` has it or ``group_map``."""
+    height, width = shape
+    line = 2 * stride
+    sizes: tuple[int, ...] = (width, height)
+    strides: tuple[int, ...] = (line,)
+    box: tuple[int, ...] = (64, rows)
+    if grouped:
+        sizes, strides = (width, 2, 4, 2, height // 16), (line, 4 * line, 2 * line, 16 * line)
+        box = (64, 2, 4, 2, rows // 16)
     rank, found = len(sizes), TensorMap()
     _check(
         _cuda().cuTensorMapEncodeTiled(
             ctypes.c_void_p(found.address),
-            _DATA_TYPES[tensor.dtype],
+            _DATA_TYPES[dtype],
             rank,
-            ctypes.c_void_p(tensor.data_ptr()),
+            ctypes.c_void_p(address),
             (ctypes.c_uint64 * rank)(*sizes),
             (ctypes.c_uint64 * (rank - 1))(*strides),
             (ctypes.c_uint32 * rank)(*box),
@@ -160,7 +156,7 @@ def _encode(tensor: Tensor, sizes: Sequence[int], strides: Sequence[int], box: S
             _PROMOTE_128_BYTES,
             0,
         ),
-        f"a tensor map of {tuple(tensor.shape)}",
+        f"a tensor map of {tuple(shape)}",
     )
     return found
 
@@ -170,3 +166,7 @@ def _check(code: int, what: str) -> None:
         text = ctypes.c_char_p()
         _cuda().cuGetErrorString(code, ctypes.byref(text))
         raise RuntimeError(f"CUDA refuses {what}: {(text.value or b'unknown error').decode()} ({code})")
+
+
+_maps = _Maps()
+_entered = _Entered()

@@ -30,11 +30,13 @@ _ROOM = 224 * 1024
 _BESIDE = 1024 + 256
 
 
+@cache
 def fused_source(rank: int, half: bool) -> Source:
     """``fused.cu`` for ranks up to ``rank``, 128 or 256."""
     return Source("fused", (("R", rank),), dense=(128,), sparse=(rank,), half=half)
 
 
+@cache
 def hidden_source(rank: int, keeps: bool, half: bool) -> Source:
     """The kernel that packs hidden features for a rank, and keeps what they were before squaring where asked to."""
     if rank <= RESIDENT_RANK:
@@ -43,11 +45,13 @@ def hidden_source(rank: int, keeps: bool, half: bool) -> Source:
     return Source("hidden_streamed", (("KEEPS", int(keeps)),), dense=(256,), half=half)
 
 
+@cache
 def multiply_source(width: int, half: bool) -> Source:
     """``multiply.cu`` for so many outputs a program, 128 or 256."""
     return Source("multiply", (("WIDTH", width),), sparse=(width,), half=half)
 
 
+@cache
 def backward_source(rank: int, masked: bool, half: bool) -> Source:
     """The kernel of backward for ranks up to ``rank``."""
     if rank <= FUSED_RANK:
@@ -56,6 +60,7 @@ def backward_source(rank: int, masked: bool, half: bool) -> Source:
     return Source("backward_streamed", (("MASKED", int(masked)), ("KEEPS", 0)), dense=(256,), half=half)
 
 
+@cache
 def kept_backward_source(rank: int, masked: bool, half: bool) -> Source:
     """The kernel of backward for an output rank where relu of the pre-activations was kept."""
     if rank <= RESIDENT_RANK:
@@ -74,7 +79,7 @@ def forward(z_TR: Tensor, up_FR: Tensor, down_OF: Tensor) -> Tensor:
     out_rank = down_OF.shape[0]
     z_TR, up_FR, down_OF = _aligned(z_TR), _whole(up_FR), _aligned(down_OF)
     if max(z_TR.shape[1], out_rank) <= FUSED_RANK:
-        return _fused(z_TR, up_FR, down_OF)[:, :out_rank]
+        return _columns(_fused(z_TR, up_FR, down_OF), out_rank)
     return multiply(*hidden(z_TR, up_FR), z_TR.shape[0], down_OF)
 
 
@@ -148,7 +153,7 @@ def multiply(values: Tensor, codes: Tensor, tokens: int, down_OF: Tensor) -> Ten
         out_TO.shape[1],
         _ceil(features, FEATURES),
     )
-    return out_TO[:, :out_rank]
+    return _columns(out_TO, out_rank)
 
 
 def hidden_backward(
@@ -214,6 +219,11 @@ def kept_backward(kept_TF: Tensor, down_FO: Tensor, grad_TO: Tensor, masked: boo
         *maps, kept_TF, hidden_TF, grad_TF, *sizes,
     )  # fmt: skip
     return hidden_TF, grad_TF
+
+
+def _columns(matrix: Tensor, count: int) -> Tensor:
+    """The first columns; a view takes longer to make than all the rest of a small call's arithmetic."""
+    return matrix if matrix.shape[1] == count else matrix[:, :count]
 
 
 def _ceil(a: int, b: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,8 +29,9 @@ class Driver:
         return self.answer
 
     def cuLaunchKernel(self, function: Any, *rest: Any) -> int:
-        *grid, shared, _stream, arguments, _extra = rest
-        self.launches.append((grid, shared, list(arguments)))
+        *grid, shared, stream, arguments, _extra = rest
+        words = [ctypes.c_uint64.from_address(address).value for address in arguments]
+        self.launches.append((grid, shared, stream.value, list(arguments), words))
         return self.answer
 
     def cuGetErrorString(self, code: int, text: Any) -> int:
@@ -45,9 +45,9 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Driver:
     monkeypatch.setattr(driver, "_cuda", lambda: stand_in)
     monkeypatch.setattr(driver, "_maps", driver._Maps())
     monkeypatch.setattr(driver, "_function", lambda source, device, shared: ctypes.c_void_p(1))
-    monkeypatch.setattr(driver, "_entered", threading.local())
+    monkeypatch.setattr(driver, "_entered", driver._Entered())
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 7, raising=False)
     return stand_in
 
 
@@ -63,6 +63,7 @@ def test_maps_say_where_boxes_of_rows_and_of_groups_lie(cuda: Driver) -> None:
 
 def test_a_map_is_made_once_and_the_oldest_forgotten(cuda: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "_MAPS", 2)
+    monkeypatch.setattr(driver, "_maps", driver._Maps())
     matrices = [torch.empty(16, 64, dtype=torch.bfloat16) for _ in range(3)]
     first = row_map(matrices[0], 128)
     assert row_map(matrices[0], 128) is first
@@ -78,12 +79,34 @@ def test_a_launch_hands_over_addresses(cuda: Driver, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
     known, tensor = TensorMap(), torch.empty(4)
     launch(fused_source(128, False), 6, 384, 1000, torch.device("cuda", 0), known, tensor, 17)
-    ((grid, shared, (of_map, of_tensor, of_number)),) = cuda.launches
+    ((grid, shared, stream, addresses, words),) = cuda.launches
     assert grid == [6, 1, 1, 384, 1, 1]
-    assert shared == 1000
-    assert of_map == known.address
-    assert isinstance(of_tensor, int)
-    assert isinstance(of_number, int)
+    assert (shared, stream) == (1000, 7)
+    assert addresses[0] == known.address
+    assert words[1:] == [tensor.data_ptr(), 17]
+
+
+def test_a_launch_happens_in_the_context_of_its_device(cuda: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    current = [0]
+
+    class Entered:
+        def __init__(self, device: torch.device) -> None:
+            self.index = device.index
+
+        def __enter__(self) -> None:
+            current.append(self.index)
+
+        def __exit__(self, *_: object) -> None:
+            current.pop()
+
+    launched: list[int] = []
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "device", Entered)
+    monkeypatch.setattr(driver, "_function", lambda source, device, shared: launched.append(device))
+    for index in (0, 1):
+        launch(fused_source(128, False), 6, 384, 1000, torch.device("cuda", index), 1)
+    assert (launched, len(cuda.launches), current) == ([0, 1], 2, [0])
 
 
 def test_each_thread_enters_the_context_once(monkeypatch: pytest.MonkeyPatch) -> None:
