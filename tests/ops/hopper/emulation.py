@@ -6,12 +6,10 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-import threading
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from tempfile import mkdtemp
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,11 +125,12 @@ def install(monkeypatch: pytest.MonkeyPatch, clusters: int = 3) -> Emulator:
     monkeypatch.setattr(backends, "_runs", lambda name, device: "named")
     monkeypatch.setattr(driver, "_cuda", lambda: emulator)
     monkeypatch.setattr(driver, "_maps", driver._Maps())
-    monkeypatch.setattr(driver, "_entered", threading.local())
+    monkeypatch.setattr(driver, "_entered", driver._Entered())
     monkeypatch.setattr(driver, "_function", lambda source, device, shared: source)
     monkeypatch.setattr(Tensor, "new_empty", lambda *given, **options: emulator.new_empty(*given, **options))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # the index of a CPU
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+    # torch without CUDA does not have it at all
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, raising=False)
     monkeypatch.setattr(ffn, "_clusters", lambda device: clusters)
     for trial in (steps._try_forward, steps._try_backward, steps._try_kept):
         trial.cache_clear()

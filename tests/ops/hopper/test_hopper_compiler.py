@@ -47,7 +47,7 @@ def test_compiles_without_spills_and_without_waits_of_the_compilers_own(source: 
 
 
 def test_registers_of_the_warp_groups_fit_the_pool() -> None:
-    text = (compiler.FOLDER / "primitives.cuh").read_text()
+    text = (compiler.FOLDER / "ring.cuh").read_text()
     few, many = (int(n) for n in re.search(r"FEW = (\d+), MANY = (\d+)", text).groups())  # type: ignore[union-attr]
     assert few + 2 * many <= 3 * 168
     fused = (compiler.FOLDER / "fused.cu").read_text()
