@@ -152,8 +152,11 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         place = torch.get_default_device()
-        if place.type == "cpu" and torch.cuda.is_available():
-            place = torch.device("cuda")  # Lightning builds a model on the CPU and then moves it
+        if place.type in (
+            "cpu",
+            "meta",
+        ):  # built there and then moved: by Lightning, or with weights from a file
+            place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         choice = resolve_backend(config.backend, place)
         logger.info("backend %s (asked for: %s): %s", choice.chosen, choice.requested, choice.why)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
