@@ -15,6 +15,7 @@ from elas_lightning.cli import main
 from elas_lightning.configuration import ElasCLI, command_line
 from elas_lightning.data.tokenizer import END_OF_TEXT, TextTokenizer
 from elas_lightning.errors import UserError
+from elas_lightning.inference import card
 from elas_lightning.inference.export import export_model
 from elas_lightning.inference.generate import generate
 from elas_lightning.inference.load import load_model
@@ -239,6 +240,14 @@ def test_weights_that_overflow_are_refused(tokenizer_file: Path, tmp_path: Path)
         UserError, match=r"embed_tokens are not finite in torch\.float16: export with --dtype float32"
     ):
         export_model(as_trained(model, tokenizer_file), tmp_path / "out", dtype="float16")
+
+
+def test_an_activation_of_ones_own_goes_by_its_name(
+    tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(card._FFN, "gelu")  # as one that was added as docs/how-to/activation.md says
+    export_model(as_trained(random_model(ffn="gelu"), tokenizer_file), tmp_path / "out", form="factors")
+    assert "feed-forward networks with gelu, without a gate" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("wrong", [{"dtype": "float8"}, {"form": "both"}])
