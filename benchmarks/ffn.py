@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from contenders import SHAPES, TWIN, baselines, elas
 from measuring import Record, add_options, figures, free, host_text, measure, ratios
 from memory import kept_bytes
-from modes import Calls, add_graphs, compiled, measure_of, own_stream
+from modes import Calls, add_graphs, compiled, drop_without_measure, measure_of, own_stream
 
 from elas_lightning.commands.arguments import Parser, at_least_one
 from elas_lightning.nn import ModelConfig
@@ -147,6 +147,7 @@ def run_case(
                     calls[name, mode] = call
         if options.rehearse:
             continue
+        absent += [{"kind": kind, **row} for row in drop_without_measure(calls, plain)]
         if options.cuda_graph:
             absent += [{"kind": kind, **row} for row in add_graphs(calls, plain, x.device)]
         seconds = measure(calls, x.device, options.rounds)

@@ -124,6 +124,18 @@ def measure_of(mode: str, plain: str) -> tuple[str, str]:
     return TWIN, f"{plain}, graph" if mode.endswith(", graph") else plain
 
 
+def drop_without_measure(calls: Calls, plain: str) -> list[dict[str, str]]:
+    """Leave nothing to time where the twin, which keeps more than others, could not run: who is absent, and why."""
+    if (TWIN, plain) in calls:
+        return []
+    absent = [
+        {"contender": name, "mode": mode, "reason": "the twin, its measure, could not run"}
+        for name, mode in calls
+    ]
+    calls.clear()
+    return absent
+
+
 def _capture(call: Callable[[], Any], device: torch.device, pool: Any) -> Callable[[], None]:
     # a call that waits for the device cannot be captured; known before, nothing is left half done
     torch.cuda.set_sync_debug_mode("error")

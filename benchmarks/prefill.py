@@ -23,7 +23,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from contenders import FULL, SHAPES, TWIN, baselines, elas
 from measuring import Record, add_options, figures, free, host_text, measure, ratios
-from modes import COMPILED, Calls, add_compile, add_graphs, compile_blocks, compiled, measure_of, own_stream
+from modes import (
+    COMPILED,
+    Calls,
+    add_compile,
+    add_graphs,
+    compile_blocks,
+    compiled,
+    drop_without_measure,
+    measure_of,
+    own_stream,
+)
 
 from elas_lightning.commands.arguments import Parser, at_least_one
 from elas_lightning.nn import Llama, ModelConfig
@@ -126,6 +136,7 @@ def run_case(shape: str, batch: int, options: argparse.Namespace, record: Record
                 calls[name, plain] = call
     measured: list[dict[str, Any]] = []
     if not options.rehearse:
+        absent += drop_without_measure(calls, plain)
         if options.cuda_graph:
             absent += add_graphs(calls, plain, device)
         measured = in_turns(calls, rows, plain, options, record)

@@ -201,6 +201,9 @@ def _build(
         return ours(config, input_ids, labels, options)
     if not find_spec("transformers"):
         raise UserError("transformers is not installed")
+    if options.compile or options.checkpointing != "none":
+        # beside what is compiled or checkpointed it would be another comparison than the record says
+        raise UserError("transformers' model is timed as it comes: leave out --compile and --checkpointing")
     return transformers_model(full, input_ids)
 
 

@@ -161,7 +161,9 @@ def _in_words(config: ModelConfig) -> str:
     ]
     gate = "" if config.gated else ", without a gate"
     between = ", SiLU between the factors (CoLA)" if config.bottleneck_activation else ""
-    return f"{' and '.join(ranks)}{between}; feed-forward networks with {_FFN[config.ffn]}{gate}"
+    return (
+        f"{' and '.join(ranks)}{between}; feed-forward networks with {_FFN.get(config.ffn, config.ffn)}{gate}"
+    )
 
 
 def _sparsity_in_words(config: ModelConfig) -> str | None:

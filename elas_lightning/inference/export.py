@@ -100,7 +100,11 @@ def write_factors(
     Raises:
         UserError: safetensors is not installed.
     """
-    weights = {name: weight.to(dtype) for name, weight in trained.model.state_dict().items()}
+    # masks, indices and seeds of the weights' rules are no numbers to round
+    weights = {
+        name: weight.to(dtype) if weight.is_floating_point() else weight
+        for name, weight in trained.model.state_dict().items()
+    }
     data = {key: value for key, value in trained.data.items() if key != "cache_dir"}  # this machine's own
     tokenizer = {"name": trained.tokenizer.name, "fingerprint": trained.tokenizer.fingerprint}
     write_model(

@@ -1,6 +1,6 @@
 """From a checkpoint or a folder to a model that can be used: its weights, its tokenizer, what is known of its run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,8 @@ def assemble(config: ModelConfig, weights: dict[str, torch.Tensor]) -> Llama:
 def _in_use(
     config: ModelConfig, weights: dict[str, torch.Tensor], step: int, device: str | torch.device
 ) -> Llama:
-    model = assemble(config, weights)
+    # a backend suits the machine and the precision of training, and there may be neither here
+    model = assemble(replace(config, backend="auto"), weights)
     model.set_sparsity(step >= config.sparsity.dense_warmup_steps)
     return model.to(device).eval()
 

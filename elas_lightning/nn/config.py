@@ -194,6 +194,9 @@ class ModelConfig:
         if self.ffn_storage == "packed" and "ffn_hidden" not in self.sparsity.placement:
             allowed = "it needs ffn_hidden in sparsity.placement: choose dense or recompute"
             raise refuse("ffn_storage", self.ffn_storage, allowed)
+        if self.ffn_storage == "packed" and self.ffn_width % 8:
+            allowed = f"it needs an FFN width divisible by 8, not {self.ffn_width}: choose dense or recompute"
+            raise refuse("ffn_storage", self.ffn_storage, allowed)
 
     def _check_weights(self) -> None:
         method = self.weights.method

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elas_lightning.nn.checks import refuse
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.linear import LowRankLinear, make_linear
 from elas_lightning.nn.sparsity import SparsitySite
@@ -20,6 +21,9 @@ from elas_lightning.ops.decode import DECODE_TOKENS, decode_pays
 from elas_lightning.ops.feature_wise import feature_wise_ffn
 from elas_lightning.ops.measured import Case, Direction
 from elas_lightning.ops.storage import CHUNK_TOKENS
+
+# Their packed form is no storage for backward.
+_PACKS_FOR_ITSELF = ("hopper", "cusparselt_compress")
 
 
 class FFN(nn.Module):
@@ -113,6 +117,10 @@ class UngatedFFN(FFN):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
+        if config.ffn_storage == "packed" and config.backend in _PACKS_FOR_ITSELF:
+            # now, and not when the dense warm-up is over, which keeps nothing
+            allowed = f"backend {config.backend} cannot keep its packed form for backward: choose recompute"
+            raise refuse("ffn_storage", config.ffn_storage, allowed)
         self.up_proj = self._linear(config.hidden_size, config.ffn_width)
         self.down_proj = self._linear(config.ffn_width, config.hidden_size)
         self._rows: tuple[tuple[object, ...], Tensor] | None = None

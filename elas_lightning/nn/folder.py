@@ -26,7 +26,7 @@ MODEL_TYPE = "elas_lightning"
 _VERSION = 1
 
 # what may differ between a folder and the run that starts from it: neither the shapes nor the meaning of a weight
-_FREE = ("initialization", "initializer_range", "backend", "ffn_storage", "sparsity")
+_FREE = ("initialization", "initializer_range", "backend", "ffn_storage", "checkpointing", "sparsity")
 
 
 def require(package: str) -> Any:
@@ -141,8 +141,8 @@ def starting_weights(folder: Path, config: ModelConfig) -> tuple[dict[str, Tenso
 
     Args:
         folder: Of ``elas export --form factors`` or ``elas import``.
-        config: The model to be trained. It may place 2:4 steps of its own and choose its backend; all else decides
-            the shape of a weight or what it means, and must agree.
+        config: The model to be trained. It may place 2:4 steps of its own and choose its backend and what backward
+            keeps; all else decides the shape of a weight or what it means, and must agree.
 
     Returns:
         The weights, and the fingerprint of the tokenizer whose ids they belong to.

@@ -152,8 +152,11 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         place = torch.get_default_device()
-        if place.type == "cpu" and torch.cuda.is_available():
-            place = torch.device("cuda")  # Lightning builds a model on the CPU and then moves it
+        if place.type in (
+            "cpu",
+            "meta",
+        ):  # built there and then moved: by Lightning, or with weights from a file
+            place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         choice = resolve_backend(config.backend, place)
         logger.info("backend %s (asked for: %s): %s", choice.chosen, choice.requested, choice.why)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -212,9 +215,16 @@ class Llama(nn.Module):
         cos_T1D, sin_T1D = rotary_angles(
             x_BTC.shape[1], config.head_dim, config.rope_theta, x_BTC.device, start
         )
-        for index, block in enumerate(self.layers):
-            past = None if cache is None else cache.layers[index]
-            x_BTC = run_block(block, config, x_BTC, cos_T1D, sin_T1D, past)
+        further_on = self._sites() if start and config.sparsity.stochastic else []
+        try:
+            for site in further_on:
+                site.start = start
+            for index, block in enumerate(self.layers):
+                past = None if cache is None else cache.layers[index]
+                x_BTC = run_block(block, config, x_BTC, cos_T1D, sin_T1D, past)
+        finally:
+            for site in further_on:
+                site.start = 0
         return self.norm(x_BTC)
 
     def forward(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:

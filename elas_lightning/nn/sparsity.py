@@ -26,7 +26,8 @@ class SparsitySite(nn.Module):
 
     A stochastic method draws from the site's ``key`` while training. In evaluation it stays the method it is, so that
     what is measured is a model as sparse as the one trained; but its key is then a constant and rows share their random
-    numbers, so that the loss of a text depends neither on when it is measured nor on what else is in its batch.
+    numbers, so that the loss of a text depends neither on when it is measured nor on what else is in its batch. A text
+    that is read through a cache draws them by each token's place, which is why a site knows its ``start``.
     """
 
     key: Tensor
@@ -48,6 +49,7 @@ class SparsitySite(nn.Module):
         self.active = self.placed
         self.stochastic = self.placed and sparsity.stochastic
         self.number = 0
+        self.start = 0
         if self.stochastic:
             # A tensor, so that a compiled model is not compiled again for each value; never part of the weights. On
             # the CPU until the model moves: one that is built on the meta device gets weights from a file, but no key.
@@ -98,6 +100,7 @@ class SparsitySite(nn.Module):
             gradient=self.gradient,
             key=key,
             same_rows=same_rows,
+            start=self.start if same_rows else 0,
             backend=self.backend,
         )
 

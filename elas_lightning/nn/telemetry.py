@@ -8,7 +8,9 @@ Shape suffixes: B batch, T time, C model width, F hidden features.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -147,8 +149,27 @@ def layer_statistics(
         The rows of ``sparsity_statistics``; those of the hidden site, of which each layer has one, hold the
         layer's ``gradient_statistics`` and ``weight_ranks``, too.
     """
-    rows = sparsity_statistics(model, input_ids, selections)
+    with _in_plain_pytorch(model):
+        rows = sparsity_statistics(model, input_ids, selections)
+        gradients = gradient_statistics(model, input_ids, labels)
     hidden = {row["layer"]: row for row in rows if row["site"] == "ffn_hidden"}
-    for found in (*gradient_statistics(model, input_ids, labels), *weight_ranks(model)):
+    for found in (*gradients, *weight_ranks(model)):
         hidden[found["layer"]].update(found)
     return rows
+
+
+@contextmanager
+def _in_plain_pytorch(model: Llama) -> Iterator[None]:
+    """Let the FFNs compute on ``reference``.
+
+    Telemetry runs without autocast, and a backend of the sparse tensor cores refuses the float32 that it then gets.
+    """
+    ffns = [module for module in model.modules() if isinstance(module, FFN)]
+    own = [ffn.config for ffn in ffns]
+    for ffn in ffns:
+        ffn.config = replace(ffn.config, backend="reference")
+    try:
+        yield
+    finally:
+        for ffn, config in zip(ffns, own, strict=True):
+            ffn.config = config

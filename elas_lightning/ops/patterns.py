@@ -37,21 +37,22 @@ def width_multiple(pattern: Pattern) -> int:
     return 2 if pattern == "unstructured" else _KEPT[pattern][1]
 
 
-def random_bits(shape: tuple[int, ...], key: Tensor | int, device: torch.device) -> Tensor:
+def random_bits(shape: tuple[int, ...], key: Tensor | int, device: torch.device, skip: int = 0) -> Tensor:
     """Random integers of 32 bits by counter: a function of key and position alone, the same on every device.
 
     Two rounds of a multiply-and-shift hash (constants of Wellons' hash-prospector, 2018), with the key added between
     them. Every intermediate value stays below 2^63.
 
     Args:
-        shape: Of the result, fewer than 2^32 entries.
+        shape: Of the result, fewer than 2^32 entries, with those skipped.
         key: 0 to 2^32 - 1, as a scalar int64 tensor where a compiled model must not be compiled again for each value.
         device: Of the result.
+        skip: How many positions come before the first.
 
     Returns:
         int64 in 0 to 2^32 - 1.
     """
-    position = torch.arange(1, math.prod(shape) + 1, device=device)
+    position = torch.arange(skip + 1, skip + math.prod(shape) + 1, device=device)
     return _mix((_mix(position) + key) & _32_BITS).reshape(shape)
 
 
@@ -69,6 +70,7 @@ def sparsify(
     gradient: Gradient = "ste",
     key: Tensor | int | None = None,
     same_rows: bool = False,
+    start: int = 0,
     backend: str = "auto",
 ) -> Tensor:
     """Make features sparse along the last axis.
@@ -101,6 +103,8 @@ def sparsify(
         key: For stochastic methods, see ``random_bits``.
         same_rows: Whether all leading axes but the last two share their random numbers: a sequence's result then
             does not depend on what else is in its batch.
+        start: With ``same_rows``, the place of the first token in its text: a text that is read piece by piece draws
+            what it draws as a whole.
         backend: For 2:4 by magnitude, see ``resolve_backend``; everything else is plain PyTorch.
 
     Returns:
@@ -121,8 +125,10 @@ def sparsify(
     bits = None
     if method in STOCHASTIC:
         assert key is not None
-        shape = groups.shape if method == "random" else (*groups.shape[:-1], 1)
-        bits = random_bits(tuple(shape[max(0, x.dim() - 2) :] if same_rows else shape), key, x.device)
+        shape = tuple(groups.shape if method == "random" else (*groups.shape[:-1], 1))
+        if same_rows:
+            shape = shape[max(0, x.dim() - 2) :]
+        bits = random_bits(shape, key, x.device, start * math.prod(shape[1:]))
     if gradient == "ste":
         return _StraightThrough.apply(groups, k, method, bits).flatten(-2)
     return _select(groups, k, method, bits).flatten(-2)

@@ -254,6 +254,45 @@ def test_a_contender_that_breaks_costs_no_other_its_figure(
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("name", "maker"), [("ffn", "make_ffn"), ("prefill", "Llama")])
+def test_without_its_measure_nobody_is_timed(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, maker: str
+) -> None:
+    """On a small GPU the twin is the first that has no room."""
+    module, record = importlib.import_module(name), tmp_path / "record.json"
+    make = getattr(module, maker)
+
+    def short_of_memory(config: ModelConfig, *layer: int) -> torch.nn.Module:
+        if not config.sparsity.placement and config.ffn == "relu2":
+            raise torch.OutOfMemoryError
+        return make(config, *layer)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(module, maker, short_of_memory)
+    sizes = (
+        ["--tokens", "24"] if name == "ffn" else ["--batch", "2", "--sequence", "16", "--vocabulary", "50"]
+    )
+    script(
+        name, "--shape", "smoke", "--device", "cpu", "--rounds", "2", "--json", str(record),
+        "--only", "ELAS, reference, dense", *sizes,
+    )  # fmt: skip
+    (case,) = json.loads(record.read_text())["cases"]
+    assert case["contenders"][TWIN]["absent"] == "out of memory"
+    assert case["measured"] == []
+    elas = {row["reason"] for row in case["absent"] if row["contender"] == "ELAS, reference, dense"}
+    assert elas == {"the twin, its measure, could not run"}
+
+
+def test_transformers_is_not_held_against_what_is_checkpointed(script: Script, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="it is the contender")
+    record = tmp_path / "record.json"
+    script(
+        "train_step", "--shape", "smoke", "--batch", "2", "--sequence", "16", "--vocabulary", "50", "--device", "cpu",
+        "--rounds", "2", "--json", str(record), "--only", "transformers", "--checkpointing", "block",
+    )  # fmt: skip
+    ((row,),) = (case["contenders"].values() for case in json.loads(record.read_text())["cases"])
+    assert "leave out --compile and --checkpointing" in row["absent"]
+
+
 @pytest.mark.gpu
 def test_a_call_is_captured_or_says_why_not(modes: ModuleType) -> None:
     device = torch.device("cuda")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -54,6 +56,26 @@ def test_measures_every_path_and_auto_reads_it(
     choice = resolve_backend("auto", torch.device("cpu"), Case(16, 192, 30, "float32", "2:4", "forward"))
     assert "fastest for r 16, d_ff 192, 24 tokens, float32, 2:4, forward" in choice.why
     assert str(path) in choice.why
+
+
+def test_a_path_without_room_costs_no_other_its_figure(
+    script: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module("tune")
+    make = module.make_step
+
+    def short_of_memory(case: Case, path: str, device: torch.device) -> Callable[[], torch.Tensor]:
+        if path == "reference dense":
+            raise torch.OutOfMemoryError
+        return make(case, path, device)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(module, "make_step", short_of_memory)
+    case = Case(16, 64, 24, "float32", "2:4", "training")
+    found = module.measure_case(case, ["reference"], torch.device("cpu"), argparse.Namespace(rounds=2))
+    assert set(found["seconds"]) == {"reference packed", "reference recompute"}
+    said = capsys.readouterr().out
+    assert "reference dense                  out of memory" in said
+    assert "x reference dense" not in said
 
 
 def test_a_case_measured_again_takes_its_own_place(tune: Callable[..., int], tmp_path: Path) -> None:

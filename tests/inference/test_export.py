@@ -15,6 +15,7 @@ from elas_lightning.cli import main
 from elas_lightning.configuration import ElasCLI, command_line
 from elas_lightning.data.tokenizer import END_OF_TEXT, TextTokenizer
 from elas_lightning.errors import UserError
+from elas_lightning.inference import card
 from elas_lightning.inference.export import export_model
 from elas_lightning.inference.generate import generate
 from elas_lightning.inference.load import load_model
@@ -201,6 +202,25 @@ def test_weights_made_by_a_rule_leave_as_they_compute(
     )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", ["sltrain", "relora", "sr_ste", "s_ste", "transposable", "asp"])
+@torch.no_grad()
+def test_masks_and_indices_of_rules_leave_as_they_are(
+    method: str, dtype: str, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    ranks = LOW_RANK if method in ("sltrain", "relora") else {}
+    # a matrix has more entries than bfloat16 can count, and a seed more digits than float32
+    model = random_model(3, weights=WeightsConfig(method=method), **ranks)  # type: ignore[arg-type]
+    export_model(as_trained(model, tokenizer_file), tmp_path / "out", form="factors", dtype=dtype)
+    loaded = load_model(tmp_path / "out").model
+    expected = model.to(getattr(torch, dtype)).state_dict()
+    for name, value in loaded.state_dict().items():
+        assert value.dtype == expected[name].dtype, name
+        assert torch.equal(value, expected[name]), name
+    ids_BT = torch.randint(model.config.vocab_size, (2, 9))
+    assert torch.equal(loaded(ids_BT), model(ids_BT))
+
+
 @torch.no_grad()
 def test_a_layer_that_is_no_matrix_is_refused() -> None:
     class Other(LowRankLinear):
@@ -220,6 +240,14 @@ def test_weights_that_overflow_are_refused(tokenizer_file: Path, tmp_path: Path)
         UserError, match=r"embed_tokens are not finite in torch\.float16: export with --dtype float32"
     ):
         export_model(as_trained(model, tokenizer_file), tmp_path / "out", dtype="float16")
+
+
+def test_an_activation_of_ones_own_goes_by_its_name(
+    tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(card._FFN, "gelu")  # as one that was added as docs/how-to/activation.md says
+    export_model(as_trained(random_model(ffn="gelu"), tokenizer_file), tmp_path / "out", form="factors")
+    assert "feed-forward networks with gelu, without a gate" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("wrong", [{"dtype": "float8"}, {"form": "both"}])

@@ -1,13 +1,17 @@
 """A checkpoint becomes a model again, with its tokenizer and its run."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from small_models import LOW_RANK, as_trained, random_model
 
 from elas_lightning.configuration import ElasCLI
 from elas_lightning.errors import UserError
+from elas_lightning.inference.export import export_model
 from elas_lightning.inference.load import load_model
+from elas_lightning.nn import SparsityConfig
 
 
 @pytest.mark.parametrize("given", ["the directory", "the file"])
@@ -35,3 +39,19 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save(other, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match="has no 'config'"):
         load_model(tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize("backend", ["hopper", "cusparselt"])
+@torch.no_grad()
+def test_a_model_of_another_machines_backend_can_be_used(
+    backend: str, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("safetensors", reason="folders are written with safetensors")
+    model = random_model(ffn="relu2", **LOW_RANK, sparsity=SparsityConfig(("ffn_hidden",)))
+    export_model(as_trained(model, tokenizer_file), tmp_path / "out", form="factors")
+    facts = json.loads((tmp_path / "out" / "config.json").read_text())
+    facts["config"]["backend"] = backend
+    (tmp_path / "out" / "config.json").write_text(json.dumps(facts))
+    loaded = load_model(tmp_path / "out")
+    ids_BT = torch.randint(model.config.vocab_size, (2, 40))
+    assert torch.equal(loaded.model(ids_BT), model(ids_BT))

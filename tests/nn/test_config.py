@@ -86,6 +86,16 @@ SPARSE = {"ffn_rank": 128, "ffn": "relu2"}
         ({"ffn_storage": "disk"}, r"ffn_storage = 'disk' .* dense, packed, recompute"),
         ({"ffn_storage": "recompute"}, r"ffn_storage = 'recompute' .* needs ffn relu2, not swiglu"),
         ({"ffn_storage": "packed", "ffn": "relu2"}, r"ffn_storage = 'packed' .* ffn_hidden in sparsity"),
+        (
+            {
+                "ffn_storage": "packed",
+                "ffn": "relu2",
+                "sparsity": SparsityConfig(("ffn_hidden",)),
+                "intermediate_size": 24,
+                "ffn_width_multiple": 4,
+            },
+            r"ffn_storage = 'packed' .* divisible by 8, not 36: choose dense or recompute",
+        ),
         ({"backend": "cuda"}, r"backend = 'cuda' .* auto, reference, triton, hopper, cusparselt"),
         (
             {"bottleneck_activation": "silu"},

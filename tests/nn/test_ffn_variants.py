@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from elas_lightning.errors import UserError
 from elas_lightning.nn import Llama, SparsityConfig
 from elas_lightning.nn import ffn as ffn_module
-from elas_lightning.nn.ffn import UngatedFFN, ffn_choice, ffn_path
+from elas_lightning.nn.ffn import UngatedFFN, ffn_choice, ffn_path, make_ffn
 from elas_lightning.ops import backend, decode, measured
 from elas_lightning.ops.backend import BackendChoice
 
@@ -136,3 +137,10 @@ def test_the_choice_of_auto_is_named_with_its_record(elas: Any, record: Path) ->
 )
 def test_every_path_has_words(elas: Any, chosen: str, storage: str, words: str) -> None:
     assert words in ffn_path(elas(), CPU, BackendChoice(chosen, chosen, "named", storage))
+
+
+@pytest.mark.parametrize("chosen", ["hopper", "cusparselt_compress"])
+def test_a_storage_that_training_will_be_refused_is_refused_before_the_warmup(elas: Any, chosen: Any) -> None:
+    config = elas(backend=chosen, ffn_storage="packed", sparsity=SparsityConfig(("ffn_hidden",)))
+    with pytest.raises(UserError, match=rf"ffn_storage = 'packed' .* backend {chosen} .* choose recompute"):
+        make_ffn(config, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +58,14 @@ def test_starting_weights_may_differ_in_sparsity_alone(folder: Path, elas) -> No
         (key,) = changes
         with pytest.raises(UserError, match=rf"model\.config\.{key} is {changes[key]} but .* has"):
             starting_weights(folder, elas(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"checkpointing": "bottleneck"}, {"ffn_storage": "recompute"}, {"backend": "reference"}]
+)
+def test_what_costs_time_or_memory_alone_may_differ(folder: Path, elas, changes: dict[str, Any]) -> None:
+    weights, _ = starting_weights(folder, elas(**changes))
+    Llama(elas(**changes)).load_state_dict(weights)
 
 
 def test_sizes_that_round_to_one_width_are_one(folder: Path, elas) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ import torch
 from elas_lightning.nn import Llama, ModelConfig, SparsityConfig
 from elas_lightning.nn.cache import Cache, LayerCache
 from elas_lightning.nn.config import Placement
+from elas_lightning.ops.patterns import STOCHASTIC
 
 
 def random_config(seed: int) -> ModelConfig:
@@ -66,6 +67,22 @@ def test_a_prompt_read_in_parts(elas) -> None:
     cache = Cache(2, 20)
     pieces = [model(part, cache) for part in ids_BT.split([7, 1, 9, 3], 1)]
     torch.testing.assert_close(torch.cat(pieces, 1), model(ids_BT), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backward", ["dense", "feature_wise"])
+@pytest.mark.parametrize("method", STOCHASTIC)
+@torch.no_grad()
+def test_random_numbers_go_by_the_place_in_the_text(elas, method: Any, backward: Any) -> None:
+    sites = tuple(site for site in get_args(Placement) if site != "ffn_bottleneck")
+    model = wide_weights(Llama(elas(sparsity=SparsityConfig(sites, method=method, backward=backward))))
+    ids_BT = torch.randint(97, (2, 20))
+    expected = model(ids_BT)
+    cache = Cache(2, 20)
+    pieces = [model(part, cache) for part in ids_BT.split([7, 1, 1, 9, 2], 1)]
+    torch.testing.assert_close(torch.cat(pieces, 1), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="holds 20 positions"):
+        model(ids_BT, cache)
+    torch.testing.assert_close(model(ids_BT), expected)
 
 
 @torch.no_grad()

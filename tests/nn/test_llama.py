@@ -15,6 +15,7 @@ from elas_lightning.nn.config import Placement
 from elas_lightning.nn.ffn import ffn_path
 from elas_lightning.nn.linear import LowRankLinear
 from elas_lightning.nn.sparsity import SparsitySite
+from elas_lightning.ops import backend as backend_module
 from elas_lightning.ops import sparsify_24
 
 EVERY_SITE = get_args(Placement)
@@ -223,3 +224,11 @@ def test_says_which_backend_it_found(elas, caplog) -> None:
 def test_refuses_a_backend_that_cannot_run(elas) -> None:
     with pytest.raises(UserError, match="'cusparselt' cannot run here"):
         Llama(elas(backend="cusparselt"))
+
+
+def test_a_place_without_memory_is_no_device_to_refuse(elas, monkeypatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(backend_module, "_runs", lambda name, device: asked.append(device.type) or "named")
+    with torch.device("meta"):
+        Llama(elas(backend="triton"))
+    assert asked == ["cuda" if torch.cuda.is_available() else "cpu"]

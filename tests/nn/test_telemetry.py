@@ -15,6 +15,7 @@ from elas_lightning.nn.telemetry import layer_statistics, sparsity_statistics
 from elas_lightning.nn.telemetry_gradients import gradient_statistics
 from elas_lightning.nn.telemetry_spectrum import effective_rank, weight_ranks, weight_singular_values
 from elas_lightning.nn.weights_config import WeightsConfig
+from elas_lightning.ops import backend as backends
 from elas_lightning.ops import sparsify_24
 from elas_lightning.ops.patterns import METHODS, PATTERNS, STOCHASTIC
 
@@ -276,3 +277,14 @@ def test_the_rank_is_that_of_the_weight_in_use(swiglu, method: Any) -> None:
     assert (used == 0).sum() > 0
     expected = effective_rank(torch.linalg.svdvals(used.double()))
     assert weight_ranks(model)[0]["effective_rank_up"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["hopper", "cusparselt"])
+def test_looks_in_float32_at_what_16_bit_kernels_train(elas, input_ids, monkeypatch, backend: Any) -> None:
+    monkeypatch.setattr(backends, "_runs", lambda name, device: "named")
+    changes = {"ffn_storage": "recompute", "sparsity": SparsityConfig(("ffn_hidden",))}
+    plain, model = Llama(elas(**changes)), Llama(elas(backend=backend, **changes))
+    model.load_state_dict(plain.state_dict())
+    expected = layer_statistics(plain, input_ids, input_ids, {})
+    assert layer_statistics(model, input_ids, input_ids, {}) == expected
+    assert [block.mlp.config.backend for block in model.layers] == [backend] * 2

@@ -162,8 +162,10 @@ def flops_by_part(
         ``forward`` and ``backward``, each with ``attention``, ``attention_scores``, ``ffn``, ``head``, their
         sum ``total``, and ``flops_with_24``: the sum with 2:4 products at half, see the file's top;
         ``recomputed``, its ``total``; and ``composed``, whose ``total`` is of a whole micro-batch and not of a
-        token: what SLTrain and ReLoRA spend on making their matrices, three products each.
+        token: what SLTrain and ReLoRA spend on making their matrices, three products each, and a fourth where
+        checkpointing makes them again.
     """
+    checkpointing = checkpointing or config.checkpointing
     parts = _forward(config, sequence_length)
     halved = _sparse_products(config)
     account = {}
@@ -177,8 +179,8 @@ def flops_by_part(
     composition = sum(block_entries(config, part).composition for part in PARTS)
     return {
         **account,
-        "recomputed": {"total": _recomputed(config, parts, checkpointing or config.checkpointing)},
-        "composed": {"total": 3 * 2 * composition},
+        "recomputed": {"total": _recomputed(config, parts, checkpointing)},
+        "composed": {"total": (3 if checkpointing == "none" else 4) * 2 * composition},
     }
 
 

@@ -77,6 +77,8 @@ def decompose_matrix(weight_OI: Tensor, moment_I: Tensor, config: WeightsConfig)
         Sparse plus low rank, summed, ``(O, I)``.
     """
     rows, columns = weight_OI.shape
+    if not moment_I.any():  # a dead FFN's down: no input counts more than another
+        moment_I = torch.ones_like(moment_I)
     size_I = moment_I.clamp(min=1e-6 * float(moment_I.mean())).sqrt()
     rank, row = oats_shape(config, columns, rows)
     sparse_OI, left_OR, right_RI = sparse_plus_low_rank(

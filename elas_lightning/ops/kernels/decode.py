@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from elas_lightning.ops.kernels.products import dot, product, to_multiple, upcast
+from elas_lightning.ops.kernels.products import dot, product, to_multiple, upcast, whole_groups
 from elas_lightning.ops.kernels.selection import activate, join_members, member_major, select
 from elas_lightning.ops.kernels.tiles import decode_out, decode_tiles
 
@@ -57,6 +57,7 @@ def decode_kernel(
 
 def decode(z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
     """``S(relu(z upᵀ)**2) down``, or without S, for at most 16 tokens; ``down`` in rows, or transposed."""
+    up_FR, down_FO = whole_groups(up_FR, down_FO)
     (tokens, out_rank), features = (z_tR.shape[0], down_FO.shape[1]), up_FR.shape[0]
     tiles = decode_tiles(z_tR.dtype)
     by_rows = down_FO.stride(1) == 1

@@ -27,6 +27,7 @@ from elas_lightning.ops.kernels.products import (
     store_columns,
     to_multiple,
     upcast,
+    whole_groups,
 )
 from elas_lightning.ops.kernels.selection import (
     activate,
@@ -162,7 +163,10 @@ def fused_width(rank: int) -> int:
 
 
 def fused(z_TR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
-    """``S(relu(z upᵀ)**2) down``, or without S; contiguous in, ``(T, O)`` out, ranks to ``largest_fused_rank``."""
+    """``S(relu(z upᵀ)**2) down``, or without S; contiguous in, ``(T, O)`` out, ranks to ``largest_fused_rank``.
+
+    F in whole groups.
+    """
     (tokens, rank), (features, out_rank) = z_TR.shape, down_FO.shape
     block_r, block_o = fused_width(rank), fused_width(out_rank)
     tiles = fused_tiles(z_TR.dtype, max(block_r, block_o))
@@ -213,7 +217,7 @@ def _hidden(z_TR: Tensor, up_FR: Tensor, hidden: Tensor, meta: Tensor, sparse: b
 
 
 def hidden(z_TR: Tensor, up_FR: Tensor, sparse: bool) -> Tensor:
-    """``S(relu(z upᵀ)**2)``, or without S, in one pass: ``(T, F)``; contiguous in."""
+    """``S(relu(z upᵀ)**2)``, or without S, in one pass: ``(T, F)``; contiguous in, F in whole groups."""
     hidden_TF = z_TR.new_empty((z_TR.shape[0], up_FR.shape[0]))
     _hidden(z_TR, up_FR, hidden_TF, hidden_TF, sparse, packed=False)
     return hidden_TF
@@ -227,6 +231,7 @@ def is_fused(up_FR: Tensor, down_FO: Tensor) -> bool:
 
 def forward(z_TR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
     """``S(relu(z upᵀ)**2) down``: by one kernel where the ranks allow it, else by a kernel and a library product."""
+    up_FR, down_FO = whole_groups(up_FR, down_FO)
     if is_fused(up_FR, down_FO):
         return fused(z_TR, up_FR, down_FO, sparse)
     return hidden(z_TR, up_FR, sparse) @ down_FO
@@ -243,9 +248,10 @@ def hidden_backward(
     """The hidden features again and the gradient of their pre-activations, both ``(T, F)``; contiguous in."""
     tokens, features = z_TR.shape[0], up_FR.shape[0]
     tiles = backward_tiles(z_TR.dtype)
+    up_FR, down_FO = whole_groups(up_FR, down_FO)
     z_TR, up_FR, grad_TO, down_FO = to_multiple(tiles.depth, z_TR, up_FR, grad_TO, down_FO)
-    groups = features // 4
-    hidden_TF, grad_TF = z_TR.new_empty((2, tokens, features)).unbind()
+    groups = up_FR.shape[0] // 4
+    hidden_TF, grad_TF = z_TR.new_empty((2, tokens, 4 * groups)).unbind()
     grid = (triton.cdiv(tokens, tiles.tokens) * triton.cdiv(groups, tiles.groups),)
     hidden_backward_kernel[grid](
         z_TR,
@@ -267,4 +273,4 @@ def hidden_backward(
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )
-    return hidden_TF, grad_TF
+    return hidden_TF[:, :features], grad_TF[:, :features]

@@ -74,3 +74,8 @@ def upcast(dtype: torch.dtype) -> bool:
 def to_multiple(multiple: int, *matrices: Tensor) -> list[Tensor]:
     """Columns of zeros up to a multiple: whole tiles need no mask, and rows are aligned for wide loads."""
     return [F.pad(m, (0, -m.shape[1] % multiple)) if m.shape[1] % multiple else m for m in matrices]
+
+
+def whole_groups(*matrices: Tensor) -> list[Tensor]:
+    """Rows of zeros up to whole groups of four features, which a dense FFN need not have; such features are zero."""
+    return [F.pad(m, (0, 0, 0, -m.shape[0] % 4)) if m.shape[0] % 4 else m for m in matrices]

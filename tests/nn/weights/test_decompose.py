@@ -135,3 +135,9 @@ def test_a_model_is_decomposed_block_by_block(
         assert torch.equal(model.state_dict()[name], weight) != matrix, name
     assert not model.layers[0].mlp._forward_pre_hooks  # type: ignore[union-attr]
     assert F.cross_entropy(model(input_ids).flatten(0, 1), input_ids.flatten()).isfinite()
+
+
+def test_a_matrix_whose_inputs_are_all_zero_stays_finite() -> None:
+    weight = _trained_like()
+    expected = decompose_matrix(weight, torch.ones(64, dtype=torch.float64), OATS)
+    torch.testing.assert_close(decompose_matrix(weight, torch.zeros(64, dtype=torch.float64), OATS), expected)

@@ -31,6 +31,17 @@ def test_agrees_with_the_reference(
     assert float((actual.double() - expected).norm() / expected.norm()) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("features", [3, 50, 127])
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_a_dense_width_need_not_be_whole_groups(by_rows: bool, features: int, device: torch.device) -> None:
+    z, up = torch.randn(3, 20, device=device), torch.randn(features, 20, device=device)
+    down = torch.randn(30, features, device=device).t()
+    rows = down.contiguous() if by_rows else None
+    actual = lowrank_ffn_decode(z, up, down, sparsity=None, backend="triton", down_rows=rows)
+    expected = lowrank_ffn(z, up, down, sparsity=None, backend="reference")
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-3)
+
+
 def test_reads_only_the_rows_it_needs(device: torch.device) -> None:
     z, up = torch.randint(1, 3, (2, 8), device=device).float(), torch.randn(64, 8, device=device)
     up[torch.rand(64, device=device) > 0.1] = -1

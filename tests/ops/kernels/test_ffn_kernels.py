@@ -65,6 +65,19 @@ def test_agrees_with_the_reference(
         assert error(mine, theirs) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(37, 24, 41, 20), (9, 16, 3, 8), (40, 272, 50, 272), (33, 140, 263, 129)])
+def test_a_dense_width_need_not_be_whole_groups(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    tensors = inputs(shape, dtype, device)
+    actual = results(tensors, sparsity=None, backend="triton", storage="recompute")
+    expected = results(tensors, sparsity=None, backend="reference")
+    for mine, theirs in zip(actual, expected, strict=True):
+        assert mine.shape == theirs.shape
+        assert error(mine, theirs) < TOLERANCE[dtype]
+
+
 @pytest.mark.parametrize("sparsity", ["2:4", None])
 @pytest.mark.parametrize("shape", [(33, 16, 264, 16), (9, 300, 24, 8), (300, 8, 136, 8)])
 def test_exact_where_products_are_exact(sparsity: Any, shape: tuple[int, ...], device: torch.device) -> None:
