@@ -155,7 +155,7 @@ class Llama(nn.Module):
         if place.type in (
             "cpu",
             "meta",
-        ):  # built there and then moved: by Lightning, or with weights from a file
+        ):  # built there, then moved: by Lightning, or with weights from a file
             place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         choice = resolve_backend(config.backend, place)
         logger.info("backend %s (asked for: %s): %s", choice.chosen, choice.requested, choice.why)

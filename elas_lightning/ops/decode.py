@@ -119,7 +119,8 @@ def _(z: Tensor, up: Tensor, rows: Tensor, down: Tensor, sparse: bool, kernel: b
 
 def _plain(z_tR: Tensor, up_FR: Tensor, rows_FO: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
     pre_tF = F.linear(z_tR, up_FR)
-    hidden_tF = relu2_sparsify_24(pre_tF, backend="reference") if sparse else pre_tF.relu().square()
+    relu_tF = pre_tF.relu()
+    hidden_tF = relu2_sparsify_24(pre_tF, backend="reference") if sparse else relu_tF * relu_tF
     if z_tR.device.type == "cpu" and rows_FO.is_contiguous():
         needed_F = hidden_tF.ne(0).any(0)
         if _GATHER_COST * int(needed_F.count_nonzero()) <= needed_F.numel():

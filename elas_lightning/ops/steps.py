@@ -54,7 +54,8 @@ class PlainSteps:
 
     def forward(self, z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor:
         """``S(relu(z upᵀ)**2) down``, or the same without S."""
-        hidden_tF = F.linear(z_tR, up_FR).relu().square()
+        relu_tF = F.linear(z_tR, up_FR).relu()
+        hidden_tF = relu_tF * relu_tF  # autocast computes squares in float32
         if sparse:
             hidden_tF = zero_dropped(hidden_tF, keep_mask_24(hidden_tF, 1))
         return hidden_tF @ down_FO
@@ -75,7 +76,7 @@ class PlainSteps:
     ) -> tuple[Tensor, Tensor]:
         """The hidden features again, and the gradient of their pre-activations, both ``(t, F)``."""
         relu_tF = F.linear(z_tR, up_FR).relu()
-        hidden_tF = relu_tF.square()
+        hidden_tF = relu_tF * relu_tF
         grad_tF = F.linear(grad_tO, down_FO).mul_(relu_tF).mul_(2)
         if sparse:
             keep_tF = keep_mask_24(hidden_tF, 1)
@@ -103,7 +104,8 @@ class PlainSteps:
         return hidden_tF, F.linear(grad_tO, down_FO).mul_(relu_tF).mul_(2)
 
     def _pack_hidden(self, z_tR: Tensor, up_FR: Tensor, values_tK: Tensor, meta_tM: Tensor) -> None:
-        packed = pack_24(F.linear(z_tR, up_FR).relu().square(), backend=self.backend)
+        relu_tF = F.linear(z_tR, up_FR).relu()
+        packed = pack_24(relu_tF * relu_tF, backend=self.backend)
         values_tK.copy_(packed[0])
         meta_tM.copy_(packed[1])
 

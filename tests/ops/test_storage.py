@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from elas_lightning.errors import UserError
 from elas_lightning.ops import lowrank_ffn, storage
+from elas_lightning.ops.steps import PlainSteps
 from elas_lightning.ops.storage import ffn_gradients, stored_ffn, stored_ffn_backward
 
 # a dense FFN has no packed form; its refusal is tested below
@@ -86,6 +88,23 @@ def test_one_chunk_is_multiplied_without_copies_and_conversions() -> None:
     copies = ("aten.clone", "aten._to_copy", "aten.copy_", "aten.cat", "aten.slice")
     # the order of ``down`` that plain products and Triton's kernels read
     assert [name for name in called.names if name.startswith(copies)] == ["aten.clone.default"]
+
+
+def test_autocast_on_a_gpu_makes_no_hidden_features_wider() -> None:
+    steps = PlainSteps()
+    with FakeTensorMode():
+        z, up, down, grad = (
+            torch.empty(rows, 8, device="cuda", dtype=torch.float16) for rows in (16, 32, 32, 16)
+        )
+        torch.set_autocast_enabled("cuda", True)
+        try:
+            with Operators() as called:
+                steps.forward(z, up, down, False)
+                hidden, slope = steps.hidden_backward(z, up, down, grad, False, False)
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+    assert (hidden.dtype, slope.dtype) == (torch.float16, torch.float16)
+    assert "aten._to_copy.default" not in called.names
 
 
 def test_a_second_derivative_is_refused() -> None:
