@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 from elas_lightning.configuration import ElasCLI, command_line
 from elas_lightning.runner import execute
+from elas_lightning.training.checkpoints import read
 
 
 class _Places(Callback):
@@ -53,3 +54,16 @@ def test_a_validation_in_the_midst_of_a_step_saves_nothing(
     )
     assert seen
     assert all(micro_batches == 2 * steps for steps, micro_batches in seen), seen
+
+
+@pytest.mark.parametrize("every", [5, 6, 12, 100])
+def test_the_last_step_is_saved_once_wherever_the_rhythm_falls(
+    overlay: Path, tmp_path: Path, every: int
+) -> None:
+    seen = _places(overlay, tmp_path / "run", checkpoint__every_n_train_steps=every)
+    assert [steps for steps, _ in seen] == [*range(every, 12, every), 12]
+    assert read(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 12
+
+
+def test_what_is_not_to_be_saved_is_not_saved_at_the_end(overlay: Path, tmp_path: Path) -> None:
+    assert _places(overlay, tmp_path / "run", checkpoint__save_top_k=0) == []
