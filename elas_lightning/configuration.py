@@ -34,6 +34,7 @@ from elas_lightning.training.optimizers import OptimizerConfig
 from elas_lightning.training.progress import StepProgressBar
 from elas_lightning.training.randomness import RandomStates
 from elas_lightning.training.recorder import RunRecorder
+from elas_lightning.training.sharding import check_launcher
 
 CHECKPOINT_NAME = "last"
 
@@ -141,9 +142,11 @@ class ElasCLI(LightningCLI):
             table = CSVLogger(self.directory, name="logs")
             kwargs["logger"] = [table, TensorBoardLogger(self.directory, name="logs", version=table.version)]
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:  # all mean a setting
             raise UserError(f"trainer: {_in_one_line(str(error))}") from error
+        check_launcher(trainer.strategy)
+        return trainer
 
     def choose_directory(self, given: str | None) -> Path:
         """The run's own directory."""

@@ -102,6 +102,12 @@ def check_settings(config: Mapping[str, Any]) -> None:
             raise UserError(
                 f"trainer.{name} is 0, which trains nothing: leave it out, trainer.max_steps ends a run"
             )
+    limit = config["trainer"]["limit_train_batches"]
+    if limit is not None and (isinstance(limit, int) or limit != 1.0):
+        raise UserError(
+            f"trainer.limit_train_batches is {limit}, behind which Lightning would begin again with the same batches: "
+            "leave it out, trainer.max_steps ends a run"
+        )
     if config["checkpoint"]["save_on_exception"]:
         raise UserError(
             "checkpoint.save_on_exception is true, which saves in the midst of a step, so that going on would skip its "
