@@ -108,6 +108,11 @@ def check_settings(config: Mapping[str, Any]) -> None:
             f"trainer.limit_train_batches is {limit}, behind which Lightning would begin again with the same batches: "
             "leave it out, trainer.max_steps ends a run"
         )
+    if config["checkpoint"]["dirpath"] is not None:
+        raise UserError(
+            f"checkpoint.dirpath is {config['checkpoint']['dirpath']}, but checkpoints lie in the run's own directory, "
+            "where going on looks for them: leave it out, or give another --trainer.default_root_dir"
+        )
     if config["checkpoint"]["save_on_exception"]:
         raise UserError(
             "checkpoint.save_on_exception is true, which saves in the midst of a step, so that going on would skip its "

@@ -118,6 +118,7 @@ VALUES = {
     "--checkpoint.every_n_train_steps=-1": "checkpoint…every_n_train_steps",
     "--checkpoint.every_n_train_steps=often": "checkpoint.every_n_train_steps",
     "--checkpoint.save_top_k=-5": "checkpoint…save_top_k",
+    "--checkpoint.dirpath=elsewhere": "checkpoint.dirpath is elsewhere…default_root_dir",
     "--checkpoint.save_on_exception=true": "checkpoint.save_on_exception is true…in the midst of a step",
     "--checkpoint.nothing=1": "checkpoint.nothing",
     "--ckpt_path=run.yaml": "run.yaml",
