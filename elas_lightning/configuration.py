@@ -6,6 +6,7 @@ can be repeated with ``elas fit --config …`` and the other way round.
 
 import argparse
 import logging
+import math
 import re
 import sys
 import warnings
@@ -15,7 +16,7 @@ from typing import Any
 
 import lightning as L
 import yaml
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -33,6 +34,7 @@ from elas_lightning.training.optimizers import OptimizerConfig
 from elas_lightning.training.progress import StepProgressBar
 from elas_lightning.training.randomness import RandomStates
 from elas_lightning.training.recorder import RunRecorder
+from elas_lightning.training.sharding import check_launcher
 
 CHECKPOINT_NAME = "last"
 
@@ -122,7 +124,7 @@ class ElasCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         self.directory = self.choose_directory(config["default_root_dir"])
         self.recorder = RunRecorder(self.directory)
-        self.stop = StopBetweenSteps(self.checkpoint_path)
+        self.stop = StopBetweenSteps(self.checkpoint_path, _in_seconds(config["max_time"]))
         checkpoint = self._get(self.config_init, "checkpoint")
         checkpoint.dirpath = str(checkpoint_folder(self.directory))
         given = [*_as_list(config["callbacks"]), *self._callbacks]
@@ -130,6 +132,7 @@ class ElasCLI(LightningCLI):
             given.append(StepProgressBar())
         # the dump shows what the user configured, not what was derived here
         kwargs["default_root_dir"] = str(self.directory)
+        kwargs["max_time"] = None
         live = LiveProgress(self.directory, self.recorder)
         # the random state comes back before, and a stop saves after, what the others do at the same place
         kwargs["callbacks"] = [RandomStates(), self.recorder, live, *given, self.stop]
@@ -139,9 +142,11 @@ class ElasCLI(LightningCLI):
             table = CSVLogger(self.directory, name="logs")
             kwargs["logger"] = [table, TensorBoardLogger(self.directory, name="logs", version=table.version)]
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:  # all mean a setting
             raise UserError(f"trainer: {_in_one_line(str(error))}") from error
+        check_launcher(trainer.strategy)
+        return trainer
 
     def choose_directory(self, given: str | None) -> Path:
         """The run's own directory."""
@@ -176,6 +181,18 @@ def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list) else [value]
+
+
+def _in_seconds(max_time: Any) -> float:
+    """``trainer.max_time``, in one of the forms that Lightning takes."""
+    if max_time is None:
+        return math.inf
+    try:
+        seconds = Timer(max_time).time_remaining()
+    except (MisconfigurationException, TypeError) as error:
+        raise UserError(f"trainer.max_time: {_in_one_line(str(error))}") from error
+    assert seconds is not None
+    return seconds
 
 
 def _in_one_line(message: str) -> str:

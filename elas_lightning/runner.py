@@ -244,10 +244,11 @@ def _collect(
     cli: ElasCLI, request: RunRequest | None, state: str, reason: str | None, started: str
 ) -> RunResult:
     model, trainer = cli.model, cli.trainer
+    device = trainer.strategy.root_device  # not the model's, which Lightning has moved to the CPU by now
     tokens = cli.datamodule.batch_size * cli.datamodule.sequence_length
     backend = ffn_choice(
         model.config,
-        model.device,
+        device,
         tokens,
         _dtype(str(trainer.precision)),
         compiled=bool(model.hparams["compile"]),
@@ -263,13 +264,13 @@ def _collect(
         overlays=[str(p) for p in request.overlays] if request else [],
         overrides=dict(request.overrides) if request else {},
         metrics=_metrics(cli, state),
-        backend={**asdict(backend), "ffn": ffn_path(model.config, model.device, backend)},
+        backend={**asdict(backend), "ffn": ffn_path(model.config, device, backend)},
         data={**cli.datamodule.description(), "unigram_perplexity": cli.datamodule.unigram_perplexity()},
         environment={
-            **describe_environment(model.device, command),
+            **describe_environment(device, command),
             "world_size": trainer.world_size,
             "precision": str(trainer.precision),
-            "peak_flops": peak_flops(model.device, str(trainer.precision)),
+            "peak_flops": peak_flops(device, str(trainer.precision)),
         },
         started=started,
         finished=_now(),
@@ -291,7 +292,7 @@ def _metrics(cli: ElasCLI, state: str) -> dict[str, Any]:
     rate = recorder.tokens / recorder.seconds if recorder.seconds else None
     account = flops_per_token(config, cli.datamodule.sequence_length)
     flops = account["total"]
-    peak = peak_flops(cli.model.device, str(cli.trainer.precision))
+    peak = peak_flops(cli.trainer.strategy.root_device, str(cli.trainer.precision))
     return {
         "val_loss": measured.get("val_loss"),
         "val_perplexity": measured.get("val_perplexity"),
@@ -318,14 +319,14 @@ def _metrics(cli: ElasCLI, state: str) -> dict[str, Any]:
 
 def _expected_bytes(cli: ElasCLI) -> dict[str, int] | None:
     """The memory account of the run's own micro-batch; none for a precision or device that it does not know."""
-    precision, device = str(cli.trainer.precision), cli.model.device.type
+    precision, device = str(cli.trainer.precision), cli.trainer.strategy.root_device.type
     if precision not in get_args(Precision) or device not in get_args(Device):
         return None
     step = TrainingStep(
         cli.datamodule.batch_size,
         cli.datamodule.sequence_length,
         precision,  # type: ignore[arg-type]
-        device,
+        device,  # type: ignore[arg-type]
         cli.model.config.checkpointing,
     )
     remembered = optimizer_state_entries(cli.model.optimizer, cli.model.config)["total"]

@@ -102,6 +102,22 @@ def check_settings(config: Mapping[str, Any]) -> None:
             raise UserError(
                 f"trainer.{name} is 0, which trains nothing: leave it out, trainer.max_steps ends a run"
             )
+    limit = config["trainer"]["limit_train_batches"]
+    if limit is not None and (isinstance(limit, int) or limit != 1.0):
+        raise UserError(
+            f"trainer.limit_train_batches is {limit}, behind which Lightning would begin again with the same batches: "
+            "leave it out, trainer.max_steps ends a run"
+        )
+    if config["checkpoint"]["dirpath"] is not None:
+        raise UserError(
+            f"checkpoint.dirpath is {config['checkpoint']['dirpath']}, but checkpoints lie in the run's own directory, "
+            "where going on looks for them: leave it out, or give another --trainer.default_root_dir"
+        )
+    if config["checkpoint"]["save_on_exception"]:
+        raise UserError(
+            "checkpoint.save_on_exception is true, which saves in the midst of a step, so that going on would skip its "
+            "rows: leave it out, the last checkpoint between two steps is kept anyway"
+        )
     seed = config["seed_everything"]
     if isinstance(seed, bool) or not 0 <= seed <= _LARGEST_SEED:
         raise UserError(f"seed_everything is {seed}: give a whole number from 0 to {_LARGEST_SEED}")

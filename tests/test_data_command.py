@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from small_corpus import write_shard
 
 from elas_lightning.cli import main
 from elas_lightning.data import inspection
@@ -96,6 +97,16 @@ def test_wrong_input_is_one_line(arguments, message, capsys):
     assert main(["data", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_corpus_of_empty_documents_is_one_line(source, corpus, tmp_path, capsys):
+    folder = shutil.copytree(corpus, tmp_path / "empty")
+    for shard in folder.glob("c4-train.*"):
+        write_shard(shard, ["", ""])
+    assert main(["data", "inspect", *source, "--path", str(folder), "--set", "trainer.max_steps=3"]) == 2
+    error = capsys.readouterr().err
+    assert "there is no document with text in 4 training shards" in error
     assert error.count("\n") == 1
 
 

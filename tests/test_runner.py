@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from elas_lightning import runner
 from elas_lightning.errors import UserError
 from elas_lightning.nn.account import TrainingStep, count_parameters, flops_per_token, memory_account
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.runner import RunRequest, RunResult, run
+from elas_lightning.training.hardware import describe_environment
+from elas_lightning.training.module import ElasModule
 
 
 def test_the_result_file_says_everything(overlay: Path, tmp_path: Path) -> None:
@@ -36,6 +39,23 @@ def test_the_result_file_says_everything(overlay: Path, tmp_path: Path) -> None:
     assert result.environment["command"].startswith("elas fit --config")
     assert result.data["source"] == "local"
     assert 1 < result.data["unigram_perplexity"] < 300
+
+
+def test_the_result_is_of_the_device_that_trained(
+    overlay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning moves the model to the CPU before the result is written; here to `meta`."""
+    monkeypatch.setattr(ElasModule, "cpu", lambda module: module.to("meta"))
+    asked: list[torch.device] = []
+
+    def describe(device: torch.device, command: str) -> dict[str, object]:
+        asked.append(device)
+        return describe_environment(device, command)
+
+    monkeypatch.setattr(runner, "describe_environment", describe)
+    result = run(RunRequest(tmp_path / "run", [overlay], {"trainer.max_steps": 10}))
+    assert asked == [torch.device("cpu")]
+    assert result.metrics["account"] is not None
 
 
 def test_a_finished_run_is_not_run_again(overlay: Path, tmp_path: Path) -> None:

@@ -57,8 +57,10 @@ def sample_lengths(data: C4DataModule, documents: int) -> np.ndarray:
         reader = open_documents((shards[index],), data.on_damaged_shard)
         stored = reader.read(-(-(documents - len(lengths)) // left))
         lengths += map(len, encoded(stored, data.text_tokenizer))
-    if not lengths:
-        raise UserError(f"there is no document in {len(spread)} training shards from {shards[0]} on")
+    if max(lengths, default=0) < 2:  # an empty one is its end token alone
+        raise UserError(
+            f"there is no document with text in {len(spread)} training shards from {shards[0]} on"
+        )
     return np.array(lengths)
 
 

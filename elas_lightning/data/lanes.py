@@ -84,6 +84,8 @@ class Lane:
         self._encoded: list[np.ndarray] = []
         self._encoded_from = 0
         self._load_block()
+        # of a lane that goes on nobody knows what came of the epoch's beginning
+        self._fruitful = place is not None
         self._position: int = start["position"]
         self._offset: int = start["offset"]
 
@@ -103,6 +105,7 @@ class Lane:
                 self._offset = 0
             if row is not None:
                 rows.append(row)
+            self._fruitful |= row is not None or len(self._cutter.partial) > 0
         return rows
 
     def place(self) -> Place:
@@ -133,7 +136,8 @@ class Lane:
     def _load_block(self) -> None:
         self._block_start = self._reader.place
         stored = self._reader.read(self._config.shuffle_block)
-        if not stored and self._block > 0:
+        if not stored and self._block > 0 and self._fruitful:
+            self._fruitful = False
             self._epoch += 1
             self._block = 0
             self._reader = self._open_epoch(self._reader.skipped)
@@ -142,7 +146,7 @@ class Lane:
         if not stored:
             shards = self._config.shards[self._lane :: self._config.lanes]
             raise UserError(
-                f"no documents in {len(shards)} shard(s) from {shards[0]} on, of which lane {self._lane} is "
+                f"no documents with text in {len(shards)} shard(s) from {shards[0]} on, of which lane {self._lane} is "
                 f"made; remove empty shards, or lower data.lanes={self._config.lanes}"
             )
         self._random("block", self._block).shuffle(stored)

@@ -301,6 +301,17 @@ class CheckpointBetweenSteps(ModelCheckpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         in_training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        # a validation may lie in the midst of a step: what is due there waits for the next one
         if in_training and is_between_steps(trainer):
             super().on_train_batch_end(trainer, pl_module, None, None, trainer.fit_loop.batch_idx)
-        super().on_validation_end(trainer, pl_module)
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save what training has come to, which ``result.json`` tells of; a monitored metric chooses by itself."""
+        if (
+            self.monitor is None
+            and is_between_steps(trainer)
+            and not self._should_skip_saving_checkpoint(trainer)
+        ):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        super().on_train_end(trainer, pl_module)

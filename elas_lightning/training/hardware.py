@@ -8,8 +8,11 @@ from pathlib import Path
 import torch
 
 # Dense (not 2:4) matrix-multiply peak in FLOP/s by device name, from the vendor's data sheets. A device that
-# is not listed has no model FLOPs utilisation: a guess would look like a measurement.
+# is not listed has no model FLOPs utilisation: a guess would look like a measurement. Nor has a part of one (MIG), or
+# another card of nearly the same name.
 _BF16_PEAKS = {
+    "GH200": 989e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -20,6 +23,7 @@ _BF16_PEAKS = {
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
+_OTHER_CARDS = r"(?! ?(?:Ti|D|Laptop|Max-Q|SUPER)\b)(?!.*\bMIG\b)"
 _REPORTED_PACKAGES = ("elas-lightning", "torch", "lightning", "torchmetrics", "datasets", "optuna", "triton")
 
 
@@ -33,7 +37,8 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     if device.type != "cuda" or "16" not in precision:
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in _BF16_PEAKS.items() if key in name), None)
+    found = (peak for key, peak in _BF16_PEAKS.items() if re.search(rf"\b{key}\b{_OTHER_CARDS}", name))
+    return next(found, None)
 
 
 def hardware_name(device: torch.device) -> str:

@@ -4,8 +4,10 @@ SIGINT (Ctrl-C), SIGTERM and SIGUSR1 (a scheduler's warning) end a run between t
 of exactly that place.
 """
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,7 +64,7 @@ def validation_follows(trainer: L.Trainer) -> bool:
 
 
 class StopBetweenSteps(L.Callback):
-    """Turns a signal into a clean stop; Ctrl-C after another signal is Python's own business again.
+    """Turns a signal, or a time that is over, into a clean stop; a second Ctrl-C is Python's own business again.
 
     Lightning's answer to Ctrl-C saves in the middle of a step, when the batch has been taken from the stream but
     not yet learned from: resuming would skip it. Its answer to SIGTERM broadcasts from within the handler, which
@@ -70,12 +72,18 @@ class StopBetweenSteps(L.Callback):
     after the validation that is due there. While nothing is trained, there is nothing to save, and a signal ends the
     process at once.
 
+    ``trainer.max_time`` ends up here, too: Lightning's timer ends training in the midst of a step, and as if all
+    were done.
+
     Args:
         checkpoint: Where the checkpoint goes.
+        seconds: How long to train, from each time that the run is taken up; then it stops as at SIGUSR1.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, seconds: float = math.inf) -> None:
         self.checkpoint = checkpoint
+        self._seconds = seconds
+        self._deadline = math.inf
         self._asked_by = 0
         self._training = False
         self._previous: dict[int, Any] = {}
@@ -96,6 +104,7 @@ class StopBetweenSteps(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._training = True
+        self._deadline = time.monotonic() + self._seconds
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -112,6 +121,8 @@ class StopBetweenSteps(L.Callback):
         self._training = False
 
     def _stop_if_asked(self, trainer: L.Trainer) -> None:
+        if not self._asked_by and time.monotonic() >= self._deadline:
+            self._asked_by = signal.SIGUSR1
         if trainer.strategy.reduce_boolean_decision(self._asked_by > 0, all=False):
             asked = torch.tensor(self._asked_by, device=trainer.strategy.root_device)
             number = int(trainer.strategy.reduce(asked, reduce_op="max"))

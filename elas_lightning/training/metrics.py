@@ -1,6 +1,7 @@
 """Loss over real tokens, and what is derived from it."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,6 +38,11 @@ class TokenLoss(Metric):
         self.add_state("text_bytes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("batch_means", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("batches", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> "TokenLoss":
+        """Follow the model to its device, but not to its dtype: in bfloat16 a sum soon stops growing."""
+        super()._apply(lambda tensor: tensor.to(fn(tensor).device), exclude_state)
+        return self
 
     def update(self, nll: Tensor, tokens: Tensor, text_bytes: Tensor) -> None:
         """Add one batch.

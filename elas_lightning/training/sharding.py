@@ -21,6 +21,7 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
     Strategy,
 )
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
@@ -193,6 +194,21 @@ def _like_parameter(value: Any, parameter: Tensor) -> Any:
     if isinstance(value, Tensor) and value.shape == parameter.shape:
         return shard_like(value, parameter, source=None)
     return value
+
+
+def check_launcher(strategy: Strategy) -> None:
+    """Refuse processes that are copies of this one, before any is started.
+
+    What callbacks have measured stays in them, and Lightning hands the weights back by a file of its own.
+
+    Raises:
+        UserError: The strategy makes such.
+    """
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        raise UserError(
+            "trainer.strategy starts copies of this process (spawn, fork, notebook), which would take a run's records "
+            "with them: choose ddp, which starts the command anew"
+        )
 
 
 def check_strategy(strategy: Strategy, config: ModelConfig) -> None:

@@ -161,7 +161,7 @@ def test_validation_is_never_cut_short(make_data, corpus, tmp_path):
 
 def test_a_lane_of_nothing_but_damage_ends_the_run(make_data, damaged):
     data = make_data(path=str(damaged("empty")), on_damaged_shard="skip")
-    with pytest.raises(UserError, match=r"no documents in 1 shard\(s\) from .*lane 2"):
+    with pytest.raises(UserError, match=r"no documents with text in 1 shard\(s\) from .*lane 2"):
         train_on(data, 20)
 
 

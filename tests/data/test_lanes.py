@@ -90,13 +90,31 @@ def test_places_are_plain(make_data, tmp_path):
     assert torch.load(tmp_path / "cursor.pt", weights_only=True) == cursor
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_lane_without_documents_is_named(make_data, tmp_path, workers):
-    for shard in range(2):
-        write_shard(tmp_path / f"c4-train.{shard}.json.gz", ["some text"] * (1 - shard))
+@pytest.mark.parametrize(("workers", "documents"), [(0, []), (2, []), (0, [""] * 7)])
+def test_a_lane_without_documents_is_named(make_data, tmp_path, workers, documents):
+    write_shard(tmp_path / "c4-train.0.json.gz", ["some text"])
+    write_shard(tmp_path / "c4-train.1.json.gz", documents)
     write_shard(tmp_path / "c4-validation.0.json.gz", ["some text"])
-    data = make_data(path=str(tmp_path), lanes=2, num_workers=workers)
+    data = make_data(path=str(tmp_path), lanes=2, num_workers=workers, batching="truncate")
     with pytest.raises(
-        UserError, match=r"^no documents in 1 shard\(s\) from .*c4-train\.1\.json\.gz on.*lanes=2$"
+        UserError, match=r"^no documents with text in 1 shard\(s\) from .*c4-train\.1\.json\.gz on.*lanes=2$"
     ):
         batches(data, 4)
+
+
+def test_a_row_may_take_several_epochs_of_a_short_lane(make_data, tmp_path):
+    write_shard(tmp_path / "c4-train.0.json.gz", ["some text", ""])
+    write_shard(tmp_path / "c4-validation.0.json.gz", ["some text"])
+    (batch,) = batches(make_data(path=str(tmp_path), lanes=1, sequence_length=64, validation_tokens=1), 1)
+    assert batch["cursor"]["state"]["epoch"] > 3
+
+
+def test_a_lane_goes_on_where_only_empty_documents_are_left(make_data, tmp_path):
+    write_shard(tmp_path / "c4-train.0.json.gz", ["some text", *[""] * 6])
+    write_shard(tmp_path / "c4-validation.0.json.gz", ["some text"])
+    options = {"path": str(tmp_path), "lanes": 1, "batch_size": 1, "batching": "truncate"}
+    whole = batches(make_data(**options), 4)
+    data = make_data(**options)
+    state = {**data.state_dict(), "next_micro_batch": 1, "places": [whole[0]["cursor"]["state"]]}
+    data.load_state_dict(state)
+    assert ids(batches(data, 3)) == ids(whole[1:])

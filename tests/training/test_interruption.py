@@ -3,6 +3,7 @@
 import csv
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,26 @@ def test_stopped_and_resumed_equals_unbroken(
     resumed = run(request)
     assert resumed.metrics["val_loss"] == whole.metrics["val_loss"]
     assert resumed.metrics["tokens"] == whole.metrics["tokens"]
+    assert _losses(tmp_path / "broken") == _losses(tmp_path / "whole")
+
+
+class _Slow(Callback):
+    """Takes its time for each micro-batch."""
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        time.sleep(0.3)
+
+
+@pytest.mark.parametrize("max_time", ["00:00:00:01", {"seconds": 1}])
+def test_a_run_whose_time_is_over_is_not_complete(overlay: Path, tmp_path: Path, max_time: Any) -> None:
+    overrides = {"trainer.accumulate_grad_batches": 2, "trainer.max_steps": 7}
+    run(RunRequest(tmp_path / "whole", [overlay], overrides))
+    limited = {**overrides, "trainer.max_time": max_time}
+    with pytest.raises(Interrupted) as stopped:
+        run(RunRequest(tmp_path / "broken", [overlay], limited), [_Slow()])
+    assert stopped.value.signal_number == signal.SIGUSR1
+    assert not (tmp_path / "broken/result.json").exists()
+    run(RunRequest(tmp_path / "broken", [overlay], overrides))
     assert _losses(tmp_path / "broken") == _losses(tmp_path / "whole")
 
 

@@ -35,6 +35,16 @@ def test_weighted_by_tokens_and_not_by_batches() -> None:
     assert values["bits_per_byte"] == pytest.approx(12 / math.log(2) / 24)
 
 
+def test_a_model_in_bfloat16_does_not_take_the_sums_along() -> None:
+    metric = TokenLoss()
+    torch.nn.ModuleList([metric]).to(torch.bfloat16)  # as Lightning does under bf16-true
+    for _ in range(1000):
+        metric.update(torch.tensor(5.0), torch.tensor(1), torch.tensor(4))
+    assert metric.compute()["loss"] == 5.0
+    metric.reset()
+    assert metric.nll.dtype == torch.float64
+
+
 def test_galore_protocol_divides_the_batch_means_by_one_too_many() -> None:
     metric = TokenLoss()
     metric.update(torch.tensor(3.0), torch.tensor(1), torch.tensor(4))

@@ -207,7 +207,7 @@ def test_sparse_entries_go_by_adamw_at_the_blocks_rate(overlay: Path, tmp_path: 
 
 
 def test_relora_with_a_warm_start_is_refused_on_several_processes(overlay: Path, tmp_path: Path) -> None:
-    overrides = {**METHODS["relora"], "trainer.devices": 2, "trainer.strategy": "ddp_fork"}
+    overrides = {**METHODS["relora"], "trainer.devices": 2, "trainer.strategy": "ddp"}
     cli = _cli(overlay, tmp_path / "run", overrides)
     cli.model.trainer = cli.trainer
     with pytest.raises(UserError, match=r"relora_full_rank_cycles is 1 but 2 processes .*set it to 0"):
