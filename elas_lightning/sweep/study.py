@@ -337,13 +337,12 @@ class Study:
         return next((run for run in runs if run.request.directory.name == name), None)
 
     def left_out(self) -> int:
-        """Runs that will not be made: of points that were pruned with an earlier seed, or drawn a second time."""
-        spec = self.plan.spec
-        pruned = self.study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
-        unmade = sum(self.result(self.planned(t.params, seed)) is None for t in pruned for seed in spec.seeds)
+        """Runs that will not be made: of points that were pruned with an earlier seed, drawn a second time, or
+        rounded to the configuration of another."""
         settled = self.study.get_trials(deepcopy=False, states=claims.SETTLED)
-        points = {claims.point_key(trial.params) for trial in settled}
-        return unmade + (len(settled) - len(points)) * len(spec.seeds)
+        runs = [self.planned(trial.params, seed) for trial in settled for seed in self.plan.spec.seeds]
+        made = {run.request.directory.name: run for run in runs}
+        return len(runs) - sum(self.result(run) is not None for run in made.values())
 
     def importances(self) -> dict[str, float] | None:
         """Share of the objective's variance by parameter (PED-ANOVA); ``None`` for grids and short searches."""

@@ -143,3 +143,15 @@ def hold_and_finish(request: RunRequest) -> RunResult:
         _count(request)
         time.sleep(1)
         return finish(request)
+
+
+def prune_the_lowest_rank(request: RunRequest) -> RunResult:
+    """As the pruner does it: the point's later seeds are not begun."""
+    seed = int(request.overrides["seed_everything"])
+    state, reason = (
+        ("pruned", "above the median") if "rank-2" in request.directory.name else ("complete", None)
+    )
+    metrics = {"val_perplexity": 2.0, "seconds": 1.0}
+    result = RunResult(request.directory.name, state, reason, seed, {}, [], {}, metrics, {}, {}, {}, "", "")
+    result.write(request.directory)
+    return result

@@ -173,3 +173,52 @@ def test_a_point_that_is_drawn_twice_leaves_nothing_missing(project: Path, start
     assert len(started) == len(set(started)) == 10 - study.left_out()
     summary = json.loads(Path("runs/few/summary.json").read_text())
     assert summary["runs"]["planned"] == summary["runs"]["complete"] == len(started)
+
+
+def test_a_pruned_point_that_is_drawn_twice_hides_no_other_points_runs(
+    project: Path, started: Started
+) -> None:
+    started.make_with(lambda request: making.prune_the_lowest_rank)
+    rank = {"rank": {"keys": ["model.config.ffn_rank"], "choices": [2, 4]}}
+    _write_sweep(project, "few", search=rank, sampler="random", trials=6, seeds=[0, 1, 2], plots=[])
+    assert run_sweep(Request("few"), Console(file=io.StringIO())) == 0
+    assert [row["state"] for row in _rows("few")].count("pruned") == 1
+    summary = json.loads(Path("runs/few/summary.json").read_text())
+    assert summary["runs"]["planned"] == len(_rows("few")) == len(started) == 4
+
+
+def test_points_that_round_to_one_configuration_leave_nothing_missing(
+    project: Path, started: Started
+) -> None:
+    started.make_with(lambda request: making.finish)
+    rank = {"keys": ["model.config.ffn_rank"], "relative_to": "model.config.hidden_size"}
+    _write_sweep(project, "near", search={"rank": {**rank, "choices": [0.25, 0.26]}}, seeds=[0, 1], plots=[])
+    assert run_sweep(Request("near"), Console(file=io.StringIO())) == 0
+    assert len(started) == len(_rows("near")) == 2
+
+
+def test_what_runs_are_made_from_may_change_and_they_are_run_again(project: Path, started: Started) -> None:
+    started.make_with(lambda request: making.finish)
+    run_sweep(Request("grid"), Console(file=io.StringIO()))
+    before = list(started)
+    method = project / "experiments/methods/elas.yaml"
+    method.write_text(method.read_text().replace("ffn_hidden", "ffn_input"))
+    assert run_sweep(Request("grid"), Console(file=io.StringIO())) == 0
+    again = started[len(before) :]
+    assert len(again) == 4
+    assert all("ELAS" in name for name in again)
+    assert set(again).isdisjoint(before)
+    assert len(_rows()) == 8
+    _write_sweep(project, "grid", overrides={"trainer.max_steps": 7})
+    assert run_sweep(Request("grid"), Console(file=io.StringIO())) == 0
+    assert len(started) == 8 + 4 + 8
+
+
+def test_another_objective_does_not_take_the_values_of_the_first(project: Path, started: Started) -> None:
+    started.make_with(lambda request: making.trade_seconds_for_perplexity)
+    run_sweep(Request("grid"), Console(file=io.StringIO()))
+    _write_sweep(project, "grid", objective="seconds")
+    run_sweep(Request("grid"), Console(file=io.StringIO()))
+    assert len(started) == 8
+    study = open_study(Request("grid").plan(), Request("grid")).study
+    assert sorted(trial.value for trial in study.trials) == [1.0, 1.0, 2.0, 4.0]
