@@ -4,12 +4,14 @@ import csv
 import io
 import json
 import os
+import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import making
+import optuna
 import pytest
 import yaml
 from making import Started
@@ -222,3 +224,50 @@ def test_another_objective_does_not_take_the_values_of_the_first(project: Path, 
     assert len(started) == 8
     study = open_study(Request("grid").plan(), Request("grid")).study
     assert sorted(trial.value for trial in study.trials) == [1.0, 1.0, 2.0, 4.0]
+
+
+def test_a_diverged_point_is_the_worst_whatever_is_looked_at(project: Path, started: Started) -> None:
+    started.make_with(lambda request: making.diverge_at_once_if_dense)
+    _write_sweep(project, "quick", objective="seconds", seeds=[0])
+    console = Console(file=io.StringIO(), width=200)
+    run_sweep(Request("quick"), console)
+    study = open_study(Request("quick").plan(), Request("quick")).study
+    assert [t.value for t in study.trials if t.params["method"] == "dense"] == [float("inf")] * 2
+    assert study.best_trial.params["method"] == "ELAS"
+    assert "best 1" not in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("objective", ["tokens_per_second", "seconds"])
+def test_importances_are_those_of_the_better_end(project: Path, objective: str) -> None:
+    """The better values are decided by one parameter and the worse ones by the other."""
+    ranges = {name: {"keys": [f"model.optimizer.{key}"], "low": 0.0, "high": 1.0}
+              for name, key in (("good", "lr"), ("bad", "weight_decay"))}  # fmt: skip
+    _write_sweep(project, "fast", search=ranges, objective=objective, sampler="random", trials=200, plots=[])
+    study = open_study(Request("fast").plan(), Request("fast"))
+    draw = random.Random(0)
+    sign = 1 if objective == "tokens_per_second" else -1
+    distributions: dict[str, Any] = {name: optuna.distributions.FloatDistribution(0, 1) for name in ranges}
+    for _ in range(200):
+        point = {name: draw.random() for name in ranges}
+        value = sign * (max(0.0, point["good"] - 0.8) - max(0.0, point["bad"] - 0.8))
+        study.study.add_trial(
+            optuna.trial.create_trial(params=point, distributions=distributions, value=value)
+        )
+    shares = study.importances()
+    assert shares is not None
+    assert shares["good"] > 0.9
+
+
+def test_a_search_whose_points_diverged_knows_no_importances(project: Path) -> None:
+    lr = {"lr": {"keys": ["model.optimizer.lr"], "low": 0.1, "high": 1.0}}
+    _write_sweep(project, "lost", search=lr, sampler="random", trials=5, plots=[])
+    study = open_study(Request("lost").plan(), Request("lost"))
+    for rate in (0.2, 0.4, 0.6, 0.8):
+        study.study.add_trial(
+            optuna.trial.create_trial(
+                params={"lr": rate},
+                distributions={"lr": optuna.distributions.FloatDistribution(0.1, 1.0)},
+                value=float("inf"),
+            )
+        )
+    assert study.importances() is None
