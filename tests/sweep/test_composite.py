@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from rich.console import Console
 from elas_lightning.analysis.load import load_sweep
 from elas_lightning.cli import main
 from elas_lightning.errors import UserError
+from elas_lightning.sweep import member
 from elas_lightning.sweep import worker as worker_module
 from elas_lightning.sweep.composite import Composite, CompositeSpec, is_composite
-from elas_lightning.sweep.run import Request, run_sweep
+from elas_lightning.sweep.crew import BUDGET_SPENT
+from elas_lightning.sweep.run import Request, describe, open_study, run_sweep
 from elas_lightning.sweep.worker import Budget, BudgetSpent
 
 QUICK = {"trainer.max_steps": 4, "trainer.val_check_interval": 2}
@@ -83,6 +86,19 @@ def test_the_next_call_goes_on_where_the_budget_ended(
     assert missing == ["grid: 1 of 4 runs", "second: 4 of 4 runs"]
     assert _run()[0] == []
     assert len(started) == len(set(started)) == 8
+
+
+def test_a_worker_that_replaces_a_dead_one_has_only_the_time_that_is_left(
+    both: Path, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request("grid", overrides=QUICK)
+    plan = request.plan()
+    plan.folder.mkdir(parents=True)
+    job = json.loads(json.dumps(describe([request], [open_study(plan, request)], Budget(10))))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 11 * 60)
+    assert member.work(job) == BUDGET_SPENT
+    assert started == []
 
 
 def test_a_budget_counts_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
