@@ -118,9 +118,7 @@ def test_what_the_sweep_itself_sets_cannot_be_set(
 
 
 def test_an_override_that_a_dimension_would_hide_is_refused(planned: Callable[..., Plan]) -> None:
-    with pytest.raises(
-        UserError, match=r"overrides has .*ffn_rank, which each run has from search"
-    ):
+    with pytest.raises(UserError, match=r"overrides has .*ffn_rank, which each run has from search"):
         planned(overrides={"model.config.ffn_rank": 4}).check()
 
 
