@@ -101,6 +101,16 @@ def test_a_worker_that_replaces_a_dead_one_has_only_the_time_that_is_left(
     assert started == []
 
 
+def test_the_status_of_a_composite_is_that_of_its_parts(
+    both: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _run(budget=0)
+    assert main(["sweep", "status", "both"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("-")[0] for line in lines if line and not line.startswith(" ")] == ["grid", "second"]
+    assert lines.count("  points: 2 not begun") == 2
+
+
 def test_a_budget_counts_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(worker_module.time, "perf_counter", lambda: now[0])
