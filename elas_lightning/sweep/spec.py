@@ -102,6 +102,11 @@ class Dimension:
             raise UserError(f"{where}: low is {self.low}: a logarithmic range starts above 0")
 
     def _check_factors(self, where: str) -> None:
+        for factor in self.options.values() if self.relative_to else ():
+            if isinstance(factor, bool) or not isinstance(factor, int | float):
+                raise UserError(
+                    f"{where}.choices has {factor!r}: give numbers, which are factors of {self.relative_to}"
+                )
         for label, factors in self.factors.items():
             if self.overlays and label not in self.overlays:
                 known = ", ".join(map(str, self.overlays))
