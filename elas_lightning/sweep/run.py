@@ -90,6 +90,7 @@ class SweepRun:
 
     def __init__(self, plan: Plan, request: Request, console: Console) -> None:
         self.plan = plan
+        self.request = request
         self._console = console
         self._outcome = Outcome(plan, request.command)
         self._progress = SweepProgress(plan, console)
@@ -203,7 +204,7 @@ def fill(runs: Sequence[SweepRun], request: Request, console: Console, budget: B
             if request.workers > 1 and unsettled:
                 first = runs[0].plan
                 devices = devices_of(first.base["trainer"]["devices"])
-                job = describe([request.part(run.plan.spec.name) for run in runs], studies, budget)
+                job = describe([run.request for run in runs], studies, budget)
                 Crew(job, request.workers, devices, first.folder / "workers", look, tick).work()
             else:
                 turns = [run.announce for run in runs]

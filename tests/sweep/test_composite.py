@@ -18,7 +18,7 @@ from elas_lightning.errors import UserError
 from elas_lightning.sweep import member
 from elas_lightning.sweep import worker as worker_module
 from elas_lightning.sweep.composite import Composite, CompositeSpec, is_composite
-from elas_lightning.sweep.crew import BUDGET_SPENT
+from elas_lightning.sweep.crew import BUDGET_SPENT, Crew
 from elas_lightning.sweep.run import Request, describe, open_study, run_sweep
 from elas_lightning.sweep.worker import Budget, BudgetSpent
 
@@ -109,6 +109,19 @@ def test_the_status_of_a_composite_is_that_of_its_parts(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("-")[0] for line in lines if line and not line.startswith(" ")] == ["grid", "second"]
     assert lines.count("  points: 2 not begun") == 2
+
+
+def test_workers_are_told_of_the_file_that_was_named(
+    both: Path, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of the one in sweeps/ that has its name."""
+    (both / "own").mkdir()
+    content = (both / "sweeps/grid.yaml").read_text()
+    (both / "own/grid.yaml").write_text(content.replace("[0, 1]", "[0]").replace("- 1\n", ""))
+    monkeypatch.setattr(Crew, "work", lambda crew: member.work(crew._job))
+    assert run_sweep(Request("own/grid.yaml", overrides=QUICK, workers=2), Console(file=io.StringIO())) == 0
+    assert len(started) == 2
+    assert all("seed-0" in name for name in started)
 
 
 def test_a_budget_counts_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
