@@ -48,8 +48,8 @@ def main() -> int:
     parser.add_argument("--size")
     parser.add_argument("--data")
     options = parser.parse_args()
-    source = sweep_folder(options.name, options.size, options.data)
     try:
+        source = sweep_folder(options.name, options.size, options.data)
         print(f"stored: {store(source, STORED / source.name)}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -82,9 +82,9 @@ def sweep_folder(name: str, size: str | None, data: str | None) -> Path:
     Raises:
         UserError: The size or the data is a path and no name.
     """
-    for option, given in (("--size", size), ("--data", data)):
+    for option, given, overlays in (("--size", size, "sizes"), ("--data", data, "data")):
         if given is not None and (not given or Path(given).name != given):
-            raise UserError(f"{option} {given!r} is no name: give that of a file in experiments/{option[2:]}")
+            raise UserError(f"{option} {given!r} is no name: give that of a file in experiments/{overlays}")
     return RUNS / "_".join(part for part in (Path(name).stem, size, data) if part)
 
 

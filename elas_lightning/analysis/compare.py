@@ -170,7 +170,7 @@ def _cautions(contenders: Sequence[Contender]) -> tuple[list[str], dict[tuple[st
     def differ(what: str, of: Callable[[RunResults], Any], then: str, columns: Sequence[str]) -> None:
         holders: dict[str, dict[str, None]] = {}
         for contender in contenders:
-            for run in contender.runs:
+            for run in _with_a_part(contender):
                 holders.setdefault(str(of(run)), {})[contender.name] = None
         if len(holders) > 1:
             said = "; ".join(f"{value}: {listing(list(names))}" for value, names in holders.items())
@@ -227,6 +227,11 @@ def _cautions(contenders: Sequence[Contender]) -> tuple[list[str], dict[tuple[st
             f"Complete seeds differ ({said}): means are over different seeds; a paired difference is over those shared."
         )
     return warnings, unfair
+
+
+def _with_a_part(contender: Contender) -> list[RunResults]:
+    """The runs that the means are over: that another one diverged early makes these no less comparable."""
+    return [run for run in contender.runs if run.result["state"] == "complete"]
 
 
 def _tokens(run: RunResults) -> str:

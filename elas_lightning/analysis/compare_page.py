@@ -200,6 +200,7 @@ def _each(comparison: Comparison, items: list[Against], first: str) -> list[str]
         elif item.how == "unpaired" and item.difference is not None:
             paired = f"paired over {plural(item.difference.n, 'seed')}"
             text = text.replace(paired, "unpaired, since they share fewer than two seeds")
+            text = text.replace("in the one seed they share", "in seeds that they do not share")
         said.append(sentence([f"in perplexity, {text}"]))
     return said
 

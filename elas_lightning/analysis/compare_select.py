@@ -86,11 +86,20 @@ def group(runs: Sequence[RunResults]) -> tuple[list[Contender], list[str]]:
 
 
 def _group(named: Sequence[_Named]) -> tuple[list[Contender], list[str]]:
+    # a run that died has left no configuration by which it would be one of a contender's seeds
+    notes = [
+        f"{item.label or item.run.name}: seed {item.run.result['seed']} is {item.run.result['state']}: "
+        f"{item.run.result.get('reason')}; it has no part in the comparison."
+        for item in named
+        if not item.run.config
+    ]
+    if len(notes) == len(named):
+        raise UserError(f"none of these runs can be compared: {' '.join(notes)}")
     groups: dict[tuple[str, str], list[_Named]] = {}
-    for item in named:
+    for item in (item for item in named if item.run.config):
         groups.setdefault((item.given, _digest(item.run)), []).append(item)
     members = list(groups.values())
-    contenders, notes = [], []
+    contenders = []
     for name, same in zip(_names(members), members, strict=True):
         by_seed: dict[int, RunResults] = {}
         for item in sorted(same, key=lambda item: str(item.run.result.get("finished"))):

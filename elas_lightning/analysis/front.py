@@ -8,7 +8,7 @@ from elas_lightning.analysis.parameters import level_name
 from elas_lightning.analysis.plots.pareto import front
 from elas_lightning.analysis.points import gather
 from elas_lightning.analysis.tables import Table
-from elas_lightning.analysis.wording import plus_minus
+from elas_lightning.analysis.wording import plural, plus_minus
 
 
 def front_table(results: SweepResults) -> Table | None:
@@ -17,7 +17,10 @@ def front_table(results: SweepResults) -> Table | None:
     if len(metrics) < 2:
         return None
     by_metric = [gather(results, results.names, metric.column) for metric in metrics]
-    known = [points for points in zip(*by_metric, strict=True) if all(p.estimate for p in points)]
+    finished = [points for points in zip(*by_metric, strict=True) if all(p.estimate for p in points)]
+    # as in the study, where a diverged seed makes its point the worst: the others' mean would speak for the lucky ones
+    known = [points for points in finished if not points[0].counts["diverged"]]
+    diverged = len(finished) - len(known)
     means = [[p.estimate.mean for p in points if p.estimate] for points in known]
     signed = [
         [m.scale * (1 if m.lower_is_better else -1) * row[k] for row in means] for k, m in enumerate(metrics)
@@ -36,6 +39,8 @@ def front_table(results: SweepResults) -> Table | None:
         f"On the front: {len(rows)} of {len(known)} points. No other point is as good in every column and better in "
         "one, by the means; which of two close points is better is not settled. Mean ± half of the 95 % t-interval."
     )
+    if diverged:
+        caption += f" {plural(diverged, 'point')} with a diverged run cannot be on it."
     heads = [f"{m.label}, {'lower' if m.lower_is_better else 'higher'} is better" for m in metrics]
     return Table(
         caption, (*(p.label for p in results.parameters), *heads), tuple(rows), len(results.parameters)

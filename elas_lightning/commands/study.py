@@ -118,13 +118,16 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from elas_lightning.sweep.status import describe_all, describe_folder
+    from elas_lightning.analysis.paper.load import is_paper
+    from elas_lightning.sweep.status import describe_all, describe_folder, describe_parts
 
     if options.of is None:
         lines = describe_all(options.storage)
     else:
         folder = sweep_folder(options.of, options.size, options.data)
         lines = describe_folder(folder, options.storage, Path(options.of).stem)
+        if is_paper(folder):
+            lines = describe_parts(folder, options.storage)
     for line in lines:
         print(line)
     return 0

@@ -27,7 +27,8 @@ def work(job: dict[str, Any]) -> int:
         for request, retry_below in zip(requests, job["retry_below"], strict=True)
     ]
     try:
-        Worker(studies, Budget(job["minutes"]), requests[0].timing).work()
+        left = None if job["ends"] is None else max(0.0, job["ends"] - time.time()) / 60
+        Worker(studies, Budget(left), requests[0].timing).work()
     except BudgetSpent:
         return BUDGET_SPENT
     return DONE

@@ -49,7 +49,7 @@ class Plan:
         size: A name in ``experiments/sizes``.
         data: A name in ``experiments/data``.
         folder: ``runs/<name>``.
-        overrides: Dotted keys from the command line, over everything the spec sets.
+        overrides: Dotted keys from the command line, over the overlays and overrides of the spec.
     """
 
     spec: SweepSpec
@@ -70,7 +70,8 @@ class Plan:
 
     def run(self, point: Point, seed: int) -> PlannedRun:
         """The run of a point with a seed."""
-        overlays, overrides, values = list(self.base_overlays), dict(self.spec.overrides), {}
+        overlays, values = list(self.base_overlays), {}
+        overrides = {**self.spec.overrides, **self.overrides}
         for dimension in self.spec.search:
             label = point[dimension.name]
             if dimension.overlays:
@@ -80,7 +81,6 @@ class Plan:
             if dimension.keys:
                 overrides.update(dict.fromkeys(dimension.keys, self._value(dimension, label)))
             values[dimension.name] = self._shown(dimension, label)
-        overrides.update(self.overrides)
         overrides.update({"seed_everything": seed, "data.seed": seed + DATA_SEED_OFFSET})
         directory = self.folder / "runs" / _directory_name(values, seed, overlays, overrides)
         return PlannedRun(values, seed, RunRequest(directory, tuple(overlays), overrides))
@@ -95,8 +95,9 @@ class Plan:
         """Refuse before the first run what a later one would trip over.
 
         Raises:
-            UserError: A point of the grid is no possible configuration.
+            UserError: A point of the grid is no possible configuration, or a key is set that the sweep itself sets.
         """
+        self._check_overrides()
         if self.spec.is_search:
             return
         for point in self.spec.grid():
@@ -105,6 +106,23 @@ class Plan:
                 check(planned.request.overlays, planned.request.overrides)
             except UserError as error:
                 raise UserError(f"sweep {self.spec.name}, {planned.label}: {error}") from error
+
+    def _check_overrides(self) -> None:
+        """Of a factor's own key the value is what it multiplies; any other that a point sets would be lost, or would
+        make all points one."""
+        searched = {
+            key: f"search.{dimension.name}"
+            for dimension in self.spec.search
+            for key in dimension.keys
+            if key != dimension.relative_to
+        }
+        for key in (*self.overrides, *self.spec.overrides):
+            if owner := {"seed_everything": "seeds", "data.seed": "seeds", **searched}.get(key):
+                how = f"--set {key}" if key in self.overrides else f"overrides has {key}"
+                raise UserError(
+                    f"sweep {self.spec.name}: {how}, which each run has from {owner}: leave it out, or change {owner} "
+                    "in the sweep's file"
+                )
 
     @property
     def planned_runs(self) -> int:

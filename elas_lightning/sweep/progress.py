@@ -80,15 +80,17 @@ class SweepProgress:
         known = event.result.run in self._done
         self._done.add(event.result.run)
         objective = self._plan.spec.objectives[0]
-        score = event.result.metrics.get(objective.name)
+        ended_well = event.result.state == "complete"
+        score = event.result.metrics.get(objective.name) if ended_well else None
         if score is not None and (self._best is None or objective.is_better(score, self._best[0])):
             self._best = (score, event.planned.label)
         if self._began is None or known:
             return
         self._fresh += 1
         name = objective.name.removeprefix("val_").replace("_", " ")
-        ended_well = event.result.state == "complete" and score is not None
-        verdict = f"{name} {score:.4g}" if ended_well else f"{event.result.state}: {event.result.reason}"
+        verdict = (
+            f"{name} {score:.4g}" if score is not None else f"{event.result.state}: {event.result.reason}"
+        )
         total = self._plan.planned_runs
         parts = [
             f"[{self.done:>{len(str(total))}}/{total}] trial {event.trial} seed {event.planned.seed}",

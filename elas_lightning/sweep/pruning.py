@@ -11,6 +11,7 @@ seed is no reason to stop, unless the two together are worse than the median.
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import inf, isnan
 from statistics import median
 from typing import Any
 
@@ -39,8 +40,9 @@ class PairedMedianPruner(BasePruner):
 
     At step ``t`` of its seed ``s`` the point has, for each of its seeds up to ``s``, a ratio: its own figure at ``t``
     over the median of the other points' with that seed at ``t``. It is stopped if the mean of these ratios is above
-    one. A point that was pruned before it got there counts as worse than any that did. Were it left out, the median
-    would be that of the survivors, which becomes stricter from step to step until hardly a point is left.
+    one. A point that was pruned or has diverged before it got there counts as worse than any that did. Were it left
+    out, the median would be that of the survivors, which becomes stricter from step to step until hardly a point is
+    left.
 
     Args:
         max_steps: Optimizer steps of a run.
@@ -71,8 +73,8 @@ class PairedMedianPruner(BasePruner):
                 continue
             figures = [point.at(place) for point in others]
             middle = median(figure for figure in figures if figure is not None)
-            if middle == float("inf"):
-                return False  # half of all points have been pruned: this one is in the better half
+            if middle == inf:
+                return False  # half of all points have been pruned or have diverged: this one is in the better half
             ratios.append(trial.intermediate_values[place] / middle)
         return bool(ratios) and not sum(ratios) / len(ratios) <= 1  # "not": NaN is no good sign
 
@@ -91,11 +93,11 @@ class _Other:
     """What is known of another point: a point whose worker was lost has several trials, and counts once."""
 
     values: dict[int, float] = field(default_factory=dict)
-    is_pruned: bool = False
+    is_lost: bool = False
 
     def at(self, place: int) -> float | None:
-        """Its figure, infinite if it was pruned before; ``None`` if it has not got there yet."""
-        return self.values.get(place, float("inf") if self.is_pruned else None)
+        """Its figure, infinite if it was pruned or has diverged before; ``None`` if it has not got there yet."""
+        return self.values.get(place, inf if self.is_lost else None)
 
 
 def _reached(points: Iterable[_Other], place: int) -> int:
@@ -108,6 +110,8 @@ def _points(study: Study, without: Mapping[str, Any]) -> list[_Other]:
     for trial in study.get_trials(deepcopy=False, states=states):
         if trial.params != without:
             point = found.setdefault(json.dumps(trial.params, sort_keys=True), _Other())
-            point.values.update(trial.intermediate_values)
-            point.is_pruned |= trial.state == TrialState.PRUNED
+            # a last validation before a divergence may be no number, of which a median makes anything
+            point.values |= {place: inf if isnan(v) else v for place, v in trial.intermediate_values.items()}
+            diverged = trial.state == TrialState.COMPLETE and trial.value == inf
+            point.is_lost |= diverged or trial.state == TrialState.PRUNED
     return list(found.values())

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from elas_lightning.configuration import command_line
 from elas_lightning.data.module import C4DataModule
 from elas_lightning.layout import hold, sweep_folder, sweep_path
 from elas_lightning.runner import device_kind
@@ -56,7 +57,9 @@ class Request:
         words = ["elas", "sweep", self.name]
         words += ["--size", self.size] if self.size else []
         words += ["--data", self.data] if self.data else []
-        words += [part for key, value in self.overrides.items() for part in ("--set", f"{key}={value}")]
+        # as YAML, which is what --set reads: Python's None and 1e-05 are texts there
+        settings = [setting.removeprefix("--") for setting in command_line((), self.overrides)]
+        words += [part for setting in settings for part in ("--set", setting)]
         words += ["--storage", redact(self.storage)] if self.storage else []
         return shlex.join(words)
 
@@ -87,6 +90,7 @@ class SweepRun:
 
     def __init__(self, plan: Plan, request: Request, console: Console) -> None:
         self.plan = plan
+        self.request = request
         self._console = console
         self._outcome = Outcome(plan, request.command)
         self._progress = SweepProgress(plan, console)
@@ -200,7 +204,7 @@ def fill(runs: Sequence[SweepRun], request: Request, console: Console, budget: B
             if request.workers > 1 and unsettled:
                 first = runs[0].plan
                 devices = devices_of(first.base["trainer"]["devices"])
-                job = describe([request.part(run.plan.spec.name) for run in runs], studies, budget)
+                job = describe([run.request for run in runs], studies, budget)
                 Crew(job, request.workers, devices, first.folder / "workers", look, tick).work()
             else:
                 turns = [run.announce for run in runs]
@@ -213,11 +217,14 @@ def fill(runs: Sequence[SweepRun], request: Request, console: Console, budget: B
 
 
 def describe(requests: Sequence[Request], studies: Sequence[Study], budget: Budget) -> dict[str, Any]:
-    """A crew's job as plain types, for ``member.py``: the same failures are tried again by all, once."""
+    """A crew's job as plain types, for ``member.py``: the same failures are tried again by all, once.
+
+    The end of the budget is a time of this machine's clock, since whoever replaces a dead worker has the same job.
+    """
     return {
         "parts": [asdict(replace(request, workers=1)) for request in requests],
         "retry_below": [study.retry_below for study in studies],
-        "minutes": budget.left,
+        "ends": None if budget.left is None else time.time() + 60 * budget.left,
     }
 
 

@@ -1,5 +1,6 @@
 """The shape of a sweep's file: whether each field holds the kind of thing it is read as."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,15 @@ from elas_lightning.errors import UserError
 _LARGEST_SEED = 2**32 - 1
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as it is in overlays and in YAML 1.2; PyYAML by itself takes it for a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def read_fields(path: Path) -> dict[str, Any]:
     """The fields of a sweep's file, their shapes checked.
 
@@ -18,7 +28,7 @@ def read_fields(path: Path) -> dict[str, Any]:
         UserError: It cannot be read, is not YAML, or a field holds another kind of thing.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give a sweep's YAML file") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:

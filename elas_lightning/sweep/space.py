@@ -8,17 +8,24 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
+from elas_lightning.layout import overlay_path
 from elas_lightning.sweep.plan import Plan
 from elas_lightning.sweep.spec import Dimension
 
 
 def study_name(plan: Plan) -> str:
-    """The sweep's name with a digest of its search space, since Optuna cannot change a study's choices."""
-    space = [asdict(dimension) for dimension in plan.spec.search]
-    choices: list[Any] = [space, plan.size, plan.data, plan.spec.seeds, plan.overrides]
-    if len(plan.spec.objectives) > 1:
-        choices.append([objective.name for objective in plan.spec.objectives])
-    described = json.dumps(choices, default=str)
+    """The sweep's name with a digest of what its trials stand for.
+
+    Optuna can change neither a study's choices nor its objectives. And a trial that has ended says that its point needs
+    no more runs: of a base, an override or an overlay that was changed since, all points are still to be run.
+    """
+    spec = plan.spec
+    space = [asdict(dimension) for dimension in spec.search]
+    named = [overlay_path(name) for dimension in spec.search for name in dimension.overlays.values()]
+    overlays = [path.read_text() for path in (*plan.base_overlays, *named)]
+    objectives = [objective.name for objective in spec.objectives]
+    made_from: list[Any] = [plan.size, plan.data, spec.seeds, spec.overrides, plan.overrides, overlays]
+    described = json.dumps([space, objectives, *made_from], default=str)
     return f"{plan.spec.name}-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
 
 

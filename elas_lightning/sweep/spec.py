@@ -16,17 +16,19 @@ from elas_lightning.sweep.shape import read_fields
 
 Sampler = Literal["grid", "tpe", "random"]
 Pruner = Literal["none", "median"]
-PLOT_KINDS = (
-    "metric_by",
-    "bars",
-    "curves",
-    "heatmap",
-    "lr_curve",
-    "parallel",
-    "importance",
-    "telemetry",
-    "pareto",
-)
+# By kind: options that name a searched parameter, and the other ones (``filter`` names some by its keys).
+_PLOT_OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "metric_by": (("x", "series"), ("metric", "log_x", "baseline", "focus", "filter")),
+    "bars": (("x", "group"), ("metric", "baseline", "focus", "filter")),
+    "curves": (("series", "style"), ("x", "value", "filter")),
+    "heatmap": (("x", "y"), ("metric", "baseline", "filter")),
+    "lr_curve": (("x", "series"), ("metric", "baseline", "filter")),
+    "parallel": ((), ("metric", "filter")),
+    "importance": ((), ()),
+    "telemetry": ((), ("value", "site", "x", "filter")),
+    "pareto": (("series",), ("x", "metric", "filter")),
+}
+_PLOT_NEEDS = {"metric_by": ("x",), "bars": ("x",), "heatmap": ("x", "y"), "telemetry": ("value",)}
 
 Point = dict[str, Any]
 
@@ -100,6 +102,11 @@ class Dimension:
             raise UserError(f"{where}: low is {self.low}: a logarithmic range starts above 0")
 
     def _check_factors(self, where: str) -> None:
+        for factor in self.options.values() if self.relative_to else ():
+            if isinstance(factor, bool) or not isinstance(factor, int | float):
+                raise UserError(
+                    f"{where}.choices has {factor!r}: give numbers, which are factors of {self.relative_to}"
+                )
         for label, factors in self.factors.items():
             if self.overlays and label not in self.overlays:
                 known = ", ".join(map(str, self.overlays))
@@ -217,17 +224,7 @@ class SweepSpec:
             for pair in (self.twins.items() if self.search else ())
             for label in pair
         ]
-        checks += [(p.get("kind") in PLOT_KINDS, f"plots: kind is {p.get('kind')!r}: {', '.join(PLOT_KINDS)}")
-                   for p in self.plots]  # fmt: skip
-        checks += [
-            (
-                value in names,
-                f"plots: {plot['kind']} has {key}={value!r}, which is not searched: {', '.join(names)}",
-            )
-            for plot in self.plots
-            for key, value in plot.items()
-            if key in ("x", "y", "series", "group") and (key, plot["kind"]) != ("x", "pareto")
-        ]
+        checks += [check for plot in self.plots for check in _plot_checks(plot, names)]
         for holds, complaint in checks:
             if not holds:
                 raise UserError(f"sweeps/{self.name}.yaml: {complaint}")
@@ -301,6 +298,25 @@ class SweepSpec:
             point = dict(zip((d.name for d in self.search), reversed(combination), strict=True))
             if not any(left_out.items() <= point.items() for left_out in self.without):
                 yield point
+
+
+def _plot_checks(plot: dict[str, Any], searched: list[str]) -> Iterator[tuple[bool, str]]:
+    """Whether a plot can be drawn, before hours of runs rather than after them."""
+    kind = plot.get("kind")
+    if not isinstance(kind, str) or kind not in _PLOT_OPTIONS:
+        yield False, f"plots: kind is {kind!r}: {', '.join(_PLOT_OPTIONS)}"
+        return
+    parameters, others = _PLOT_OPTIONS[kind]
+    known = ", ".join([*parameters, *others]) or "none"
+    for key, value in plot.items():
+        yield key in ("kind", *parameters, *others), f"plots: {kind} has no option {key!r}: there are {known}"
+        if key in parameters:
+            yield (
+                value in searched,
+                f"plots: {kind} has {key}={value!r}, which is not searched: {', '.join(searched)}",
+            )
+    for key in _PLOT_NEEDS.get(kind, ()):
+        yield key in plot, f"plots: {kind} needs {key}; there are {known}"
 
 
 def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:

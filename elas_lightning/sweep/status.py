@@ -4,6 +4,7 @@ From one look at a study it cannot be told whether another machine's worker is d
 (``heartbeat.py``). What is told is how old its last news is.
 """
 
+import json
 import math
 import time
 from collections import Counter
@@ -68,6 +69,23 @@ def describe_folder(folder: Path, url: str | None, name: str = "") -> Iterator[s
             f"there is no study of {folder.name} in {redact(where)}: `elas sweep` with that --storage begins one"
         )
     yield from lines
+
+
+def describe_parts(folder: Path, url: str | None) -> Iterator[str]:
+    """The state of each part of a composite, which has no study of its own.
+
+    Args:
+        folder: ``runs/<name>``, whose ``summary.json`` names the parts.
+        url: As for :func:`describe_folder`.
+
+    Raises:
+        UserError: A part has not been begun.
+    """
+    parts = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["parts"]
+    for index, part in enumerate(parts):
+        if index:
+            yield ""
+        yield from describe_folder(folder.parent / part["folder"], url, part["name"])
 
 
 def _describe(storage: BaseStorage, where: str, folders: list[Path], prefix: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from math import isfinite
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -225,9 +226,9 @@ class Study:
                 claim.trial.set_user_attr(claims.REASON, str(pruned.reason))
                 self.study.tell(claim.trial, state=TrialState.PRUNED)
             else:
-                self.study.tell(
-                    claim.trial, values_of(self.plan.spec.objectives, [r.metrics for r in results])
-                )
+                # what a diverged run still has, its speed and its size, must not count for it
+                measured = [r.metrics if r.state == "complete" else {} for r in results]
+                self.study.tell(claim.trial, values_of(self.plan.spec.objectives, measured))
 
     def reported(self, claim: Claim) -> set[int]:
         """Steps whose validations the trial has."""
@@ -337,25 +338,25 @@ class Study:
         return next((run for run in runs if run.request.directory.name == name), None)
 
     def left_out(self) -> int:
-        """Runs that will not be made: of points that were pruned with an earlier seed, or drawn a second time."""
-        spec = self.plan.spec
-        pruned = self.study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
-        unmade = sum(self.result(self.planned(t.params, seed)) is None for t in pruned for seed in spec.seeds)
+        """Runs that will not be made: of points that were pruned with an earlier seed, drawn a second time, or
+        rounded to the configuration of another."""
         settled = self.study.get_trials(deepcopy=False, states=claims.SETTLED)
-        points = {claims.point_key(trial.params) for trial in settled}
-        return unmade + (len(settled) - len(points)) * len(spec.seeds)
+        runs = [self.planned(trial.params, seed) for trial in settled for seed in self.plan.spec.seeds]
+        made = {run.request.directory.name: run for run in runs}
+        return len(runs) - sum(self.result(run) is not None for run in made.values())
 
     def importances(self) -> dict[str, float] | None:
         """Share of the objective's variance by parameter (PED-ANOVA); ``None`` for grids and short searches."""
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if not self.plan.spec.is_search or len(complete) < 4:
+        if not self.plan.spec.is_search or sum(isfinite(trial.values[0]) for trial in complete) < 4:
             return None
+        sign = 1 if self.plan.spec.objectives[0].direction == "minimize" else -1
         with warnings.catch_warnings():
             # that low values are the good ones, which is said whenever a target is named; and that all are equal
             warnings.filterwarnings(
                 "ignore", message="PedAnovaImportanceEvaluator computes|Target and region"
             )
-            shares = optuna.importance.get_param_importances(self.study, target=lambda t: t.values[0])
+            shares = optuna.importance.get_param_importances(self.study, target=lambda t: sign * t.values[0])
         return dict(shares)
 
     def _results_of_earlier_studies(self) -> dict[str, RunResult]:

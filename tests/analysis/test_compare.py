@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,47 @@ def test_a_diverged_run_is_said_and_has_no_part_in_means(methods: Path) -> None:
     found = compare([str(methods)])
     assert any("elas: seed 9 is diverged: the training loss is nan" in warning for warning in found.warnings)
     assert results_table(found).rows[0][-1] == "3 (+1 lost)"
+
+
+def test_a_diverged_run_makes_the_others_no_less_comparable(methods: Path) -> None:
+    before = answer(compare([str(methods)]))
+    write_run(methods / "elas-9", "elas", 9, state="diverged")
+    found = compare([str(methods)])
+    assert found.unfair == {}
+    assert answer(found) == before
+
+
+def test_a_run_that_died_is_said_and_is_no_contender(methods: Path) -> None:
+    """It has left no configuration; as a contender of its own it would be what all the others are held against."""
+    alone = compare([str(methods)])
+    for name in ("0-dead", "1-dead"):
+        died = write_run(methods / name, "elas", 7)
+        result = json.loads((died / "result.json").read_text())
+        result |= {
+            "state": "failed",
+            "reason": "MemoryError: no more",
+            "config": {},
+            "metrics": {},
+            "finished": "",
+        }
+        (died / "result.json").write_text(
+            json.dumps({**result, "data": {}, "environment": {}, "backend": {}})
+        )
+    found = compare([str(methods)])
+    assert _named(found) == _named(alone)
+    assert found.warnings == alone.warnings
+    assert answer(found) == answer(alone)
+    said = "seed 7 is failed: MemoryError: no more; it has no part in the comparison."
+    assert found.notes == (f"0-dead: {said}", f"1-dead: {said}")
+    with pytest.raises(UserError, match="none of these runs can be compared: 0-dead: seed 7 is failed"):
+        compare([str(methods / "0-dead"), str(methods / "1-dead")])
+
+
+def test_one_seed_that_is_not_shared_is_not_called_shared(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "a", 0, loss=4.0)
+    write_run(tmp_path / "b", "b", 1, loss=4.1)
+    _, against = answer(compare([str(tmp_path / "a"), str(tmp_path / "b")]))
+    assert "b is 10.5 % above a in seeds that they do not share, too few for an interval" in against
 
 
 def test_energy_is_shown_where_it_was_measured_and_nowhere_else(tmp_path: Path, methods: Path) -> None:

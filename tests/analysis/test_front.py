@@ -53,3 +53,14 @@ def test_a_point_without_a_finished_run_is_not_on_it(tmp_path: Path) -> None:
     assert table is not None
     assert ("32", "lowrank") not in [row[:2] for row in table.rows]
     assert "of 7 points" in table.caption
+
+
+def test_a_point_with_a_diverged_seed_is_not_on_it(tmp_path: Path) -> None:
+    """Two lucky seeds of three, and the best mean: in the study the point is the worst there is."""
+    table = front_table(
+        swept(tmp_path / "a", ["val_perplexity", "parameters"], states={18: "diverged"})  # rank 32, lowrank
+    )
+    assert table is not None
+    assert ("32", "lowrank") not in [row[:2] for row in table.rows]
+    assert table.caption.startswith("On the front: 4 of 7 points. ")
+    assert table.caption.endswith("1 point with a diverged run cannot be on it.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -119,3 +120,11 @@ def test_a_record_of_an_earlier_format_is_named_and_not_shown(gallery, tmp_path)
     page = _page(gallery)
     assert "`python benchmarks/train_step.py` on a CPU." in page
     assert "earlier format" in page
+
+
+def test_what_is_no_name_is_said_in_a_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["store", "rank_ablation", "--size", "a/b"])
+    assert _load("store").main() == 2
+    assert capsys.readouterr().err == (
+        "error: --size 'a/b' is no name: give that of a file in experiments/sizes\n"
+    )

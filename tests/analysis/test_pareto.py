@@ -52,6 +52,18 @@ def test_one_point_has_no_front(tmp_path: Path) -> None:
         pareto(results, {"series": "contender"})
 
 
+def test_a_point_with_a_diverged_seed_is_not_on_the_front(tmp_path: Path) -> None:
+    runs = three_methods(tmp_path / "runs")
+    write_run(runs / "lowrank-9", "lowrank", 9, state="diverged")
+    _, caption = pareto(as_sweep(compare([str(runs)]).contenders), {"series": "contender"})
+    assert "one): elas;" in caption
+    assert "without diverging: lowrank;" in caption
+    for name, rank in (("elas", 16), ("full", None)):
+        write_run(runs / f"{name}-9", name, 9, state="diverged", config={"ffn_rank": rank})
+    with pytest.raises(CannotDraw, match="every point has a diverged run"):
+        pareto(as_sweep(compare([str(runs)]).contenders), {"series": "contender"})
+
+
 def test_a_point_beaten_in_two_of_three_is_on_the_front() -> None:
     assert front([1, 2, 3], [1, 2, 3], [3, 2, 4]) == [0, 1]
 

@@ -143,3 +143,27 @@ def hold_and_finish(request: RunRequest) -> RunResult:
         _count(request)
         time.sleep(1)
         return finish(request)
+
+
+def prune_the_lowest_rank(request: RunRequest) -> RunResult:
+    """As the pruner does it: the point's later seeds are not begun."""
+    seed = int(request.overrides["seed_everything"])
+    state, reason = (
+        ("pruned", "above the median") if "rank-2" in request.directory.name else ("complete", None)
+    )
+    metrics = {"val_perplexity": 2.0, "seconds": 1.0}
+    result = RunResult(request.directory.name, state, reason, seed, {}, [], {}, metrics, {}, {}, {}, "", "")
+    result.write(request.directory)
+    return result
+
+
+def diverge_at_once_if_dense(request: RunRequest) -> RunResult:
+    """A run that diverges has no figures of quality, but was quick."""
+    name, seed = request.directory.name, int(request.overrides["seed_everything"])
+    if "dense" in name:
+        state, reason, metrics = "diverged", "the loss is nan", {"val_perplexity": None, "seconds": 1.0}
+    else:
+        state, reason, metrics = "complete", None, {"val_perplexity": 8.0, "seconds": 9.0}
+    result = RunResult(name, state, reason, seed, {}, [], {}, metrics, {}, {}, {}, "", "")
+    result.write(request.directory)
+    return result

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from rich.console import Console
 from elas_lightning.analysis.load import load_sweep
 from elas_lightning.cli import main
 from elas_lightning.errors import UserError
+from elas_lightning.sweep import member
 from elas_lightning.sweep import worker as worker_module
 from elas_lightning.sweep.composite import Composite, CompositeSpec, is_composite
-from elas_lightning.sweep.run import Request, run_sweep
+from elas_lightning.sweep.crew import BUDGET_SPENT, Crew
+from elas_lightning.sweep.run import Request, describe, open_study, run_sweep
 from elas_lightning.sweep.worker import Budget, BudgetSpent
 
 QUICK = {"trainer.max_steps": 4, "trainer.val_check_interval": 2}
@@ -83,6 +86,42 @@ def test_the_next_call_goes_on_where_the_budget_ended(
     assert missing == ["grid: 1 of 4 runs", "second: 4 of 4 runs"]
     assert _run()[0] == []
     assert len(started) == len(set(started)) == 8
+
+
+def test_a_worker_that_replaces_a_dead_one_has_only_the_time_that_is_left(
+    both: Path, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request("grid", overrides=QUICK)
+    plan = request.plan()
+    plan.folder.mkdir(parents=True)
+    job = json.loads(json.dumps(describe([request], [open_study(plan, request)], Budget(10))))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 11 * 60)
+    assert member.work(job) == BUDGET_SPENT
+    assert started == []
+
+
+def test_the_status_of_a_composite_is_that_of_its_parts(
+    both: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _run(budget=0)
+    assert main(["sweep", "status", "both"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("-")[0] for line in lines if line and not line.startswith(" ")] == ["grid", "second"]
+    assert lines.count("  points: 2 not begun") == 2
+
+
+def test_workers_are_told_of_the_file_that_was_named(
+    both: Path, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of the one in sweeps/ that has its name."""
+    (both / "own").mkdir()
+    content = (both / "sweeps/grid.yaml").read_text()
+    (both / "own/grid.yaml").write_text(content.replace("[0, 1]", "[0]").replace("- 1\n", ""))
+    monkeypatch.setattr(Crew, "work", lambda crew: member.work(crew._job))
+    assert run_sweep(Request("own/grid.yaml", overrides=QUICK, workers=2), Console(file=io.StringIO())) == 0
+    assert len(started) == 2
+    assert all("seed-0" in name for name in started)
 
 
 def test_a_budget_counts_minutes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,13 @@
 """From points to runs."""
 
+import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from elas_lightning.commands.arguments import override
 from elas_lightning.configuration import resolve
 from elas_lightning.errors import UserError
 from elas_lightning.sweep.plan import Plan
@@ -97,3 +100,41 @@ def test_unknown_sizes_and_sweeps_are_refused_with_those_there_are(project: Path
         Request("grid", "huge").plan().check()
     with pytest.raises(UserError, match="no sweep named 'gird': choose one of grid"):
         Request("gird").plan()
+
+
+@pytest.mark.parametrize(
+    ("key", "complaint"),
+    [
+        ("model.config.ffn_rank", "--set model.config.ffn_rank, which each run has from search.rank"),
+        ("seed_everything", "--set seed_everything, which each run has from seeds"),
+        ("data.seed", "--set data.seed, which each run has from seeds"),
+    ],
+)
+def test_what_the_sweep_itself_sets_cannot_be_set(
+    planned: Callable[..., Plan], key: str, complaint: str
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        replace(planned(), overrides={key: 4}).check()
+
+
+def test_an_override_that_a_dimension_would_hide_is_refused(planned: Callable[..., Plan]) -> None:
+    with pytest.raises(UserError, match=r"overrides has .*ffn_rank, which each run has from search"):
+        planned(overrides={"model.config.ffn_rank": 4}).check()
+
+
+def test_a_value_that_is_searched_by_factors_may_be_set(planned: Callable[..., Plan]) -> None:
+    rate = "model.optimizer.lr"
+    search = {"lr": {"keys": [rate], "relative_to": rate, "choices": [0.5, 2.0]}}
+    plan = replace(planned(search=search, plots=[]), overrides={rate: 0.01})
+    plan.check()
+    rates = {
+        resolve(r.request.overlays, r.request.overrides)["model"]["optimizer"]["lr"] for r in plan.runs()
+    }
+    assert rates == {r.values["lr"] for r in plan.runs()} == {0.005, 0.02}
+
+
+@pytest.mark.parametrize("value", [None, 1e-5, "1", "null", True, ["a", None], {"b": None}, 3, "c d"])
+def test_the_command_of_a_sweep_sets_what_was_set(value: object) -> None:
+    words = shlex.split(Request("grid", overrides={"data.path": value}).command)
+    assert words[-2] == "--set"
+    assert override(words[-1]) == ("data.path", value)

@@ -75,6 +75,24 @@ def test_a_point_with_several_trials_counts_once_and_not_against_itself() -> Non
     assert _pruner().prune(study, _running({50: 9.0}))
 
 
+@pytest.mark.parametrize("place", range(5))
+def test_a_last_validation_that_is_no_number_counts_as_the_worst(place: int) -> None:
+    figures = [10.0, 11.0, 12.0, 13.0]
+    study = _study([{50: value} for value in (*figures[:place], float("nan"), *figures[place:])])
+    assert not _pruner().prune(study, _running({50: 11.9}))
+    assert _pruner().prune(study, _running({50: 12.1}))
+
+
+def test_diverged_points_stay_in_the_median_as_pruned_ones_do() -> None:
+    study = _study([{50: 10.0 + p} for p in range(4)])
+    for number in range(100, 103):
+        study.add_trial(
+            create_trial(value=float("inf"), params={"p": number}, distributions=SPACE, intermediate_values={25: 9.0})
+        )  # fmt: skip
+    assert not _pruner().prune(study, _running({50: 12.5}))  # the fourth of eight
+    assert _pruner().prune(study, _running({50: 13.5}))
+
+
 def test_no_number_is_pruned_and_the_end_of_a_run_is_its_own() -> None:
     study = _study([{100: 1.0, 150: 1.0} for _ in range(5)])
     assert _pruner().prune(study, _running({100: float("nan")}))

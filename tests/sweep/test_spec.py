@@ -42,6 +42,33 @@ def test_points_can_be_left_out(tmp_path: Path) -> None:
     assert len(list(spec.grid())) == 3
 
 
+@pytest.mark.parametrize(
+    "plot",
+    [
+        {"kind": "curves", "series": "rank", "style": "form", "x": "step", "value": "train_loss"},
+        {"kind": "telemetry", "value": "natural_zeros", "x": "tokens", "filter": {"rank": 1}},
+        {"kind": "pareto", "x": "parameters", "series": "rank"},
+    ],
+)
+def test_an_x_may_be_no_parameter(tmp_path: Path, plot: dict[str, Any]) -> None:
+    assert _read(tmp_path, plots=[plot]).plots == (plot,)
+
+
+def test_a_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
+    text = yaml.safe_dump({**MINIMAL, "search": {}, "plots": []}, sort_keys=False)
+    for written, choices in (
+        ("1e-3, 3E-03, 2e4", [1e-3, 3e-3, 2e4]),
+        ("'1e-3', 1.5e-3, 2", ["1e-3", 1.5e-3, 2]),
+    ):
+        path = tmp_path / "mine.yaml"
+        path.write_text(
+            text.replace(
+                "search: {}", f"search: {{lr: {{keys: [model.optimizer.lr], choices: [{written}]}}}}"
+            )
+        )
+        assert list(SweepSpec.read(path).search[0].choices) == choices
+
+
 def test_labels_stand_for_values() -> None:
     assert Dimension("a", keys=("k",), choices={"two": 2}).options == {"two": 2}
     assert Dimension("a", keys=("k",), choices=(3, 4)).options == {3: 3, 4: 4}
@@ -67,8 +94,25 @@ def test_labels_stand_for_values() -> None:
         ({"search": {"lr": {"keys": ["k"], "low": 0.1, "high": 1.0}}}, "a range has no end of values"),
         ({"without": [{"rank": 3}]}, "is no point of the search"),
         ({"twins": {1: 3}}, "twins: 3 is no choice of rank: 1, 2"),
+        (
+            {
+                "search": {
+                    "rank": {"keys": ["k"], "choices": ["full", 0.5], "relative_to": "model.config.ffn_rank"}
+                }
+            },
+            "search.rank.choices has 'full': give numbers, which are factors of model.config.ffn_rank",
+        ),
         ({"plots": [{"kind": "pie"}]}, "plots: kind is 'pie': metric_by"),
+        ({"plots": [{"kind": ["bars"]}]}, "plots: kind is ['bars']: metric_by"),
         ({"plots": [{"kind": "bars", "x": "width"}]}, "x='width', which is not searched: rank, form"),
+        ({"plots": [{"kind": "curves", "style": "width"}]}, "style='width', which is not searched"),
+        (
+            {"plots": [{"kind": "bars", "x": "rank", "grup": "form"}]},
+            "bars has no option 'grup': there are x, gr",
+        ),
+        ({"plots": [{"kind": "importance", "metric": "val_loss"}]}, "no option 'metric': there are none"),
+        ({"plots": [{"kind": "heatmap", "x": "rank"}]}, "plots: heatmap needs y"),
+        ({"plots": [{"kind": "telemetry"}]}, "plots: telemetry needs value"),
         ({"sead": [1]}, "unexpected keyword argument 'sead'"),
         ({"search": {"rank": {"keys": ["k"], "values": [1]}}}, "unexpected keyword argument 'values'"),
         ({"search": {"rank": {"keys": ["k"]}}}, "give exactly one of overlays, choices, or low and high"),

@@ -4,12 +4,14 @@ import csv
 import io
 import json
 import os
+import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import making
+import optuna
 import pytest
 import yaml
 from making import Started
@@ -173,3 +175,99 @@ def test_a_point_that_is_drawn_twice_leaves_nothing_missing(project: Path, start
     assert len(started) == len(set(started)) == 10 - study.left_out()
     summary = json.loads(Path("runs/few/summary.json").read_text())
     assert summary["runs"]["planned"] == summary["runs"]["complete"] == len(started)
+
+
+def test_a_pruned_point_that_is_drawn_twice_hides_no_other_points_runs(
+    project: Path, started: Started
+) -> None:
+    started.make_with(lambda request: making.prune_the_lowest_rank)
+    rank = {"rank": {"keys": ["model.config.ffn_rank"], "choices": [2, 4]}}
+    _write_sweep(project, "few", search=rank, sampler="random", trials=6, seeds=[0, 1, 2], plots=[])
+    assert run_sweep(Request("few"), Console(file=io.StringIO())) == 0
+    assert [row["state"] for row in _rows("few")].count("pruned") == 1
+    summary = json.loads(Path("runs/few/summary.json").read_text())
+    assert summary["runs"]["planned"] == len(_rows("few")) == len(started) == 4
+
+
+def test_points_that_round_to_one_configuration_leave_nothing_missing(
+    project: Path, started: Started
+) -> None:
+    started.make_with(lambda request: making.finish)
+    rank = {"keys": ["model.config.ffn_rank"], "relative_to": "model.config.hidden_size"}
+    _write_sweep(project, "near", search={"rank": {**rank, "choices": [0.25, 0.26]}}, seeds=[0, 1], plots=[])
+    assert run_sweep(Request("near"), Console(file=io.StringIO())) == 0
+    assert len(started) == len(_rows("near")) == 2
+
+
+def test_what_runs_are_made_from_may_change_and_they_are_run_again(project: Path, started: Started) -> None:
+    started.make_with(lambda request: making.finish)
+    run_sweep(Request("grid"), Console(file=io.StringIO()))
+    before = list(started)
+    method = project / "experiments/methods/elas.yaml"
+    method.write_text(method.read_text().replace("ffn_hidden", "ffn_input"))
+    assert run_sweep(Request("grid"), Console(file=io.StringIO())) == 0
+    again = started[len(before) :]
+    assert len(again) == 4
+    assert all("ELAS" in name for name in again)
+    assert set(again).isdisjoint(before)
+    assert len(_rows()) == 8
+    _write_sweep(project, "grid", overrides={"trainer.max_steps": 7})
+    assert run_sweep(Request("grid"), Console(file=io.StringIO())) == 0
+    assert len(started) == 8 + 4 + 8
+
+
+def test_another_objective_does_not_take_the_values_of_the_first(project: Path, started: Started) -> None:
+    started.make_with(lambda request: making.trade_seconds_for_perplexity)
+    run_sweep(Request("grid"), Console(file=io.StringIO()))
+    _write_sweep(project, "grid", objective="seconds")
+    run_sweep(Request("grid"), Console(file=io.StringIO()))
+    assert len(started) == 8
+    study = open_study(Request("grid").plan(), Request("grid")).study
+    assert sorted(trial.value for trial in study.trials) == [1.0, 1.0, 2.0, 4.0]
+
+
+def test_a_diverged_point_is_the_worst_whatever_is_looked_at(project: Path, started: Started) -> None:
+    started.make_with(lambda request: making.diverge_at_once_if_dense)
+    _write_sweep(project, "quick", objective="seconds", seeds=[0])
+    console = Console(file=io.StringIO(), width=200)
+    run_sweep(Request("quick"), console)
+    study = open_study(Request("quick").plan(), Request("quick")).study
+    assert [t.value for t in study.trials if t.params["method"] == "dense"] == [float("inf")] * 2
+    assert study.best_trial.params["method"] == "ELAS"
+    assert "best 1" not in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("objective", ["tokens_per_second", "seconds"])
+def test_importances_are_those_of_the_better_end(project: Path, objective: str) -> None:
+    """The better values are decided by one parameter and the worse ones by the other."""
+    ranges = {name: {"keys": [f"model.optimizer.{key}"], "low": 0.0, "high": 1.0}
+              for name, key in (("good", "lr"), ("bad", "weight_decay"))}  # fmt: skip
+    _write_sweep(project, "fast", search=ranges, objective=objective, sampler="random", trials=200, plots=[])
+    study = open_study(Request("fast").plan(), Request("fast"))
+    draw = random.Random(0)
+    sign = 1 if objective == "tokens_per_second" else -1
+    distributions: dict[str, Any] = {name: optuna.distributions.FloatDistribution(0, 1) for name in ranges}
+    for _ in range(200):
+        point = {name: draw.random() for name in ranges}
+        value = sign * (max(0.0, point["good"] - 0.8) - max(0.0, point["bad"] - 0.8))
+        study.study.add_trial(
+            optuna.trial.create_trial(params=point, distributions=distributions, value=value)
+        )
+    shares = study.importances()
+    assert shares is not None
+    assert shares["good"] > 0.9
+
+
+def test_a_search_whose_points_diverged_knows_no_importances(project: Path) -> None:
+    lr = {"lr": {"keys": ["model.optimizer.lr"], "low": 0.1, "high": 1.0}}
+    _write_sweep(project, "lost", search=lr, sampler="random", trials=5, plots=[])
+    study = open_study(Request("lost").plan(), Request("lost"))
+    for rate in (0.2, 0.4, 0.6, 0.8):
+        study.study.add_trial(
+            optuna.trial.create_trial(
+                params={"lr": rate},
+                distributions={"lr": optuna.distributions.FloatDistribution(0.1, 1.0)},
+                value=float("inf"),
+            )
+        )
+    assert study.importances() is None

@@ -42,7 +42,7 @@ def pareto(results: SweepResults, options: Options) -> tuple[Figure, str]:
             ``series``, the one parameter whose levels are the points, else each point of the search is one.
 
     Raises:
-        CannotDraw: Fewer than two points have both.
+        CannotDraw: Fewer than two points have both, or all of them have a diverged run.
     """
     names_of = [str(options["series"])] if "series" in options else results.names
     metric = metric_of(str(options.get("metric", results.objective)))
@@ -58,9 +58,12 @@ def pareto(results: SweepResults, options: Options) -> tuple[Figure, str]:
     if len(drawn) < 2:
         raise CannotDraw(f"fewer than two points have both {metric.noun} and {cost.noun}")
     signs = [1 if one.lower_is_better else -1 for one in (cost, metric)]
-    best = front(
-        [signs[0] * price.mean for _, _, price in drawn], [signs[1] * value.mean for _, value, _ in drawn]
-    )
+    # as in the study, where a diverged seed makes its point the worst: the others' mean would speak for the lucky ones
+    whole_points = [i for i, (point, _, _) in enumerate(drawn) if not point.counts["diverged"]]
+    if not whole_points:
+        raise CannotDraw("every point has a diverged run")
+    costs = [signs[0] * drawn[i][2].mean for i in whole_points]
+    best = [whole_points[i] for i in front(costs, [signs[1] * drawn[i][1].mean for i in whole_points])]
     figure = style.new_figure(width=6.2)
     ax = figure.add_subplot()
     names = [", ".join(side_name(p, point.levels[p.name]) for p in parameters) for point, _, _ in drawn]
@@ -111,7 +114,8 @@ def pareto(results: SweepResults, options: Options) -> tuple[Figure, str]:
         zorder=2,
     )
     style.label_ends(ax, ends, "In colour: on the front" if len(best) < len(drawn) else "All on the front")
-    beaten = [name for i, name in enumerate(names) if i not in best]
+    beaten = [names[i] for i in whole_points if i not in best]
+    diverged = [name for i, name in enumerate(names) if i not in whole_points]
     clauses = [
         f"on the front, the dashed line (no other is as good in both {metric.noun} and {cost.noun} and better in one): "
         f"{listing([names[i] for i in line])}"
@@ -119,6 +123,10 @@ def pareto(results: SweepResults, options: Options) -> tuple[Figure, str]:
     if beaten:
         where = f"{'above' if signs[1] > 0 else 'below'} or to the {'right' if signs[0] > 0 else 'left'}"
         clauses.append(f"grey, {where} of it: {listing(beaten)}")
+    if diverged:
+        clauses.append(
+            f"grey, since not all of their runs went to the end without diverging: {listing(diverged)}"
+        )
     clauses.append("means over seeds with 95 % intervals; which of two close points is better is not settled")
     return figure, sentence([*clauses, cut_clause(any(cut)), losses_clause(points)])
 
