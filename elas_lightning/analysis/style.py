@@ -34,6 +34,11 @@ DPI = 200
 WIDTH, HEIGHT = 4.8, 3.3
 GREY = "#666666"
 FAINT = 0.35
+# Labels at the ends of lines, in heights of their axis: beyond that they would push it out of the figure.
+_MOST_HEIGHT = 1.5
+# Names along x: letters that fit level, and how many names of how many letters fit slanting.
+_MOST_LETTERS, _MOST_TURNED, _LONGEST_TURNED = 42, 6, 22
+_LEGEND_ROW = 0.19  # inches
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES: tuple[Any, ...] = (
@@ -66,6 +71,8 @@ _RC: Any = {
     "figure.facecolor": "white",
     "axes.facecolor": "white",
     "axes.formatter.useoffset": False,
+    # Names are what people call their choices: "cost $5 and $6" is no formula.
+    "text.parse_math": False,
     # Text as outlines: the picture is the same on a machine without the font. The words are in the caption.
     "svg.fonttype": "path",
     # Element ids in an SVG are random unless salted.
@@ -132,6 +139,21 @@ def level_axis(ax: Axes, which: str, positions: Sequence[float], names: Sequence
     axis.set_minor_locator(NullLocator())
 
 
+def turn_long_names(ax: Axes, names: Sequence[str]) -> None:
+    """Turn the names of level ticks along x where they would run into one another, and where that is not enough, stand
+    them upright in one line each, for which the figure grows."""
+    if sum(map(len, names)) <= _MOST_LETTERS:
+        return
+    if len(names) <= _MOST_TURNED and max(map(len, names)) <= _LONGEST_TURNED:
+        ax.tick_params(axis="x", labelrotation=35)
+        return
+    ax.xaxis.set_major_formatter(FixedFormatter(list(names)))
+    ax.tick_params(axis="x", labelrotation=90)
+    figure = ax.get_figure(root=True)
+    assert figure is not None  # an axes that is drawn on has a figure
+    figure.set_figheight(figure.get_figheight() + 0.07 * max(map(len, names)))
+
+
 def plain_numbers(ax: Axes, which: str = "y") -> None:
     """Round tick values in plain figures (0.001, 250, 1,200,000), on linear and on log axes."""
     axis = ax.xaxis if which == "x" else ax.yaxis
@@ -159,8 +181,8 @@ def wrap(text: str, width: int = 16) -> str:
 def label_ends(ax: Axes, ends: Sequence[tuple[float, str, Look]], title: str = "") -> None:
     """Name each series next to where its line ends, instead of in a legend that the eye has to match.
 
-    Labels keep the order of the ends and move apart where they would overlap. Call it when the limits of the
-    axis are final.
+    Labels keep the order of the ends and move apart where they would overlap; where they are too many for the height
+    of the axis they stand in a legend below, in the same order. Call it when the limits of the axis are final.
 
     Args:
         ends: last y in data units, name and look of each series.
@@ -178,6 +200,10 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, Look]], title: str = "
         key=lambda item: item[0],
     )
     heights = [(1 + text.count("\n")) * 13.5 / height for _, text, _ in wrapped]
+    if sum(heights) > _MOST_HEIGHT:
+        by_end = sorted(ends, key=lambda item: item[0], reverse=True)
+        _legend_below(figure, [(name, style) for _, name, style in by_end], title)
+        return
     places = _spread([y for y, _, _ in wrapped], heights)
     for y, (_, text, style) in zip(places, wrapped, strict=True):
         ax.add_artist(
@@ -207,6 +233,26 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, Look]], title: str = "
         ax.text(
             1.03, top, wrap(title, 18), transform=ax.transAxes, va="bottom", ha="left", fontsize=9, color=GREY
         )
+
+
+def _legend_below(figure: Figure, entries: Sequence[tuple[str, Look]], title: str) -> None:
+    """A legend under everything, for which the figure grows."""
+    handles = [
+        Line2D([], [], color=style.color, linestyle=style.linestyle, marker=style.marker, label=name)
+        for name, style in entries
+    ]
+    columns = legend_columns([name for name, _ in entries])
+    rows = -(-len(handles) // columns) + bool(title)
+    figure.set_figheight(figure.get_figheight() + _LEGEND_ROW * rows)
+    figure.legend(
+        handles=handles, loc="outside lower left", ncols=columns, frameon=False, title=title or None,
+        title_fontsize=9, alignment="left", handlelength=3,
+    )  # fmt: skip
+
+
+def legend_columns(names: Sequence[str], width: float = WIDTH) -> int:
+    """How many columns of a legend with these names fit in so many inches, three at the most."""
+    return max(1, min(3, len(names), int(width / (0.6 + 0.075 * max(map(len, names))))))
 
 
 def _spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:

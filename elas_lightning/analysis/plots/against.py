@@ -26,6 +26,9 @@ from elas_lightning.analysis.points import Point, baseline, best, difference, fo
 from elas_lightning.analysis.statistics import paired_difference
 from elas_lightning.analysis.wording import compare, listing, plus_minus, seeds_phrase, sentence
 
+# Hundredths of the axis from the first to the last of several series at one level.
+_REACH = 8.0
+
 
 @style.styled
 def metric_by(results: SweepResults, options: Options) -> tuple[Figure, str]:
@@ -98,8 +101,10 @@ def _draw(
     ax.set_ylabel(metric.label)
     lines = _lines(results, points, series)
     ends = []
+    # All series of a level stay beside it, within the margin of the axis.
+    step = min(2.6, _REACH / max(len(lines) - 1, 1))
     for i, (name, line) in enumerate(lines):
-        shift = 2.6 * (i - (len(lines) - 1) / 2)
+        shift = step * (i - (len(lines) - 1) / 2)
         _series(ax, metric, scale, x, line, style.look(i), shift)
         if last := [point.estimate for point in line if point.estimate]:
             look = style.look(i)

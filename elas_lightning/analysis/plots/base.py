@@ -103,8 +103,7 @@ class Scale:
         names = [level_name(self.parameter, level) for level in self.levels]
         if not self.crowded:
             style.level_axis(ax, "x", list(self._place.values()), [style.wrap(name, 11) for name in names])
-            if sum(len(name) for name in names) > 42:
-                ax.tick_params(axis="x", labelrotation=35)
+            style.turn_long_names(ax, names)
         else:
             style.plain_numbers(ax, "x")
         ax.set_xlabel(self.parameter.label)

@@ -142,7 +142,7 @@ def _name_curves(results: SweepResults, options: Options, end: Axes, drawn: Sequ
         end.figure.legend(
             handles=lines,
             loc="outside upper left",
-            ncols=min(len(lines), 3),
+            ncols=style.legend_columns([str(line.get_label()) for line in lines]),
             frameon=False,
             title=parameter.label,
             title_fontsize=9,

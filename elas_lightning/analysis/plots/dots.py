@@ -136,7 +136,7 @@ def bars(results: SweepResults, options: Options) -> tuple[Figure, str]:
     if group:
         figure.legend(
             loc="outside upper right",
-            ncols=min(len(groups), 3),
+            ncols=style.legend_columns([level_name(results.parameter(group), level) for level in groups]),
             frameon=False,
             borderaxespad=0.0,
             title=results.parameter(group).label,

@@ -70,6 +70,7 @@ def heatmap(results: SweepResults, options: Options) -> tuple[Figure, str]:
         for key, levels in ((x, columns), (y, rows))
     ]
     style.level_axis(ax, "x", range(len(columns)), names[0])
+    style.turn_long_names(ax, [level_name(results.parameter(x), v) for v in columns])
     style.level_axis(ax, "y", range(len(rows)), names[1])
     ax.grid(visible=False)
     ax.set_xlabel(results.parameter(x).label)
@@ -156,9 +157,13 @@ def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
     top = best(done, metric.column)
     assert top is not None  # `done` has only points with finished runs
     assert top.estimate is not None
-    figure = style.new_figure(width=max(style.WIDTH, 1.15 * (len(names) + 1)), height=3.6)
-    ax = figure.add_subplot()
     scales = [_unit_scale(parameter) for parameter in results.parameters]
+    ticks = [_ticks(parameter, scale) for parameter, scale in zip(results.parameters, scales, strict=True)]
+    lines = max(sum(1 + name.count("\n") for name in found) for found in ticks)
+    figure = style.new_figure(
+        width=max(style.WIDTH, 1.15 * (len(names) + 1)), height=max(3.6, 1.0 + 0.15 * lines)
+    )
+    ax = figure.add_subplot()
     colours = ScalarMappable(norm, _COLOURS if metric.lower_is_better else _COLOURS.removesuffix("_r"))
     lost = [point for point in points if not point.values]
     for point in lost:
@@ -177,8 +182,8 @@ def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
             marker="o" if chosen else None,
             zorder=4 if chosen else 2,
         )
-    for i, (parameter, scale) in enumerate(zip(results.parameters, scales, strict=True)):
-        _upright(ax, i, _ticks(parameter, scale))
+    for i, found in enumerate(ticks):
+        _upright(ax, i, found)
     low, high = norm.vmin or 0.0, norm.vmax or 0.0
     marks = [low, (low * high) ** 0.5 if isinstance(norm, LogNorm) else (low + high) / 2, high]
     _upright(ax, len(names), {number(value): float(norm(value)) for value in marks})
@@ -223,7 +228,7 @@ def _ticks(parameter: Parameter, scale: Mapping[Level, float]) -> dict[str, floa
         levels = [min(levels, key=lambda v: abs(scale[v] - q)) for q in (0, 0.25, 0.5, 0.75, 1)]
     names = {
         level: number(float(level), 2)
-        if len(parameter.levels) > _MOST_TICKS
+        if parameter.numeric and len(parameter.levels) > _MOST_TICKS
         else level_name(parameter, level)
         for level in levels
     }
