@@ -7,9 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from elas_lightning.analysis.equivalence import ALPHA
 from elas_lightning.analysis.load import SweepResults, planned_seeds
 from elas_lightning.analysis.metrics import metric_of
 from elas_lightning.analysis.points import best, describe, gather
+from elas_lightning.analysis.statistics import holm
 from elas_lightning.analysis.tables import comparisons
 from elas_lightning.analysis.wording import listing, number, plural, plus_minus, seeds_phrase
 
@@ -38,11 +40,17 @@ def answer(results: SweepResults, captions: list[dict[str, Any]]) -> list[str]:
     found = [d for *_, d in comparisons(results) if d is not None and d.p is not None]
     if len(found) > 1:
         clear = sum(d.found for d in found)
+        kept = sum(
+            d.found and p is not None and p < ALPHA
+            for d, p in zip(found, holm([d.p for d in found]), strict=True)
+        )
+        # each interval stands on its own: of many, one in twenty leaves zero out by chance
+        corrected = f" ({kept} after correction for all {len(found)}, Holm)" if kept < clear else ""
         said.append(
-            f"Of {len(found)} comparisons paired by seed, {clear} have a 95 % interval without zero; for the "
-            f"others no difference was found, which is not the same as none."
+            f"Of {len(found)} comparisons paired by seed, {clear} {'has' if clear == 1 else 'have'} a 95 % interval "
+            f"without zero{corrected}; for the others no difference was found, which is not the same as none."
             if clear < len(found)
-            else f"All {len(found)} comparisons paired by seed have a 95 % interval without zero."
+            else f"All {len(found)} comparisons paired by seed have a 95 % interval without zero{corrected}."
         )
     said.append(_completeness(results))
     return said

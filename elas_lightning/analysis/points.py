@@ -117,7 +117,8 @@ def best(points: Sequence[Point], metric: str) -> Point | None:
     """The point with the best mean; None when none completed.
 
     Points with half as many complete seeds as others, or fewer, stand back: one lucky seed would win over
-    three ordinary ones.
+    three ordinary ones. So do points with a diverged run behind those without, as in the study, where such a point
+    is the worst: the mean of the other seeds speaks for the lucky ones.
     """
     done = [(point, point.estimate) for point in points]
     known = [(point, found) for point, found in done if found is not None]
@@ -125,7 +126,9 @@ def best(points: Sequence[Point], metric: str) -> Point | None:
         return None
     sign = 1 if metric_of(metric).lower_is_better else -1
     most = max(found.n for _, found in known)
-    return min((pair for pair in known if 2 * pair[1].n > most), key=lambda pair: sign * pair[1].mean)[0]
+    enough = [pair for pair in known if 2 * pair[1].n > most]
+    whole = [pair for pair in enough if not pair[0].counts.get("diverged")]
+    return min(whole or enough, key=lambda pair: sign * pair[1].mean)[0]
 
 
 def describe(results: SweepResults, levels: Mapping[str, Level]) -> str:

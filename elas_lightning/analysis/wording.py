@@ -109,9 +109,10 @@ def compare_many(found: Mapping[str, Difference], a: str, b: str) -> str:
     if all(difference.low is None for difference in found.values()):
         spread = _range([difference.value for difference in found.values()], next(iter(found.values())))
         return f"{a} differs from {b} by {spread} in the one seed they share, too few for intervals"
-    groups: dict[str, list[str]] = {"above": [], "below": [], "": []}
+    groups: dict[str, list[str]] = {"above": [], "below": [], "": [], "untested": []}
     for place, difference in found.items():
-        groups[("above" if difference.value > 0 else "below") if difference.found else ""].append(place)
+        side = "above" if difference.value > 0 else "below"
+        groups["untested" if difference.low is None else side if difference.found else ""].append(place)
     clauses = []
     for side in ("above", "below"):
         if places := groups[side]:
@@ -126,6 +127,8 @@ def compare_many(found: Mapping[str, Difference], a: str, b: str) -> str:
             f"no difference was found between {a} and {b} with {listing(places)}, which does not show "
             f"that they are equal"
         )
+    if places := groups["untested"]:
+        clauses.append(f"{a} and {b} share one seed with {listing(places)}, too few for an interval")
     return "; ".join(clauses)
 
 

@@ -199,3 +199,22 @@ def test_no_finished_run_has_no_best(tmp_path):
     states = dict.fromkeys(range(12), "diverged")
     folder = write_sweep(tmp_path / "dead", {"rank": RANKS}, [], states=states)
     assert best(gather(load_sweep(folder), ["rank"], "val_perplexity"), "val_perplexity") is None
+
+
+def test_two_lucky_seeds_beside_a_divergence_do_not_win(tmp_path):
+    """In the study the point is the worst there is; the tables and captions name the same best one."""
+
+    def loss(point, seed):
+        return (4.0 if point["method"] == "elas" else 5.0) + 0.1 * (point["lr"] == 0.01)
+
+    rates = {"kind": "choices", "values": [0.01, 0.1], "label": "learning rate"}
+    folder = write_sweep(
+        tmp_path / "luck", {"method": METHODS, "lr": rates}, [], loss=loss, states={11: "diverged"}
+    )
+    results = load_sweep(folder)
+    by_method = gather(results, ["method"], "val_perplexity")
+    # the better rate of elas lost a seed
+    assert [point.rest for point in by_method] == [{"lr": 0.1}, {"lr": 0.01}]
+    everything = gather(results, ["method", "lr"], "val_perplexity")
+    assert best(everything, "val_perplexity") is everything[2]
+    assert best(everything[3:], "val_perplexity") is everything[3]

@@ -6,7 +6,9 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from scipy import stats
 from synthetic_paper import BATCHES, EFFECTS, METHODS, method_loss, write_paper
 
 from elas_lightning.analysis.paper.load import load_paper
@@ -22,7 +24,13 @@ from elas_lightning.analysis.paper.published import published, published_perplex
 from elas_lightning.analysis.paper.questions import questions
 from elas_lightning.analysis.paper.scaling import scaling_sentences, scaling_series, scaling_table
 from elas_lightning.analysis.paper.speed import speed_sentences, speed_table
-from elas_lightning.analysis.paper.table import NOT_RUN, against_baseline, against_twins, methods_table
+from elas_lightning.analysis.paper.table import (
+    NOT_RUN,
+    against_baseline,
+    against_twins,
+    methods,
+    methods_table,
+)
 from elas_lightning.analysis.paper.verdicts import close_to_twin, completeness, verdicts, winner
 from elas_lightning.analysis.statistics import holm
 
@@ -119,6 +127,37 @@ def test_one_lucky_seed_beside_a_divergence_is_said_to_be_that(tmp_path):
     assert "ELAS + LORO has only 1 complete and 1 diverged runs" in text
     assert "nothing with as many seeds is there to beat plain ELAS" in text
     assert "does not beat" not in text
+
+
+def test_the_winner_is_corrected_for_being_picked(tmp_path):
+    """ELAS + LORO's own interval leaves zero out; twice its p, for it and ELAS + Muon, is above 5 %."""
+    usual = method_loss({**EFFECTS, "ELAS + LORO": EFFECTS["ELAS"] - 0.0059, "ELAS + Muon": EFFECTS["ELAS"]})
+
+    def loss(point, seed):
+        return usual(point, seed) + 0.003 * (point["method"] == "ELAS + Muon") * (seed == 1)
+
+    table = _changed(tmp_path, loss=loss).table
+    text = winner(table)
+    points = {name: point for name, point in methods(table)[1].items() if name.startswith("ELAS")}
+
+    def p(name):
+        ours = np.log([points[name].values[seed] for seed in (1, 2, 3)])
+        return stats.ttest_rel(ours, np.log([points["ELAS"].values[seed] for seed in (1, 2, 3)])).pvalue
+
+    found = p("ELAS + LORO")
+    adjusted = 2 * found
+    assert found < 0.05 < adjusted < 2 * p("ELAS + Muon")
+    assert f"it was picked as the best of 2 (p {adjusted:.3f}, Holm), so that it is not shown to beat" in text
+    assert "so it beats" not in text
+
+
+def test_a_winner_with_a_diverged_run_is_none(tmp_path):
+    text = winner(_changed(tmp_path / "one", states={9: "diverged"}).table)  # of ELAS + LORO, the best
+    assert "ELAS comes first" in text
+    assert "ELAS + LORO has only 2 complete and 1 diverged runs" in text
+    text = winner(_changed(tmp_path / "all", states=dict.fromkeys((6, 9, 12), "diverged")).table)
+    assert "so there is no winner among them" in text
+    assert "beats" not in text
 
 
 def test_contenders_without_runs_are_named(tmp_path):

@@ -256,6 +256,15 @@ def search_sweep(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"), [("bars", {"x": "rank"}), ("heatmap", {"x": "rank", "y": "method"})]
+)
+def test_a_comparison_of_what_was_picked_by_its_value_says_so(rank_ablation, kind, options):
+    _, caption = draw(rank_ablation, kind, **options)
+    count = 4 if kind == "bars" else 8
+    assert f"of {count}, which this interval does not allow for" in caption
+
+
 def test_parallel_draws_every_point_and_marks_the_best(search_sweep):
     figure, caption = draw(search_sweep, "parallel")
     (ax,) = figure.axes

@@ -99,12 +99,28 @@ def test_headings_descend_and_name_every_part(rank_ablation):
     assert "This sweep is unfinished" not in page.titles
 
 
+def test_many_comparisons_are_counted_after_correction_too(tmp_path):
+    """Twelve methods that do not differ: one's p is a little below 5 %, which of eleven says nothing."""
+
+    def loss(point, seed):
+        own = 0.0 if point["m"] == "m0" else 0.001 * (1 + int(point["m"][1:])) * (-1) ** seed
+        lucky = 0.004 if point["m"] == "m1" else 0.0
+        return 4.0 + 0.02 * seed + own + lucky
+
+    search = {"m": {"kind": "choices", "values": [f"m{i}" for i in range(12)], "label": "m"}}
+    text = read(write_sweep(tmp_path / "many", search, [], loss=loss, seeds=(1, 2, 3, 4))).text
+    assert "Of 11 comparisons paired by seed, 1 has a 95 % interval without zero (0 after correction" in text
+
+
 def test_answer_facts_and_limits_come_from_the_data(rank_ablation):
     text = read(rank_ablation).text
     assert "Validation perplexity of elas falls from" in text
     assert "against 471 for guessing by token frequency alone" in text
     assert "All 24 planned runs completed." in text
-    assert "All 4 comparisons paired by seed have a 95 % interval without zero." in text
+    assert (
+        "All 4 comparisons paired by seed have a 95 % interval without zero (0 after correction for all 4, Holm)."
+        in text
+    )
     assert "0.638 to 0.864 training tokens per parameter, less than the 20 usual" in text
     assert "Intervals rest on 3 seeds" in text
     assert "The learning rate was not searched" in text

@@ -79,3 +79,13 @@ def test_many_comparisons_keep_apart_what_was_found_and_what_was_not():
 
 def test_sentence_skips_empty_clauses():
     assert sentence(["a", "", "b"]) == "A; b."
+
+
+def test_a_place_with_one_seed_is_not_said_to_have_been_tested():
+    found = {
+        "relu2": Difference(2.0, 1.0, 3.0, 0.01, 3, "%"),
+        "gelu": Difference(4.0, None, None, None, 1, "%"),
+    }
+    text = compare_many(found, "2:4", "dense")
+    assert "no difference was found" not in text
+    assert "2:4 and dense share one seed with gelu, too few for an interval" in text

@@ -12,6 +12,7 @@ from elas_lightning.analysis import style
 from elas_lightning.analysis.load import SweepResults
 from elas_lightning.analysis.parameters import Level, Parameter, level_name, spoken
 from elas_lightning.analysis.points import Point
+from elas_lightning.analysis.statistics import Difference
 from elas_lightning.analysis.wording import listing, plural
 from elas_lightning.errors import UserError
 
@@ -141,6 +142,13 @@ def value_limits(
 def cut_clause(cut: bool) -> str:
     """Say that an interval is longer than it looks."""
     return "an interval that reaches the edge goes on beyond it" if cut else ""
+
+
+def picked_clause(found: Difference | None, what: str, count: int) -> str:
+    """Say that sides of a comparison were picked by the very values that it compares."""
+    if found is None or found.low is None or count <= 2:
+        return ""
+    return f"{what} of {count}, which this interval does not allow for"
 
 
 def losses_clause(points: Sequence[Point]) -> str:

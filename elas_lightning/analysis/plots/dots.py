@@ -17,6 +17,7 @@ from elas_lightning.analysis.plots.base import (
     complete_points,
     cut_clause,
     losses_clause,
+    picked_clause,
     required,
     rest_clause,
     value_limits,
@@ -179,8 +180,11 @@ def _against_first(results: SweepResults, options: Options, metric: Metric, done
     top = best(done, metric.column)
     ours = next(name for name, point in rows.items() if point is top)
     theirs = baseline(results, x, options)
-    if ours == theirs:
+    picked = ours != theirs
+    if not picked:
         ours = focus(results, x, options)
     if ours == theirs or ours not in rows or theirs not in rows:
         return ""
-    return compare(difference(rows[ours], rows[theirs], metric.column), ours, theirs)
+    found = difference(rows[ours], rows[theirs], metric.column)
+    clause = picked_clause(found, f"{ours} was picked as the best", len(rows)) if picked else ""
+    return "; ".join(filter(None, [compare(found, ours, theirs), clause]))

@@ -20,6 +20,7 @@ from elas_lightning.analysis.plots.base import (
     Options,
     complete_points,
     losses_clause,
+    picked_clause,
     required,
     rest_clause,
 )
@@ -91,7 +92,9 @@ def heatmap(results: SweepResults, options: Options) -> tuple[Figure, str]:
         clauses.append(
             f"worst with {describe(results, bottom.levels)}: {plus_minus(bottom.estimate, metric.scale)}"
         )
-        clauses.append(compare(difference(top, bottom, metric.column), "the best", "the worst"))
+        found = difference(top, bottom, metric.column)
+        clauses.append(compare(found, "the best", "the worst"))
+        clauses.append(picked_clause(found, "they were picked as the two ends", len(done)))
     if absent := len(rows) * len(columns) - len(cells):
         clauses.append(f"{plural(absent, 'pair')} of values without a run")
     return figure, sentence([*clauses, losses_clause(points), rest_clause(results, points)])
