@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from elas_lightning.configuration import check, resolve
+from elas_lightning.configuration import Resolver, check, resolve
 from elas_lightning.errors import UserError
 from elas_lightning.layout import overlay_path
 from elas_lightning.runner import RunRequest
@@ -18,6 +18,7 @@ from elas_lightning.sweep.spec import Dimension, Point, SweepSpec
 # Initialisation and data order draw from generators of their own. Were both started from the same number, the two
 # streams could be one and the same, and what looks like the spread of both would be the spread of one.
 DATA_SEED_OFFSET = 1000
+_LENGTH = "trainer.max_steps"
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class Plan:
             UserError: A point of the grid is no possible configuration, or a key is set that the sweep itself sets.
         """
         self._check_overrides()
+        self._check_lengths()
         if self.spec.is_search:
             return
         for point in self.spec.grid():
@@ -123,6 +125,32 @@ class Plan:
                     f"sweep {self.spec.name}: {how}, which each run has from {owner}: leave it out, or change {owner} "
                     "in the sweep's file"
                 )
+
+    def _check_lengths(self) -> None:
+        """The pruner holds points against each other step by step, which says nothing of runs of different lengths:
+        at the same step their learning rates are elsewhere."""
+        if self.spec.pruner == "none":
+            return
+        for dimension in self.spec.search:
+            set_by_factors = any(_LENGTH in factors for factors in dimension.factors.values())
+            if _LENGTH in dimension.keys or set_by_factors or self._overlay_sets_length(dimension):
+                raise UserError(
+                    f"sweep {self.spec.name}: pruner is {self.spec.pruner!r}, which compares runs of one length, and "
+                    f"search.{dimension.name} changes {_LENGTH}: leave pruner out, or give all runs the same"
+                )
+
+    def _overlay_sets_length(self, dimension: Dimension) -> bool:
+        configs = (
+            self._resolver(
+                (*self.base_overlays, overlay_path(name)), {**self.spec.overrides, **self.overrides}
+            )
+            for name in dimension.overlays.values()
+        )
+        return any(config["trainer"]["max_steps"] != self.base["trainer"]["max_steps"] for config in configs)
+
+    @cached_property
+    def _resolver(self) -> Resolver:
+        return Resolver()
 
     @property
     def planned_runs(self) -> int:

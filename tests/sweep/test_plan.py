@@ -138,3 +138,25 @@ def test_the_command_of_a_sweep_sets_what_was_set(value: object) -> None:
     words = shlex.split(Request("grid", overrides={"data.path": value}).command)
     assert words[-2] == "--set"
     assert override(words[-1]) == ("data.path", value)
+
+
+@pytest.mark.parametrize(
+    "dimension",
+    [
+        {"keys": ["trainer.max_steps"], "choices": [4, 8]},
+        {"factors": {1: {"trainer.max_steps": 1}, 2: {"trainer.max_steps": 2}}},
+        {"overlays": {"dense": "methods/dense", "long": "methods/long"}},
+    ],
+)
+def test_runs_of_several_lengths_are_not_pruned_against_each_other(
+    project: Path, planned: Callable[..., Plan], dimension: dict[str, object]
+) -> None:
+    """A pruner that knows one length takes a longer run's steps for those of its next seed."""
+    (project / "experiments/methods/long.yaml").write_text("trainer:\n  max_steps: 99\n")
+    planned(search={"budget": dimension}, plots=[]).check()
+    with pytest.raises(
+        UserError, match=r"compares runs of one length, and search.budget changes trainer.max_steps"
+    ):
+        planned(search={"budget": dimension}, plots=[], pruner="median").check()
+    methods = {"method": {"overlays": {"dense": "methods/dense", "ELAS": "methods/elas"}}}
+    planned(search=methods, plots=[], pruner="median").check()
