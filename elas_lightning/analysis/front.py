@@ -20,7 +20,7 @@ def front_table(results: SweepResults) -> Table | None:
     finished = [points for points in zip(*by_metric, strict=True) if all(p.estimate for p in points)]
     # as in the study, where a diverged seed makes its point the worst: the others' mean would speak for the lucky ones
     known = [points for points in finished if not points[0].counts["diverged"]]
-    diverged = len(finished) - len(known)
+    diverged = sum(points[0].counts["diverged"] > 0 for points in zip(*by_metric, strict=True))
     means = [[p.estimate.mean for p in points if p.estimate] for points in known]
     signed = [
         [m.scale * (1 if m.lower_is_better else -1) * row[k] for row in means] for k, m in enumerate(metrics)

@@ -221,7 +221,9 @@ def _trials(
     trials = pd.DataFrame({"trial": cells["trial"], "seed": seeds.astype(int), "state": cells["state"]})
     parameters = []
     for name, search in summary["search"].items():
-        raw = [parse_cell(text) for text in cells[name]]
+        # a name that looks like a number or a switch ("1e-3", "true", "08") is still the name that was planned
+        planned = {value for value in search.get("values") or [] if isinstance(value, str)}
+        raw = [text if text in planned else parse_cell(text) for text in cells[name]]
         parameter = make_parameter(name, search, raw)
         trials[name] = pd.Series(
             [to_level(parameter, value) for value in raw], index=cells.index, dtype=object

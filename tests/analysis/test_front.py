@@ -64,3 +64,11 @@ def test_a_point_with_a_diverged_seed_is_not_on_it(tmp_path: Path) -> None:
     assert ("32", "lowrank") not in [row[:2] for row in table.rows]
     assert table.caption.startswith("On the front: 4 of 7 points. ")
     assert table.caption.endswith("1 point with a diverged run cannot be on it.")
+
+
+def test_points_that_diverged_with_every_seed_are_counted_too(tmp_path: Path) -> None:
+    states = dict.fromkeys([3, *range(18, 21)], "diverged")
+    table = front_table(swept(tmp_path / "a", ["val_perplexity", "parameters"], states=states))
+    assert table is not None
+    assert "of 6 points" in table.caption
+    assert table.caption.endswith("2 points with a diverged run cannot be on it.")

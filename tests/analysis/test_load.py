@@ -218,3 +218,12 @@ def test_two_lucky_seeds_beside_a_divergence_do_not_win(tmp_path):
     everything = gather(results, ["method", "lr"], "val_perplexity")
     assert best(everything, "val_perplexity") is everything[2]
     assert best(everything[3:], "val_perplexity") is everything[3]
+
+
+def test_a_choice_called_like_a_number_or_a_switch_keeps_its_name(tmp_path):
+    names = ["1e-3", "1_000", "08", "true", "None", "(1, 2)"]
+    search = {"m": {"kind": "choices", "values": names, "label": "m"}}
+    results = load_sweep(write_sweep(tmp_path / "odd", search, [], loss=lambda point, seed: 4.0 + seed))
+    assert results.parameter("m").levels == tuple(names)
+    assert [point.levels["m"] for point in gather(results, ["m"], "val_perplexity")] == names
+    assert results.missing == ()

@@ -9,8 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy import stats
+from synthetic import write_sweep
 from synthetic_paper import BATCHES, EFFECTS, METHODS, method_loss, write_paper
 
+from elas_lightning.analysis.load import load_sweep
 from elas_lightning.analysis.paper.load import load_paper
 from elas_lightning.analysis.paper.memory import memory_sentences, memory_table, sizes_table
 from elas_lightning.analysis.paper.protocol import (
@@ -192,6 +194,24 @@ def test_within_reach_a_loss_is_quoted_with_its_interval(tmp_path):
     text = " ".join(scaling_sentences(scaling_series(load_paper(home))))
     assert "low-rank ReLU² would come to 3.43 nats at 3B" in text
     assert "nothing here supports" not in text
+
+
+def test_a_budget_is_one_place_though_padding_makes_its_tokens_differ_by_seed(paper, tmp_path):
+    def loss(point, seed):
+        return 3.0 + 1.2 * (point["budget"] / 2) ** -0.5 + 0.001 * math.sin(5 * seed + point["budget"])
+
+    search = {
+        "method": {"kind": "choices", "values": ["ELAS"], "label": "method"},
+        "budget": {"kind": "choices", "values": [2, 8, 32, 128], "label": "budget"},
+    }
+    swept = load_sweep(write_sweep(tmp_path / "budgets", search, [], loss=loss))
+    tokens = swept.trials["budget"] * 1e6 * (1 + 1e-4 * swept.trials["seed"])
+    part = replace(swept, trials=swept.trials.assign(tokens=tokens))
+    (series,) = scaling_series(replace(paper, parts={"budgets": part}))
+    assert [sorted(by_seed) for by_seed in series.data.values()] == [[1, 2, 3]] * 4
+    assert list(series.data) == pytest.approx([2.0004e6, 8.0016e6, 32.0064e6, 128.0256e6])
+    assert series.fit is not None
+    assert series.fit.law.exponent == pytest.approx(0.5, abs=0.02)
 
 
 def test_without_enough_sizes_there_is_a_reason_and_no_fit(tmp_path):
