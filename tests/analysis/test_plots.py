@@ -256,6 +256,34 @@ def search_sweep(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("x", "per_step"), [("tokens", 2048), ("seconds", 0.075)])
+def test_telemetry_over_tokens_or_time_takes_them_from_the_curves(rank_ablation, x, per_step):
+    figure, _ = draw(rank_ablation, "telemetry", value="natural_zeros", x=x)
+    assert figure.axes[0].lines[0].get_xdata() == pytest.approx(
+        [per_step * step for step in range(0, 401, 50)]
+    )
+
+
+def test_telemetry_is_of_the_steps_that_all_runs_and_layers_have(rank_ablation):
+    """One seed's file ends early, another lacks the last layer at a step in between."""
+    options = {"value": "natural_zeros", "filter": {"method": "elas", "rank": 32}}
+    whole, said = draw(rank_ablation, "telemetry", **options)
+    home = sorted(rank_ablation.glob("runs/007-seed*"))
+    early = (home[0] / "telemetry.csv").read_text().splitlines()
+    (home[0] / "telemetry.csv").write_text(
+        "\n".join(early[:-3]) + "\n"
+    )  # three of four layers of the last step
+    hole = (home[1] / "telemetry.csv").read_text().splitlines()
+    (home[1] / "telemetry.csv").write_text("\n".join(line for line in hole if not line.startswith("200,3,")))
+    figure, caption = draw(rank_ablation, "telemetry", **options)
+    for line, before in zip(figure.axes[0].lines[:4], whole.axes[0].lines[:4], strict=True):
+        assert list(line.get_xdata()) == [0, 50, 100, 150, 250, 300, 350]
+        kept = np.isin(before.get_xdata(), line.get_xdata())
+        assert line.get_ydata() == pytest.approx(before.get_ydata()[kept])
+    assert "at step 350 (mean ± 95 % interval over 3 seeds)" in caption
+    assert "at step 400 (mean ± 95 % interval over 3 seeds)" in said
+
+
 @pytest.mark.parametrize(
     ("kind", "options"), [("bars", {"x": "rank"}), ("heatmap", {"x": "rank", "y": "method"})]
 )

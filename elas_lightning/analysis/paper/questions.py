@@ -17,7 +17,7 @@ from elas_lightning.analysis.paper.speed import speed_sentences
 from elas_lightning.analysis.paper.table import against_twins, methods
 from elas_lightning.analysis.paper.verdicts import OURS, close_to_twin
 from elas_lightning.analysis.parameters import level_name, lower_first
-from elas_lightning.analysis.plots.telemetry import QUANTITIES
+from elas_lightning.analysis.plots.telemetry import QUANTITIES, at_common_steps
 from elas_lightning.analysis.statistics import Difference, estimate
 from elas_lightning.analysis.tables import comparisons
 from elas_lightning.analysis.wording import compare, compare_many, listing, number, plural, plus_minus
@@ -189,7 +189,10 @@ def _telemetry(paper: Paper) -> Iterator[tuple[bool, str]]:
         for column, (_, noun, scale, unit) in QUANTITIES.items():
             if column not in rows or rows[column].notna().sum() == 0:
                 continue
-            known = rows[rows[column].notna()]
+            known = at_common_steps(rows[rows[column].notna()])
+            if known.empty:
+                yield False, f"The runs have the {noun} at no step in common."
+                continue
             ends = []
             for step in (known["step"].min(), known["step"].max()):
                 by_seed = known[known["step"] == step].groupby("seed")[column].mean()

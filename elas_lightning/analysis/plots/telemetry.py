@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -86,19 +87,25 @@ def telemetry(results: SweepResults, options: Options) -> tuple[Figure, str]:
     rows = rows[rows[value].notna()]
     if rows.empty:
         raise CannotDraw(f"no complete run has {value} of {site} in its telemetry.csv")
+    rows = at_common_steps(rows)
+    if rows.empty:
+        raise CannotDraw(f"the complete runs have {value} of {site} at no step in common")
     layers = sorted(rows["layer"].unique())
+    places = _places(results, rows, x)
     figure = style.new_figure()
     ax = figure.add_subplot()
     colours = matplotlib.colormaps["viridis"]
     ends = []
     every = -(-len(layers) // _MOST_LAYER_LABELS)
     for i, layer in enumerate(layers):
-        line = quantity.scale * rows[rows["layer"] == layer].groupby(x)[value].mean()
+        line = quantity.scale * rows[rows["layer"] == layer].groupby("step")[value].mean()
         # The light end of the map is left out: pale yellow on white paper cannot be seen.
         color = matplotlib.colors.to_hex(colours(0.88 * i / max(len(layers) - 1, 1)))
         look = style.Look(color, style.look(i).marker, "-")
         markers = look.marker if len(line) <= MOST_MARKERS else None
-        ax.plot(line.index, line.to_numpy(), color=color, marker=markers, markersize=4)
+        ax.plot(
+            [places[step] for step in line.index], line.to_numpy(), color=color, marker=markers, markersize=4
+        )
         if i % every == 0 or i == len(layers) - 1:
             ends.append((float(line.iloc[-1]), f"layer {layer:.0f}", look))
     ax.set_xlabel(TIME_LABELS[x])
@@ -108,6 +115,26 @@ def telemetry(results: SweepResults, options: Options) -> tuple[Figure, str]:
     style.large_numbers(ax)
     style.label_ends(ax, ends)
     return figure, _telemetry_caption(results, rows, point, value, options)
+
+
+def _places(results: SweepResults, rows: pd.DataFrame, x: str) -> dict[float, float]:
+    """Where each step lies along ``x``: ``telemetry.csv`` has steps alone, ``curve.csv`` what they come to."""
+    steps = sorted(rows["step"].unique())
+    if x == "step":
+        return dict(zip(steps, steps, strict=True))
+    curves = results.curves
+    known = curves[curves["run"].isin(rows["run"])].groupby("step")[x].mean() if x in curves else pd.Series()
+    if known.empty:
+        raise CannotDraw(f"no run with telemetry has {x} in its curve.csv")
+    return dict(zip(steps, np.interp(steps, [0.0, *known.index], [0.0, *known]).tolist(), strict=True))
+
+
+def at_common_steps(rows: pd.DataFrame) -> pd.DataFrame:
+    """The steps at which every run was looked at in every layer it has: a mean over changing runs would jump."""
+    places = rows[["step", "run", "layer"]].drop_duplicates()
+    counts = places.groupby("step").size()
+    whole = counts[counts == len(places[["run", "layer"]].drop_duplicates())]
+    return rows[rows["step"].isin(whole.index)]
 
 
 def _telemetry_caption(
