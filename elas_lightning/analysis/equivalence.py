@@ -113,13 +113,14 @@ def sentence_of(found: Equivalence, adjusted: float | None, a: str, b: str) -> s
         shared = plural(found.n, "shared seed")
         return f"whether {a} and {b} are equivalent within {within} cannot be tested with {shared}"
     span = f"90 % interval {_signed(found.low)} to {_signed(found.high)} %, {plural(found.n, 'seed')}"
-    test = f"{span}, {_p(adjusted)} by two one-sided tests"
+    corrected = "" if adjusted == found.p else ", corrected (Holm)"
+    test = f"{span}, {_p(adjusted)} by two one-sided tests{corrected}"
     if adjusted < ALPHA:
         return f"{a} and {b} are equivalent within {within} of perplexity ({test})"
-    return (
-        f"it is not shown that {a} and {b} are equivalent within {within} of perplexity ({test}): too few seeds, "
-        f"or a real difference"
-    )
+    bound = 100 * found.margin
+    beyond = found.low > bound or found.high < 100 * math.expm1(-math.log1p(found.margin))
+    why = "they differ by more than that" if beyond else "too few seeds, or a real difference"
+    return f"it is not shown that {a} and {b} are equivalent within {within} of perplexity ({test}): {why}"
 
 
 def pair(

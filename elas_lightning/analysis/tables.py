@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ _NOT_MEASURED = "not measured"
 # Seeds of one point share the model, so these are the same for each; speed is not.
 _AMOUNTS = ("parameters", "flops_per_token", "peak_memory_bytes")
 _ALPHA = 0.05
+# What Markdown would take for markup in a name: emphasis, code, formulas, tags, entities, the table's own bars.
+_MARKUP = re.compile(r"[\\`*|$]|<(?=[A-Za-z/!])|&(?=#?\w+;)|(?<!\w)_|_(?!\w)")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Table:
         rule = ["---" if i < self.names else "---:" for i in range(len(self.columns))]
         cells = [self.columns, tuple(rule), *self.rows]
         lines = [
-            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
+            "| " + " | ".join(_MARKUP.sub(r"\\\g<0>", cell).replace("\n", " ") for cell in row) + " |"
             for row in cells
         ]
         return "\n".join([*lines, "", self.caption, ""])

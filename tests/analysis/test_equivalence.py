@@ -97,3 +97,17 @@ def test_false_claims_of_equivalence_stay_below_five_per_cent():
         corrected += min(holm(tests)) < 0.05
     assert claims / 800 <= 0.05 + 0.02
     assert corrected / 800 <= 0.05 + 0.02
+
+
+def test_what_lies_beyond_the_margin_is_not_put_down_to_few_seeds():
+    _, found = pair(*_sides([1.05, 1.051, 1.049]))
+    assert sentence_of(found, found.p, "a", "b").endswith("they differ by more than that")
+    _, wide = pair(*_sides([1.05, 0.99, 1.0]))
+    assert sentence_of(wide, wide.p, "a", "b").endswith("too few seeds, or a real difference")
+
+
+def test_a_corrected_p_is_said_to_be_one():
+    _, found = pair(*_sides([1.012, 1.008, 1.004]))
+    assert "by two one-sided tests)" in sentence_of(found, found.p, "a", "b")
+    said = sentence_of(found, 3 * found.p, "a", "b")
+    assert f"p = {3 * found.p:.3f} by two one-sided tests, corrected (Holm))" in said

@@ -13,6 +13,7 @@ from synthetic import write_sweep
 from synthetic_paper import BATCHES, EFFECTS, METHODS, method_loss, write_paper
 
 from elas_lightning.analysis.load import load_sweep
+from elas_lightning.analysis.paper.forest import forest
 from elas_lightning.analysis.paper.load import load_paper
 from elas_lightning.analysis.paper.memory import memory_sentences, memory_table, sizes_table
 from elas_lightning.analysis.paper.protocol import (
@@ -374,3 +375,10 @@ def test_whether_the_saving_survives_checkpointing_is_said_from_the_record(paper
     table = sizes_table(told)
     assert table is not None
     assert table.columns[2:4] == ("128 × 256", "128 × 256, checkpointed")
+
+
+def test_a_divergence_is_seen_beside_the_interval_that_lies_within_the_margin(tmp_path):
+    figure, caption = forest(against_twins(_changed(tmp_path, states={6: "diverged"}).table))
+    names = [label.get_text().replace("\n", " ") for label in figure.axes[0].get_yticklabels()]
+    assert names == ["ELAS against low-rank ReLU² (1 diverged)", "ELAS + LORO against low- rank ReLU²"]
+    assert "if no run of theirs diverged" in caption

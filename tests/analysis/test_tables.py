@@ -114,3 +114,12 @@ def test_cells_are_escaped():
     assert "a &lt; b" in table.html()
     assert "x\\|y" in table.markdown()
     assert "1\\|2" in table.markdown()
+
+
+def test_names_with_markup_are_read_as_they_are_in_markdown():
+    names = ("*bold*", "<i>", "$5 or $6", "_w_", "a|b", "back\\slash", "&amp;")
+    text = Table("", ("name",), tuple((name,) for name in names), 1).markdown()
+    shown = ["\\*bold\\*", "\\<i>", "\\$5 or \\$6", "\\_w\\_", "a\\|b", "back\\\\slash", "\\&amp;"]
+    assert [line[2:-2] for line in text.splitlines()[2:9]] == shown
+    plain = Table("", ("val_loss",), (("<0.001",), ("a & b",), ("2:4",)), 1).markdown()
+    assert "\\" not in plain

@@ -38,7 +38,7 @@ def forest(found: Sequence[Comparison]) -> tuple[Figure, str] | None:
                 f"{one.method} is {signed(d.value, decimals_of(d))} % ({interval(d)}) from {one.against}"
             )
         ax.plot([d.value], [row], marker="o", color=style.look(0).color)
-    names = [style.wrap(f"{one.method} against {one.against}", 24) for one in shown]
+    names = [style.wrap(f"{one.method} against {one.against}", 24) + _lost(one) for one in shown]
     style.level_axis(ax, "y", range(len(shown)), names)
     ax.set_ylim(len(shown) - 0.5, -0.5)
     reach = max(abs(band[0]) * 1.3, *(abs(end) for end in ax.get_xlim()))
@@ -47,6 +47,12 @@ def forest(found: Sequence[Comparison]) -> tuple[Figure, str] | None:
     ax.set_xlabel("Difference in validation perplexity (%)")
     lead = (
         f"differences paired by seed with 95 % (thin) and 90 % intervals (thick); two methods are equivalent within "
-        f"{100 * MARGIN:g} % where the thick one lies in the band"
+        f"{100 * MARGIN:g} % where the thick one lies in the band, if no run of theirs diverged; that the tests are "
+        f"several is corrected for in the table alone"
     )
     return figure, sentence([lead, listing(clauses) if clauses else "one seed each, so no interval"])
+
+
+def _lost(one: Comparison) -> str:
+    """An interval of the runs that are left shows no equivalence, wherever it lies."""
+    return f"\n({one.equivalence.lost} diverged)" if one.equivalence.lost else ""
