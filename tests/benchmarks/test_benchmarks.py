@@ -16,6 +16,7 @@ import pytest
 
 from elas_lightning.analysis.benchmark_records import measurements, side_by_side
 from elas_lightning.analysis.benchmark_summary import lines, summary_table
+from elas_lightning.analysis.benchmarks import verdict
 from elas_lightning.cli import main
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -295,3 +296,24 @@ def test_refuses_what_cannot_be_measured(
         script("ffn", *arguments)
     assert end.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_verdict_claims_no_more_than_the_rounds_show() -> None:
+    """ELAS is told at its best of several ways: what the dense model reaches at its own best belongs beside it."""
+    record = json.loads((FOLDER / "results" / "h200" / "ffn.json").read_text())
+    rows = list(measurements(record))
+    said = verdict([row for row in rows if row.kind == "ffn forward"])
+    (graph,) = [one for one in said if one.startswith("60M") and "twin's graph" in one]
+    assert "2.09 times its speed" in graph
+    dense = max(row.ratio["median"] for row in rows if row.shape == "60m" and row.contender.startswith(TWIN) and
+                row.is_graph and row.kind == "ffn forward")  # fmt: skip
+    assert graph.endswith(
+        f"; the dense model's own fastest way ({TWIN}, triton, recompute, compiled, graph) reaches {dense:.2f} times "
+        "that speed."
+    )
+    assert not any("own fastest way" in one for one in said if one.startswith("7B"))
+    back = verdict([row for row in rows if row.kind == "ffn forward_backward"])
+    (near,) = [
+        one for one in back if one.startswith("60M")
+    ]  # 0.91 in the middle, above 1 in one round of five
+    assert "is not told apart, within the spread, from its dense twin, 0.908 times" in near
