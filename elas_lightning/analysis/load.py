@@ -25,6 +25,7 @@ from elas_lightning.analysis.parameters import (
     phrase,
     to_level,
 )
+from elas_lightning.analysis.wording import plural
 from elas_lightning.errors import UserError
 
 STATES = ("complete", "diverged", "failed", "pruned")
@@ -239,7 +240,8 @@ def _trials(
     key = [*(parameter.name for parameter in parameters), "seed"]
     kept = trials.drop_duplicates(key, keep="last").reset_index(drop=True)
     if len(kept) < len(trials):
-        notes.append(f"{len(trials) - len(kept)} runs repeated a point and seed; the last of each counts.")
+        repeated = plural(len(trials) - len(kept), "run")
+        notes.append(f"{repeated} repeated a point and seed; the last of each counts.")
     objective = str(summary.get("objective") or "val_perplexity")
     blank = (
         kept[(kept["state"] == "complete") & ~np.isfinite(kept[objective])] if objective in kept else kept[:0]

@@ -25,7 +25,7 @@ def plus_minus(estimate: Estimate, scale: float = 1.0) -> str:
     half = estimate.half_width * scale
     if half < 1e-9 * abs(estimate.mean * scale):
         return f"{number(estimate.mean * scale, 4)} ± 0"
-    decimals = min(6, max(0, 1 - math.floor(math.log10(half))))
+    decimals = min(9, max(0, 1 - math.floor(math.log10(half))))
     return f"{estimate.mean * scale:.{decimals}f} ± {half:.{decimals}f}"
 
 
@@ -40,11 +40,13 @@ def seeds_phrase(n: int) -> str:
 
 
 def decimals_of(difference: Difference) -> int:
-    """Decimals that a difference deserves: two digits of its half-width, no more than three decimals."""
+    """Decimals that a difference deserves: two digits of its half-width, no more than three decimals unless the
+    difference itself is that small."""
     if difference.low is None or difference.high is None or difference.high <= difference.low:
         return 1 if difference.unit == "%" else 3
     half = (difference.high - difference.low) / 2
-    return min(3, max(0, 1 - math.floor(math.log10(half))))
+    most = 3 if difference.value == 0 else min(9, max(3, 1 - math.floor(math.log10(abs(difference.value)))))
+    return min(most, max(0, 1 - math.floor(math.log10(half))))
 
 
 def signed(value: float, decimals: int) -> str:

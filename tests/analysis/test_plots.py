@@ -197,6 +197,19 @@ def test_curves_are_means_over_seeds_and_diverged_runs_stand_alone(tmp_path):
     assert end.get_xlabel() == "Training tokens"
 
 
+def test_a_validation_that_overflowed_is_left_out_of_the_curves(rank_ablation):
+    path = rank_ablation / "runs/000-seed1/curve.csv"
+    curve = pd.read_csv(path)
+    validations = curve.index[curve["val_perplexity"].notna()]
+    curve.loc[validations[2], "val_perplexity"] = np.inf
+    curve.to_csv(path, index=False)
+    figure, _ = draw(
+        rank_ablation, "curves", series="rank", value="val_perplexity", filter={"method": "lowrank"}
+    )
+    first, other = figure.axes[0].lines[:2]
+    assert len(first.get_xdata()) == len(other.get_xdata()) - 1
+
+
 def test_curves_with_a_second_parameter_as_line_style(rank_ablation):
     figure, caption = draw(
         rank_ablation, "curves", series="rank", style="method", value="train_loss", x="step"

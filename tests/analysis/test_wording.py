@@ -89,3 +89,11 @@ def test_a_place_with_one_seed_is_not_said_to_have_been_tested():
     text = compare_many(found, "2:4", "dense")
     assert "no difference was found" not in text
     assert "2:4 and dense share one seed with gelu, too few for an interval" in text
+
+
+def test_what_is_tiny_is_not_rounded_to_nothing():
+    assert plus_minus(Estimate(1.0000012, 2.5e-7, 3)) == "1.00000120 ± 0.00000025"
+    text = compare(Difference(0.0004, 0.0001, 0.0007, 0.01, 3, "absolute"), "a", "b")
+    assert text.startswith("a is 0.0004")
+    assert "interval 0.0001" in text
+    assert compare(Difference(-9.154, -9.1541, -9.1539, 0.0, 3, "%"), "a", "b").startswith("a is 9.154 %")

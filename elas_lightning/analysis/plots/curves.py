@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -47,7 +48,8 @@ def curves(results: SweepResults, options: Options) -> tuple[Figure, str]:
     points = gather(results, keys, results.objective, options.get("filter"))
     if metric.column not in results.curves:
         raise CannotDraw(f"no run has {metric.column} in its curve.csv")
-    rows = results.curves[results.curves[metric.column].notna()]
+    # the perplexity of a spike overflows, in a run that completed all the same
+    rows = results.curves[np.isfinite(results.curves[metric.column])]
     figure = style.new_figure(height=5.2)
     whole, end = figure.subplots(2, 1)
     curves_drawn: list[_Curve] = []
