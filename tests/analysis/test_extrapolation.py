@@ -110,3 +110,17 @@ def test_factors_are_said_roughly():
         "about 7,000 times",
         "3.0 times",
     ]
+
+
+@pytest.mark.parametrize(("seeds", "least", "most"), [(3, 0.55, 0.85), (5, 0.75, 0.95)])
+def test_intervals_of_few_seeds_are_as_narrow_as_the_document_says(seeds, least, most):
+    generator = np.random.default_rng(seeds)
+    held = []
+    for _ in range(40):
+        data = {
+            x: {s: 2 + 1.5 * (x / 1e6) ** -0.25 + generator.normal() * 0.004 for s in range(seeds)}
+            for x in (1e6, 4e6, 16e6, 64e6, 256e6)
+        }
+        _, low, high = fit(data).at(1e9)
+        held.append(low <= 2 + 1.5 * 1000**-0.25 <= high)
+    assert least <= np.mean(held) <= most

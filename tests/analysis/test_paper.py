@@ -185,6 +185,7 @@ def test_scaling_finds_the_exponent_and_quotes_nothing_beyond_its_reach(paper):
     assert "nothing here supports a claim about 3B and 7B" in text
     assert "would come to" not in text
     assert len(scaling_table(series).rows) == 8
+    assert "about 7 of 10 cases with three seeds" in " ".join(scaling_sentences(scaling_series(paper)))
 
 
 def test_within_reach_a_loss_is_quoted_with_its_interval(tmp_path):
