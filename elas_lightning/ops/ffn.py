@@ -163,11 +163,9 @@ def _check_sparse_product(backend: str, activation: str, storage: str, training:
 
 
 def _check_storage(storage: str, activation: str, sparsity: str | None, features: int) -> None:
-    if storage == "dense":
-        return
-    if storage not in ("packed", "recompute"):
+    if storage not in ("dense", "packed", "recompute"):
         raise ValueError(f"storage {storage!r} is unknown: choose dense, packed or recompute")
-    if activation != "relu2":
+    if storage != "dense" and activation != "relu2":
         raise ValueError(f"storage {storage!r} is for activation relu2, not {activation!r}: choose dense")
     if storage == "packed" and sparsity is None:
         raise ValueError("storage 'packed' needs sparsity '2:4': choose dense or recompute for a dense FFN")
