@@ -108,8 +108,8 @@ def lowrank_ffn(
     chosen, storage = choice.chosen, choice.storage or storage  # type: ignore[assignment]
     if chosen in _SPARSE_PRODUCTS:
         _check_sparse_product(chosen, activation, storage, training)
-        if not training:
-            storage = "recompute"  # nothing is kept without gradients
+    if not training and (storage == "packed" or chosen in _SPARSE_PRODUCTS):
+        storage = "recompute"  # nothing is kept without gradients
     # the one backend that keeps its dense features by itself
     keeps_dense = chosen == "hopper" and storage == "dense" and sparsity is not None
     if storage != "dense" or keeps_dense:
