@@ -1,6 +1,6 @@
 """How the model's dataclasses refuse a value: one line, the field as a user writes it, what is allowed."""
 
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 from elas_lightning.errors import UserError
 
@@ -24,6 +24,11 @@ def is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a number and no boolean."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def check_int(key: str, value: object, minimum: int) -> None:
     """Refuse what is no integer of at least ``minimum``."""
     if not is_int(value) or value < minimum:  # type: ignore[operator]
@@ -32,5 +37,5 @@ def check_int(key: str, value: object, minimum: int) -> None:
 
 def check_number(key: str, value: object, above: float) -> None:
     """Refuse what is no finite number above a limit."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < float("inf"):
+    if not is_number(value) or not above < value < float("inf"):
         raise refuse(key, value, f"give a finite number above {above:g}")

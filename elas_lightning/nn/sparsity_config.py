@@ -6,7 +6,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from elas_lightning.nn.checks import check_choice, check_int, is_int, refuse
+from elas_lightning.nn.checks import check_choice, check_int, is_int, is_number, refuse
 from elas_lightning.ops.patterns import STOCHASTIC, Method, Pattern, width_multiple
 from elas_lightning.ops.sparsify import Gradient
 
@@ -95,7 +95,7 @@ class SparsityConfig:
     def _check_backward(self) -> None:
         check_choice("sparsity.backward", self.backward, Backward)
         share = self.backward_dense_share
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        if not is_number(share) or not 0 <= share <= 1:
             raise refuse("sparsity.backward_dense_share", share, "give a share of the features, 0 to 1")
         if not isinstance(self.backward_permutation, bool):
             raise refuse("sparsity.backward_permutation", self.backward_permutation, "give true or false")

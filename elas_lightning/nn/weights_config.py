@@ -7,7 +7,7 @@ Beside it, what a layer then consists of, from the configuration alone.
 from dataclasses import dataclass
 from typing import Literal
 
-from elas_lightning.nn.checks import check_choice, check_int, check_number, refuse
+from elas_lightning.nn.checks import check_choice, check_int, check_number, is_number, refuse
 
 WeightMethod = Literal["plain", "sltrain", "relora", "sr_ste", "s_ste", "transposable", "asp", "oats"]
 WeightLayers = Literal["all", "ffn"]
@@ -70,14 +70,16 @@ class WeightsConfig:
         for key in ("mask_every", "oats_iterations"):
             check_int(f"weights.{key}", getattr(self, key), 1)
         check_int("weights.relora_full_rank_cycles", self.relora_full_rank_cycles, 0)
-        if isinstance(self.decay, bool) or not 0 <= self.decay < float("inf"):
+        if not is_number(self.decay) or not 0 <= self.decay < float("inf"):
             raise refuse("weights.decay", self.decay, "give a finite number of at least 0")
         for key in ("dense_end", "oats_rank_ratio"):
-            if not 0 <= getattr(self, key) < 1:
-                raise refuse(f"weights.{key}", getattr(self, key), "give a share in [0, 1)")
+            share = getattr(self, key)
+            if not is_number(share) or not 0 <= share < 1:
+                raise refuse(f"weights.{key}", share, "give a share in [0, 1)")
         for key in ("sltrain_density", "asp_prune_at", "oats_compression"):
-            if not 0 < getattr(self, key) < 1:
-                raise refuse(f"weights.{key}", getattr(self, key), "give a share between 0 and 1")
+            share = getattr(self, key)
+            if not is_number(share) or not 0 < share < 1:
+                raise refuse(f"weights.{key}", share, "give a share between 0 and 1")
         if self.dense_end and self.method not in ("sr_ste", "transposable"):
             allowed = f"weights.method {self.method} has no dense end: choose sr_ste or transposable, or 0"
             raise refuse("weights.dense_end", self.dense_end, allowed)

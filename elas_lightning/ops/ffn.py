@@ -108,8 +108,8 @@ def lowrank_ffn(
     chosen, storage = choice.chosen, choice.storage or storage  # type: ignore[assignment]
     if chosen in _SPARSE_PRODUCTS:
         _check_sparse_product(chosen, activation, storage, training)
-        if not training:
-            storage = "recompute"  # nothing is kept without gradients
+    if not training and (storage == "packed" or chosen in _SPARSE_PRODUCTS):
+        storage = "recompute"  # nothing is kept without gradients
     # the one backend that keeps its dense features by itself
     keeps_dense = chosen == "hopper" and storage == "dense" and sparsity is not None
     if storage != "dense" or keeps_dense:
@@ -163,11 +163,9 @@ def _check_sparse_product(backend: str, activation: str, storage: str, training:
 
 
 def _check_storage(storage: str, activation: str, sparsity: str | None, features: int) -> None:
-    if storage == "dense":
-        return
-    if storage not in ("packed", "recompute"):
+    if storage not in ("dense", "packed", "recompute"):
         raise ValueError(f"storage {storage!r} is unknown: choose dense, packed or recompute")
-    if activation != "relu2":
+    if storage != "dense" and activation != "relu2":
         raise ValueError(f"storage {storage!r} is for activation relu2, not {activation!r}: choose dense")
     if storage == "packed" and sparsity is None:
         raise ValueError("storage 'packed' needs sparsity '2:4': choose dense or recompute for a dense FFN")

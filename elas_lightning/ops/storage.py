@@ -71,6 +71,8 @@ def computed_ffn(
     steps = _steps(backend)
     z_TR, up_FR, down_FO = z.reshape(-1, z.shape[-1]).contiguous(), up.contiguous(), steps.own_down(down)
     values, meta = _kept(z, up, keeps, backend)
+    if not z_TR.shape[0]:  # nothing that a kernel could be launched for
+        return z.new_empty((*z.shape[:-1], down.shape[1])), values, meta
     outs = []
     for chunk in _chunks(z_TR, _most(steps, up_FR, down_FO, sparse, keeps, backward=False)):
         z_tR = _rows(z_TR, chunk)
@@ -99,6 +101,8 @@ def ffn_gradients(
     steps = _steps(backend)
     z_TR, up_FR, down_FO = z.reshape(-1, z.shape[-1]).contiguous(), up.contiguous(), down.contiguous()
     grad_TO = grad.reshape(-1, grad.shape[-1]).contiguous()
+    if not z_TR.shape[0]:
+        return z.new_empty(z.shape), up.new_zeros(up.shape), torch.zeros_like(down)
     grads_z, sums = [], None
     chunks = _chunks(z_TR, _most(steps, up_FR, down_FO, sparse, keeps, backward=True))
     # Sums over chunks are kept in float32, so that their number does not show in the result.
@@ -135,9 +139,9 @@ def _most(
 
 
 def _chunks(z_TR: Tensor, most: int) -> list[slice]:
-    """At least one, so that there is something to return where there are no tokens; in sizes that suit products."""
+    """All tokens, in sizes that suit products."""
     size = max(1, most // CHUNK_TOKENS) * CHUNK_TOKENS
-    return [slice(start, start + size) for start in range(0, max(1, z_TR.shape[0]), size)]
+    return [slice(start, start + size) for start in range(0, z_TR.shape[0], size)]
 
 
 def _rows(matrix: Tensor, chunk: slice) -> Tensor:

@@ -145,6 +145,14 @@ def test_the_ffn_does_what_was_chosen(record: Callable[..., Path], monkeypatch: 
     assert len(called) == 1
 
 
+def test_what_was_packed_fastest_serves_a_width_that_cannot_be_packed(record: Callable[..., Path]) -> None:
+    record((CASE, {"reference packed": 1e-4, "reference dense": 2e-3}))
+    z, up, down = torch.randn(64, 8), torch.randn(36, 8), torch.randn(36, 5)
+    assert resolve_backend("auto", CPU, replace(CASE, features=36), "dense").storage == "packed"
+    expected = lowrank_ffn(z, up, down, backend="reference")
+    torch.testing.assert_close(lowrank_ffn(z, up, down), expected)
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_a_compiler_sees_one_graph_at_any_length(record: Callable[..., Path]) -> None:
     record((replace(CASE, compiled=True), SECONDS))

@@ -44,8 +44,11 @@ class _Entered(threading.local):
 
 
 def row_map(matrix: Tensor, rows: int) -> TensorMap:
-    """Boxes of so many rows and 64 columns of a matrix whose rows are whole multiples of 16 bytes; zeros outside."""
-    return _maps.get(matrix.data_ptr(), matrix.dtype, matrix.shape, matrix.stride(0), rows, False)
+    """Boxes of so many rows and 64 columns of a contiguous matrix, its rows whole multiples of 16 bytes; zeros outside.
+
+    The driver takes an address that 16 divides.
+    """
+    return _maps.get(matrix.data_ptr(), matrix.dtype, matrix.shape, rows, False)
 
 
 def group_map(matrix: Tensor, rows: int) -> TensorMap:
@@ -54,7 +57,7 @@ def group_map(matrix: Tensor, rows: int) -> TensorMap:
     Thread q of four has columns 2 q and 2 q + 1 of each eight of a product, so that with this order it has the four
     members of group q of each sixteen features.
     """
-    return _maps.get(matrix.data_ptr(), matrix.dtype, matrix.shape, matrix.stride(0), rows, True)
+    return _maps.get(matrix.data_ptr(), matrix.dtype, matrix.shape, rows, True)
 
 
 def launch(
@@ -128,12 +131,10 @@ def _binary(source: Source) -> bytes:
     return compile_source(source)[0]
 
 
-def _encode(
-    address: int, dtype: torch.dtype, shape: tuple[int, int], stride: int, rows: int, grouped: bool
-) -> TensorMap:
-    """The map of a matrix, its stride in numbers, as ``row_map`` has it or ``group_map``."""
+def _encode(address: int, dtype: torch.dtype, shape: tuple[int, int], rows: int, grouped: bool) -> TensorMap:
+    """The map of a matrix as ``row_map`` has it or ``group_map``."""
     height, width = shape
-    line = 2 * stride
+    line = 2 * width  # not the tensor's stride, which says nothing where it is a single row
     sizes: tuple[int, ...] = (width, height)
     strides: tuple[int, ...] = (line,)
     box: tuple[int, ...] = (64, rows)

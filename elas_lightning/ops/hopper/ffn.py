@@ -242,11 +242,16 @@ def _parts(sets: int, columns: int, device: torch.device) -> int:
 
 
 def _aligned(matrix: Tensor) -> Tensor:
-    """Rows of whole multiples of 16 bytes, as bulk copies want them: zeros to the right, where there is a need."""
-    return F.pad(matrix, (0, -matrix.shape[1] % 8)) if matrix.shape[1] % 8 else matrix
+    """Rows of whole multiples of 16 bytes, as bulk copies want them: zeros to the right, where there is a need.
+
+    A copy, too, of what begins between two such multiples, as a part of a larger tensor may.
+    """
+    if matrix.shape[1] % 8:
+        return F.pad(matrix, (0, -matrix.shape[1] % 8))
+    return matrix.clone() if matrix.data_ptr() % 16 else matrix
 
 
 def _whole(matrix: Tensor) -> Tensor:
     """The same with whole sixteens of features as rows."""
     right, below = -matrix.shape[1] % 8, -matrix.shape[0] % 16
-    return F.pad(matrix, (0, right, 0, below)) if right or below else matrix
+    return F.pad(matrix, (0, right, 0, below)) if right or below else _aligned(matrix)

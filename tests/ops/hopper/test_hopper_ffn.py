@@ -77,7 +77,36 @@ def test_ties_are_decided_as_the_reference_does(shape: tuple[int, ...], device: 
     assert torch.equal(out, lowrank_ffn(z, up, down, backend="reference"))
 
 
-def test_leading_dimensions_contiguous_down_and_no_tokens(device: torch.device) -> None:
+@pytest.mark.parametrize("keeps", ["recompute", "dense"])
+def test_one_output_and_no_tokens(keeps: Any, device: torch.device) -> None:
+    options: dict[str, Any] = {"backend": "hopper", "storage": keeps}
+    for shape in ((20, 16, 40, 1), (1, 1, 24, 1)):
+        tensors = inputs(shape, torch.float16, device)
+        for mine, theirs in zip(
+            results(tensors, **options), results(tensors, backend="reference"), strict=True
+        ):
+            assert error(mine, theirs) < 2e-3
+    nothing = inputs((0, 16, 40, 8), torch.float16, device)
+    out, grad_z, grad_up, grad_down = results(nothing, **options)
+    assert (out.shape, grad_z.shape) == ((0, 8), (0, 16))
+    assert not grad_up.any()
+    assert not grad_down.any()
+
+
+@pytest.mark.parametrize("keeps", ["recompute", "dense"])
+@pytest.mark.parametrize("place", range(4))
+def test_what_lies_anywhere_in_memory(place: int, keeps: Any, device: torch.device) -> None:
+    """A bulk copy takes addresses that 16 divides; a part of a larger tensor need not begin at one."""
+    tensors = list(inputs((20, 16, 48, 8), torch.float16, device))
+    expected = results(tuple(tensors), backend="hopper", storage=keeps)
+    moved = tensors[place].contiguous()
+    inside = torch.cat((moved.new_zeros(1), moved.flatten()))[1:].view(moved.shape)
+    tensors[place] = inside
+    for mine, theirs in zip(results(tuple(tensors), backend="hopper", storage=keeps), expected, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_leading_dimensions_and_contiguous_down(device: torch.device) -> None:
     z, up, down, _ = inputs((40, 32, 64, 16), torch.float16, device)
     flat = lowrank_ffn(z, up, down, backend="hopper", storage="recompute")
     shaped = lowrank_ffn(z.view(2, 20, 32), up, down.contiguous(), backend="hopper", storage="recompute")
@@ -125,6 +154,13 @@ def test_refuses_what_it_cannot_keep_or_compute(
         results(inputs((20, 16, 40, 8), torch.float16, device), backend="hopper", **options)
     with pytest.raises(UserError, match=r"'hopper' computes float16 and bfloat16, not torch\.float32"):
         results(inputs((20, 16, 40, 8), torch.float32, device), backend="hopper", storage="recompute")
+
+
+@pytest.mark.parametrize("keeps", ["recompute", "dense"])
+def test_refuses_a_width_without_whole_groups(keeps: Any, device: torch.device) -> None:
+    tensors = inputs((20, 16, 42, 8), torch.float16, device)
+    with pytest.raises(ValueError, match="d_ff = 42 to be a multiple of 4"):
+        results(tensors, backend="hopper", storage=keeps)
 
 
 @pytest.mark.parametrize(
