@@ -46,12 +46,16 @@ class ShardReader(ABC, Generic[Document]):
 
     Args:
         shards: paths or ``hf://`` addresses, in reading order.
-        on_damage: what to do about a shard that cannot be read to its end.
+        on_damage: what to do about a shard that cannot be read to its end; None stops as well, and advises nothing
+            else, for whoever has no other choice.
         skipped: damage met earlier: name of the shard to the documents that it still has.
     """
 
     def __init__(
-        self, shards: tuple[str, ...], on_damage: OnDamage = "stop", skipped: dict[str, int] | None = None
+        self,
+        shards: tuple[str, ...],
+        on_damage: OnDamage | None = None,
+        skipped: dict[str, int] | None = None,
     ) -> None:
         self._shards = shards
         self._on_damage = on_damage
@@ -108,11 +112,11 @@ class ShardReader(ABC, Generic[Document]):
                     self._documents = self._open_kept(shard)
                 document = next(self._documents, None)
             except DamagedShard as damage:
-                if self._on_damage == "stop":
-                    raise UserError(
-                        f"{damage}; put a good copy in its place, or set data.on_damaged_shard=skip to go on "
-                        "without the rest of it"
-                    ) from damage
+                if self._on_damage != "skip":
+                    advice = "put a good copy in its place"
+                    if self._on_damage == "stop":
+                        advice += ", or set data.on_damaged_shard=skip to go on without the rest of it"
+                    raise UserError(f"{damage}; {advice}") from damage
                 self.skipped[shard_name(shard)] = self._document
                 _log.warning(
                     "%s; documents from number %d on are skipped in every epoch (data.on_damaged_shard=skip)",
@@ -164,7 +168,7 @@ class TokenReader(ShardReader[np.ndarray]):
 
 
 def open_documents(
-    shards: tuple[str, ...], on_damage: OnDamage = "stop", skipped: dict[str, int] | None = None
+    shards: tuple[str, ...], on_damage: OnDamage | None = None, skipped: dict[str, int] | None = None
 ) -> ShardReader[Any]:
     """The reader for a list of shards, text or tokens; :func:`encoded` makes ids of what it reads."""
     kind = TokenReader if shards and shards[0].endswith(TOKENS_SUFFIX) else TextReader

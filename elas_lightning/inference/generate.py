@@ -19,6 +19,8 @@ from elas_lightning.inference.load import TrainedModel
 from elas_lightning.nn.cache import Cache
 from elas_lightning.nn.llama import Llama
 
+_COLDEST = torch.finfo(torch.float32).tiny  # what is below may be zero to the device
+
 
 def generate(
     model: Llama,
@@ -104,7 +106,9 @@ def next_token_probabilities(logits_V: Tensor, temperature: float, top_p: float)
     Returns:
         ``(V,)`` float32, sums to 1; zero outside of the nucleus. The likeliest token is always in it.
     """
-    p_V = (logits_V.float() / temperature).softmax(-1)
+    logits_V = logits_V.float()
+    # differences, which may become -inf: the logits themselves overflow where the temperature is tiny
+    p_V = ((logits_V - logits_V.max()) / max(temperature, _COLDEST)).softmax(-1)
     if top_p < 1:
         sorted_V, order_V = p_V.sort(descending=True, stable=True)
         # a token is in as long as those before it do not reach top_p
@@ -114,7 +118,17 @@ def next_token_probabilities(logits_V: Tensor, temperature: float, top_p: float)
 
 
 def prompt_ids(tokenizer: TextTokenizer, text: str) -> list[int]:
-    """The ids of a text that is to go on: as a document in training begins, and without its end token."""
+    """The ids of a text that is to go on: as a document in training begins, and without its end token.
+
+    Raises:
+        UserError: The text cannot be written as UTF-8, as when a terminal gave bytes that are none.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the prompt is not UTF-8 text ({error.reason} at character {error.start})"
+        ) from error
     ids: list[int] = tokenizer.encode([text])[0][:-1].tolist()
     return ids
 

@@ -155,8 +155,11 @@ def test_validation_is_never_cut_short(make_data, corpus, tmp_path):
     folder = shutil.copytree(corpus, tmp_path / "damaged")
     bad = folder / "c4-validation.00001-of-00002.json.gz"
     bad.write_bytes(bad.read_bytes()[:-20])
-    with pytest.raises(UserError, match=r"c4-validation\.00001-of-00002\.json\.gz is damaged"):
-        make_data(path=str(folder), on_damaged_shard="skip").val_dataloader()
+    # and nobody is told to skip it
+    good_copy = r"c4-validation\.00001-of-00002\.json\.gz is damaged \(.*\); put a good copy in its place$"
+    for on_damage in ("stop", "skip"):
+        with pytest.raises(UserError, match=good_copy):
+            make_data(path=str(folder), on_damaged_shard=on_damage).val_dataloader()
 
 
 def test_a_lane_of_nothing_but_damage_ends_the_run(make_data, damaged):

@@ -62,6 +62,12 @@ def test_probabilities_by_the_definition(temperature: float, top_p: float) -> No
     )
 
 
+@pytest.mark.parametrize("temperature", [1e-40, 5e-324])
+def test_a_tiny_temperature_takes_the_likeliest_token(temperature: float) -> None:
+    found = next_token_probabilities(torch.tensor([-2.0, 3.0, 2.9, 1.0]), temperature, 1.0)
+    assert found.tolist() == [0.0, 1.0, 0.0, 0.0]
+
+
 def test_probabilities_as_transformers_makes_them() -> None:
     transformers = pytest.importorskip("transformers", reason="compared where transformers is installed")
     logits = torch.randn(8, 300, generator=torch.Generator().manual_seed(5)) * 3
@@ -187,6 +193,15 @@ def test_the_command_refuses_an_empty_prompt(folder: Path, capsys: pytest.Captur
     assert (
         capsys.readouterr().err == "error: the prompt is empty: give at least one token of text to continue\n"
     )
+
+
+def test_the_command_refuses_a_prompt_that_is_not_utf_8(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # as Python hands over a byte of the command line, or of standard input, that is none
+    assert main(["generate", str(folder), b"bad \xff byte".decode("utf-8", "surrogateescape")]) == 2
+    error = capsys.readouterr().err
+    assert error == "error: the prompt is not UTF-8 text (surrogates not allowed at character 4)\n"
 
 
 @pytest.mark.parametrize("device", ["abacus", "meta:x", *([] if torch.cuda.is_available() else ["cuda"])])
