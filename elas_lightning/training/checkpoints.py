@@ -83,10 +83,15 @@ def write_atomically(
             raise
         sync_folder(path.parent)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): what was saved before is untouched; make room or "
-            "give another --trainer.default_root_dir, then the same command goes on"
-        ) from error
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path, error: OSError) -> UserError:
+    """What to say of a run's file that could not be written."""
+    return UserError(
+        f"{path} cannot be written ({error.strerror or error}): what was saved before is untouched; make room or "
+        "give another --trainer.default_root_dir, then the same command goes on"
+    )
 
 
 def sync_folder(folder: Path) -> None:
