@@ -111,6 +111,8 @@ def verify(path: Path) -> None:
         UserError: There is no such file.
     """
     if not (files := files_of(path)):
+        if path.is_dir() and path.suffix == _SUFFIX:  # a kill has come between its removal's steps
+            raise TornCheckpoint(_torn(path, "its files are missing"))
         raise UserError(f"there is no checkpoint {path}; give the path of a *.ckpt file")
     for file in files:
         try:
@@ -185,6 +187,7 @@ def take_up(folder: Path, verify: Callable[[Path], None] = verify) -> Path | Non
     if chosen is not None:
         found = candidates(folder)
         for path in found[: found.index(chosen)]:
+            remove(path.with_suffix(_TORN))  # of another time: a folder's rename does not replace it
             os.replace(path, path.with_suffix(_TORN))
     return chosen
 
