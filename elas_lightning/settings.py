@@ -22,6 +22,11 @@ _LEAST = {
     "checkpoint.save_top_k": -1,
 }
 _LARGEST_SEED = 2**32 - 1
+# Lightning's that do harm here, and what to give in their place.
+_CALLBACKS = {
+    "GradientAccumulationScheduler": "is forgotten when a run goes on: give trainer.accumulate_grad_batches",
+    "Timer": "ends training in the midst of a step, and as if all were done: give trainer.max_time",
+}
 
 
 def check_overlays(arguments: Sequence[str]) -> None:
@@ -108,6 +113,16 @@ def check_settings(config: Mapping[str, Any]) -> None:
             f"trainer.limit_train_batches is {limit}, behind which Lightning would begin again with the same batches: "
             "leave it out, trainer.max_steps ends a run"
         )
+    if overfit := config["trainer"]["overfit_batches"]:
+        raise UserError(
+            f"trainer.overfit_batches is {overfit}, which a run cannot go on with: leave it out, and give data.path a "
+            "folder of few documents"
+        )
+    callbacks = config["trainer"]["callbacks"] or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        name = callback["class_path"].rpartition(".")[2]
+        if name in _CALLBACKS:
+            raise UserError(f"trainer.callbacks: {name} {_CALLBACKS[name]}")
     if config["checkpoint"]["dirpath"] is not None:
         raise UserError(
             f"checkpoint.dirpath is {config['checkpoint']['dirpath']}, but checkpoints lie in the run's own directory, "

@@ -8,6 +8,7 @@ without this project.
 
 import hashlib
 import json
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ MANIFEST_NAME = "manifest.json"
 PLAN_NAME = "unfinished.json"  # the manifest of a folder that `elas data prepare` has still to fill
 TOKENIZER_NAME = "tokenizer.json"
 FORMAT = 1
+# One thread at a time: NumPy parses a header with `ast`, where two threads of Python 3.11 upset each other now and then
+# (SystemError: AST constructor recursion depth mismatch).
+_OPENING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -138,8 +142,9 @@ def open_token_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     offsets_path = path.with_name(path.name.removesuffix(TOKENS_SUFFIX) + OFFSETS_SUFFIX)
     # plain views: slicing np.memmap itself costs a microsecond more for each document
-    ids = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    offsets = np.asarray(np.load(offsets_path, mmap_mode="r", allow_pickle=False))
+    with _OPENING:
+        ids = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        offsets = np.asarray(np.load(offsets_path, mmap_mode="r", allow_pickle=False))
     if ids.ndim != 1 or offsets.ndim != 1 or not len(offsets) or offsets[0] != 0 or offsets[-1] != len(ids):
         raise ValueError("its offsets do not fit its ids")
     return ids, offsets

@@ -83,10 +83,15 @@ def write_atomically(
             raise
         sync_folder(path.parent)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): what was saved before is untouched; make room or "
-            "give another --trainer.default_root_dir, then the same command goes on"
-        ) from error
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path, error: OSError) -> UserError:
+    """What to say of a run's file that could not be written."""
+    return UserError(
+        f"{path} cannot be written ({error.strerror or error}): what was saved before is untouched; make room or "
+        "give another --trainer.default_root_dir, then the same command goes on"
+    )
 
 
 def sync_folder(folder: Path) -> None:
@@ -106,6 +111,8 @@ def verify(path: Path) -> None:
         UserError: There is no such file.
     """
     if not (files := files_of(path)):
+        if path.is_dir() and path.suffix == _SUFFIX:  # a kill has come between its removal's steps
+            raise TornCheckpoint(_torn(path, "its files are missing"))
         raise UserError(f"there is no checkpoint {path}; give the path of a *.ckpt file")
     for file in files:
         try:
@@ -180,6 +187,7 @@ def take_up(folder: Path, verify: Callable[[Path], None] = verify) -> Path | Non
     if chosen is not None:
         found = candidates(folder)
         for path in found[: found.index(chosen)]:
+            remove(path.with_suffix(_TORN))  # of another time: a folder's rename does not replace it
             os.replace(path, path.with_suffix(_TORN))
     return chosen
 

@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
+from elas_lightning.training.checkpoints import not_written
 from elas_lightning.training.interruption import RunEnded
 from elas_lightning.training.recorder import RunRecorder
 
@@ -134,5 +135,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _write_whole(path: Path, content: dict[str, Any]) -> None:
     staged = path.with_suffix(".tmp")
-    staged.write_text(json.dumps(content))
-    os.replace(staged, path)
+    try:
+        staged.write_text(json.dumps(content))
+        os.replace(staged, path)
+    except OSError as error:
+        raise not_written(path, error) from error

@@ -246,11 +246,13 @@ class ElasModule(L.LightningModule):
     def _terms(self) -> dict[str, Any]:
         """What the trainer decides about the numbers, besides the order of the data."""
         trainer = self.trainer
+        algorithm = trainer.gradient_clip_algorithm
         return {
             "max_steps": trainer.max_steps,  # the schedule's length
             "precision": str(trainer.precision),
             "gradient_clip_val": trainer.gradient_clip_val,
-            "gradient_clip_algorithm": trainer.gradient_clip_algorithm,
+            # Lightning's enum could be written, but not read again with weights_only
+            "gradient_clip_algorithm": None if algorithm is None else str(algorithm.value),
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -288,3 +290,5 @@ class ElasModule(L.LightningModule):
             raise UserError(
                 "the checkpoint has weights alone (checkpoint.save_weights_only): training cannot go on from it"
             )
+        if self._trainer is not None and str(self.trainer.precision) == "64-true":
+            self.double()  # Lightning does so behind the loading, which then would round the weights to float32

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from elas_lightning.nn.account import flops_per_token
 from elas_lightning.nn.telemetry import Selections, layer_statistics
-from elas_lightning.training.checkpoints import write_atomically
+from elas_lightning.training.checkpoints import not_written, write_atomically
 from elas_lightning.training.data_wait import DataWait
 from elas_lightning.training.energy import EnergyMeter
 from elas_lightning.training.hardware import PeakMemory, peak_flops
@@ -267,8 +267,11 @@ class RunRecorder(L.Callback):
         path = self.directory / name
         if not path.exists():  # validation alone, without a fit before it, leaves no files
             return
-        with path.open("a", newline="") as file:
-            csv.DictWriter(file, fields).writerows(rows)
+        try:
+            with path.open("a", newline="") as file:
+                csv.DictWriter(file, fields).writerows(rows)
+        except OSError as error:
+            raise not_written(path, error) from error
         if self._rows is not None:
             self._rows[name] += len(rows)
 

@@ -105,10 +105,16 @@ VALUES = {
     "--trainer.limit_train_batches=0": "trainer.limit_train_batches is 0…trains nothing",
     "--trainer.limit_train_batches=1": "trainer.limit_train_batches is 1…the same batches…max_steps",
     "--trainer.limit_train_batches=0.5": "trainer.limit_train_batches is 0.5…the same batches…max_steps",
+    "--trainer.overfit_batches=2": "trainer.overfit_batches is 2…cannot go on…data.path",
+    "--trainer.overfit_batches=0.5": "trainer.overfit_batches is 0.5…cannot go on…data.path",
     "--trainer.max_epochs=0": "trainer.max_epochs is 0…trains nothing",
     "--trainer.fast_dev_run=-1": "fast_dev_run",
     "--trainer.logger=paper": "logger",
     "--trainer.callbacks=Nothing": "callbacks",
+    "--trainer.callbacks=[{class_path: Timer, init_args: {duration: 00:00:01:00}}]": "Timer ends…trainer.max_time",
+    "--trainer.callbacks=[{class_path: GradientAccumulationScheduler, init_args: {scheduling: {0: 2}}}]": (
+        "GradientAccumulationScheduler is forgotten…trainer.accumulate_grad_batches"
+    ),
     "--trainer.profiler=stopwatch": "profiler",
     "--trainer.max_time=later": "later…DD:HH:MM:SS",
     "--trainer.default_root_dir=run.yaml": "run.yaml",

@@ -194,6 +194,18 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_good_checkpoint(fit: Fit)
     assert fit(ONCE, where)[0] == 0
 
 
+def test_a_disk_that_is_full_in_the_midst_of_the_curve_is_said_in_one_line(fit: Fit) -> None:
+    where = "--trainer.default_root_dir=mine"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        code, _, error = fit(where, _callback("FullDisk", step=4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "mine/curve.csv cannot be written (File too large): what was saved before is untouched" in error
+    assert read(Path("mine/checkpoints/last.ckpt"))["global_step"] == 3
+
+
 def test_a_torn_newest_checkpoint_costs_its_steps_and_not_the_run(
     fit: Fit, caplog: pytest.LogCaptureFixture
 ) -> None:

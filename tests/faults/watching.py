@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,24 @@ class Poison(Callback):
     def _poison(self, trainer: L.Trainer, pl_module: L.LightningModule, now: bool) -> None:
         if now and trainer.global_step == self.step:
             next(pl_module.parameters()).data.view(-1)[0] = float("nan")
+
+
+class FullDisk(Callback):
+    """Lets no file grow any more, from a step on; until whoever started the run undoes it.
+
+    Args:
+        step: When.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.step:
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
 
 
 class SignalAt(Callback):

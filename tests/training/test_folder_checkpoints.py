@@ -1,12 +1,13 @@
 """How rows go from one number of processes to another."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from elas_lightning.errors import UserError
-from elas_lightning.training.checkpoints import verify
+from elas_lightning.training.checkpoints import take_up, verify
 from elas_lightning.training.folder_checkpoints import files_of, put_together, rows_of, shard_name
 
 
@@ -52,3 +53,33 @@ def test_what_is_no_checkpoint_has_no_files(tmp_path: Path) -> None:
     assert files_of(tmp_path) == files_of(tmp_path / "missing") == []
     with pytest.raises(UserError, match=r"there is no checkpoint .*; give the path of a \*\.ckpt file"):
         verify(tmp_path)
+
+
+def _write(folder: Path, age: float) -> list[Path]:
+    """A checkpoint of two processes, some seconds old."""
+    folder.mkdir()
+    names = ["whole.pt", shard_name(0, 2), shard_name(1, 2)]
+    for name in names:
+        torch.save({}, folder / name)
+    os.utime(folder, (1e9 - age, 1e9 - age))
+    return [folder / name for name in names]
+
+
+@pytest.mark.parametrize("left", range(3))
+@pytest.mark.parametrize("which", ["last", "previous"])
+def test_a_half_removed_folder_costs_no_run(tmp_path: Path, which: str, left: int) -> None:
+    """Removing files makes a folder the newest, whichever it is."""
+    files = {name: _write(tmp_path / f"{name}.ckpt", age) for name, age in (("previous", 9), ("last", 1))}
+    for file in files[which][left:]:
+        file.unlink()
+    other = tmp_path / ("previous.ckpt" if which == "last" else "last.ckpt")
+    assert take_up(tmp_path) == other
+    assert (tmp_path / f"{which}.torn").is_dir()
+
+
+def test_a_folder_may_be_torn_twice(tmp_path: Path) -> None:
+    _write(tmp_path / "previous.ckpt", 9)
+    for _ in range(2):
+        _write(tmp_path / "last.ckpt", 1)[1].unlink()
+        assert take_up(tmp_path) == tmp_path / "previous.ckpt"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.torn", "previous.ckpt"]

@@ -1,12 +1,14 @@
 """What a run says of itself while it goes, and the verdict that ends it."""
 
 import json
+import resource
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from elas_lightning.errors import UserError
 from elas_lightning.runner import RunRequest, run
 from elas_lightning.training import live
 from elas_lightning.training.live import VERDICT_NAME, read_progress, write_verdict
@@ -21,6 +23,18 @@ def test_a_run_leaves_its_last_place(overlay: Path, tmp_path: Path) -> None:
     assert 0 < progress["tokens"] <= 12 * 3 * 16
     assert progress["train_loss"] > 0
     assert began <= progress["time"] <= time.time()
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
+    write_verdict(tmp_path, 3, None)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"verdict\.json cannot be written \(File too large\)"):
+            write_verdict(tmp_path, 4, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert json.loads((tmp_path / VERDICT_NAME).read_text())["step"] == 3
 
 
 def _judge(directory: Path, ending_at: int) -> threading.Thread:

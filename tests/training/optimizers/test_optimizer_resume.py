@@ -64,6 +64,27 @@ def test_resumed_equals_unbroken(overlay: Path, tmp_path: Path, optimizer: dict[
     assert _losses(tmp_path / "broken") == _losses(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("gradient_clip_algorithm", "value"),
+        ("gradient_clip_algorithm", "norm"),
+        ("precision", "64-true"),
+        ("precision", "bf16-true"),
+    ],
+)
+def test_resumed_equals_unbroken_under_terms_of_the_trainer(
+    overlay: Path, tmp_path: Path, key: str, value: str
+) -> None:
+    overrides = {"trainer.max_steps": 8, "trainer.gradient_clip_val": 0.01, f"trainer.{key}": value}
+    run(RunRequest(tmp_path / "whole", [overlay], overrides))
+    request = RunRequest(tmp_path / "broken", [overlay], overrides)
+    with pytest.raises(Interrupted):
+        run(request, [_StopAfter(6)])
+    run(request)
+    assert _losses(tmp_path / "broken") == _losses(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_clipping_and_bfloat16_work_and_the_checkpoint_is_plain(
     overlay: Path, tmp_path: Path, optimizer: dict[str, Any]
