@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -34,6 +35,23 @@ def make_tokens(make_data, tokens):
 def train_on(data, count):
     taken = list(islice(data.train_dataloader(), count + 1))[:count]
     return [data.on_after_batch_transfer(batch, 0) for batch in taken]
+
+
+def test_threads_open_shards_one_after_the_other(tokens, monkeypatch):
+    """NumPy reads headers with `ast`, which two threads of Python 3.11 must not use at once."""
+    load, at_once, most = np.load, [], []
+
+    def slow(*arguments, **options):
+        at_once.append(None)
+        most.append(len(at_once))
+        time.sleep(0.02)
+        at_once.pop()
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(np, "load", slow)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(open_token_shard, sorted(tokens.glob("*.tokens.npy"))))
+    assert set(most) == {1}
 
 
 def assert_equal(some, others):
