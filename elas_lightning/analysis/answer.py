@@ -46,12 +46,15 @@ def answer(results: SweepResults, captions: list[dict[str, Any]]) -> list[str]:
         )
         # each interval stands on its own: of many, one in twenty leaves zero out by chance
         corrected = f" ({kept} after correction for all {len(found)}, Holm)" if kept < clear else ""
-        said.append(
-            f"Of {len(found)} comparisons paired by seed, {clear} {'has' if clear == 1 else 'have'} a 95 % interval "
-            f"without zero{corrected}; for the others no difference was found, which is not the same as none."
-            if clear < len(found)
-            else f"All {len(found)} comparisons paired by seed have a 95 % interval without zero{corrected}."
-        )
+        if clear == len(found):
+            line = f"All {clear} comparisons paired by seed have a 95 % interval without zero{corrected}."
+        else:
+            some = {0: "none has", 1: "1 has"}.get(clear, f"{clear} have")
+            line = (
+                f"Of {len(found)} comparisons paired by seed, {some} a 95 % interval without zero{corrected}; "
+                f"{'for the others ' if clear else ''}no difference was found, which is not the same as none."
+            )
+        said.append(line)
     said.append(_completeness(results))
     return said
 

@@ -112,6 +112,18 @@ def test_many_comparisons_are_counted_after_correction_too(tmp_path):
     assert "Of 11 comparisons paired by seed, 1 has a 95 % interval without zero (0 after correction" in text
 
 
+def test_no_difference_anywhere_is_no_matter_of_others(tmp_path):
+    def loss(point, seed):
+        return 4.0 + 0.02 * seed + {"a": 0, "b": 0.001, "c": 0.002}[point["m"]] * (-1) ** seed
+
+    search = {"m": {"kind": "choices", "values": ["a", "b", "c"], "label": "m"}}
+    text = read(write_sweep(tmp_path / "none", search, [], loss=loss, seeds=(1, 2, 3, 4))).text
+    assert (
+        "Of 2 comparisons paired by seed, none has a 95 % interval without zero; no difference was found"
+        in text
+    )
+
+
 def test_answer_facts_and_limits_come_from_the_data(rank_ablation):
     text = read(rank_ablation).text
     assert "Validation perplexity of elas falls from" in text
