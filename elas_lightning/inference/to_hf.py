@@ -38,6 +38,11 @@ def architecture(config: ModelConfig) -> str:
             f"model.config.bottleneck_activation = {config.bottleneck_activation!r} cannot be exported in merged form: "
             f"with an activation between them factors have no product ({_ADVICE})"
         )
+    if config.experts.count > 1:
+        raise UserError(
+            f"model.config.experts.count = {config.experts.count} cannot be exported in merged form: no stock "
+            f"architecture routes as this model does ({_ADVICE})"
+        )
     if config.gated:
         return "Llama"
     if config.ffn == "relu2":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from elas_lightning.nn.checks import check_choice, check_int, check_number, is_int, refuse
+from elas_lightning.nn.experts_config import ExpertsConfig
 from elas_lightning.nn.sparsity_config import Placement, SparsityConfig
 from elas_lightning.nn.weights_config import COMPOSED, WeightsConfig
 
@@ -49,6 +50,7 @@ class ModelConfig:
             gives is kept (CoLA-M), see ``elas_lightning.nn.checkpointing``.
         sparsity: Where activations become 2:4.
         weights: What becomes of the weights of attention and FFN.
+        experts: How many FFNs a layer has, between which a router chooses.
     """
 
     vocab_size: int = 32000
@@ -70,6 +72,7 @@ class ModelConfig:
     checkpointing: Checkpointing = "none"
     sparsity: SparsityConfig = SparsityConfig()  # noqa: RUF009 (frozen)
     weights: WeightsConfig = WeightsConfig()  # noqa: RUF009 (frozen)
+    experts: ExpertsConfig = ExpertsConfig()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
         for key in (
@@ -87,6 +90,8 @@ class ModelConfig:
             raise refuse("sparsity", self.sparsity, "give a SparsityConfig")
         if not isinstance(self.weights, WeightsConfig):
             raise refuse("weights", self.weights, "give a WeightsConfig")
+        if not isinstance(self.experts, ExpertsConfig):
+            raise refuse("experts", self.experts, "give an ExpertsConfig")
         self._check_heads()
         self._check_rank("attention_rank", self.hidden_size)
         self._check_rank("ffn_rank", min(self.hidden_size, self.ffn_width))
@@ -95,6 +100,7 @@ class ModelConfig:
         self._check_sparse_widths()
         self._check_storage()
         self._check_weights()
+        self._check_experts()
 
     @classmethod
     def from_mapping(cls, fields: Mapping[str, Any]) -> "ModelConfig":
@@ -106,6 +112,7 @@ class ModelConfig:
         parts = {
             "sparsity": SparsityConfig(**fields["sparsity"]),
             "weights": WeightsConfig(**fields["weights"]),
+            "experts": ExpertsConfig(**fields.get("experts", {})),  # older ones have none
         }
         return cls(**{**fields, **parts})
 
@@ -205,6 +212,22 @@ class ModelConfig:
             raise refuse("weights.method", method, "it decomposes full-rank matrices: set both ranks to null")
         if method in COMPOSED:
             self._check_composed(method, ranks)
+
+    def _check_experts(self) -> None:
+        count = self.experts.count
+        if count == 1:
+            return
+        if self.weights.method != "plain":
+            allowed = (
+                f"weights.method {self.weights.method} knows one FFN a layer: set it to 1, or choose plain"
+            )
+            raise refuse("experts.count", count, allowed)
+        if self.sparsity.stochastic and any(site.startswith("ffn") for site in self.sparsity.placement):
+            allowed = (
+                f"sparsity.method {self.sparsity.method} draws by a token's place in its text, which an expert does "
+                "not see: set it to 1, or choose magnitude, soft_threshold or first"
+            )
+            raise refuse("experts.count", count, allowed)
 
     def _check_composed(self, method: str, ranks: dict[str, int | None]) -> None:
         """SLTrain and ReLoRA make one matrix of their factors, and start those as LoRA does."""

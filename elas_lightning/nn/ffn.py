@@ -207,7 +207,7 @@ def ffn_choice(
     Args:
         config: The model.
         device: Where it runs.
-        tokens: Of one call, a micro-batch in training.
+        tokens: Of one call, a micro-batch in training; experts share them, as if each had as many.
         dtype: The arithmetic's, as ``bfloat16``.
         direction: ``training``, or ``forward`` without gradients.
         compiled: Whether ``torch.compile`` runs the model.
@@ -221,6 +221,7 @@ def ffn_choice(
     sparse = "ffn_hidden" in config.sparsity.placement
     storage = "recompute" if config.ffn_storage == "packed" and not sparse else config.ffn_storage
     rank = config.layer_rank("ffn") or config.hidden_size
+    tokens = max(1, tokens * config.experts.per_token // config.experts.count)
     case = Case(rank, config.ffn_width, tokens, dtype, "2:4" if sparse else None, direction, compiled)
     return resolve_backend(config.backend, device, case, storage)
 
@@ -289,8 +290,13 @@ def ffn_path(config: ModelConfig, device: torch.device, choice: BackendChoice | 
     return paths.get(path) or f"{paths[path[0], 'recompute']} (ffn_storage {path[1]} only without gradients)"
 
 
+def ffns(block: nn.Module) -> list[FFN]:
+    """The feed-forward networks of a decoder block: one, or its experts in order."""
+    return [module for module in block.modules() if isinstance(module, FFN)]
+
+
 def make_ffn(config: ModelConfig, layer: int) -> FFN:
-    """The feed-forward network of one layer.
+    """A feed-forward network of one layer.
 
     Args:
         config: The model.

@@ -1,6 +1,6 @@
 """How weights start.
 
-Full-rank matrices, embedding and head are normal with the configured standard deviation, norms are one. The
+Full-rank matrices, embedding, head and routers are normal with the configured standard deviation, norms are one. The
 factors of a low-rank layer start in one of four ways, below.
 
 Shape suffixes: I input features, O output features, R rank.
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from elas_lightning.nn.config import ModelConfig
+from elas_lightning.nn.experts import Router
 from elas_lightning.nn.linear import LowRankLinear
 
 
@@ -25,7 +26,7 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
     for module in model.modules():
         if isinstance(module, LowRankLinear):
             _FACTORS[config.initialization](module, config.initializer_range)
-        elif isinstance(module, nn.Linear | nn.Embedding):
+        elif isinstance(module, nn.Linear | nn.Embedding | Router):
             nn.init.normal_(module.weight, std=config.initializer_range)
         elif isinstance(module, nn.RMSNorm):
             nn.init.ones_(module.weight)

@@ -4,7 +4,7 @@
 - rotary position embedding in the rotate-half convention of Hugging Face models, so weights carry over
 - causal attention through ``scaled_dot_product_attention``
 - every linear layer of a block at full rank or as two low-rank factors (``nn/linear.py``)
-- gated or ungated feed-forward networks (``nn/ffn.py``)
+- gated or ungated feed-forward networks (``nn/ffn.py``), one a layer or several with a router (``nn/experts.py``)
 - weights that are sparse, composed or merged by a rule (``nn/weights/``)
 - activation sparsity at five kinds of site, switched on and off together (``nn/sparsity.py``)
 - embedding and head are full rank and not tied
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from elas_lightning.nn.cache import Cache, LayerCache, visible
 from elas_lightning.nn.checkpointing import run_block
 from elas_lightning.nn.config import ModelConfig
-from elas_lightning.nn.ffn import make_ffn
+from elas_lightning.nn.experts import MixtureOfExperts
+from elas_lightning.nn.ffn import FFN, make_ffn
 from elas_lightning.nn.initialization import initialize
 from elas_lightning.nn.linear import make_linear
 from elas_lightning.nn.loss import linear_next_token_loss
@@ -127,7 +128,10 @@ class Block(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.norm_eps)
-        self.mlp = make_ffn(config, layer)
+        several = config.experts.count > 1
+        self.mlp: FFN | MixtureOfExperts = (
+            MixtureOfExperts(config, layer) if several else make_ffn(config, layer)
+        )
 
     def forward(
         self, x_BTC: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, past: LayerCache | None = None
@@ -196,6 +200,19 @@ class Llama(nn.Module):
         for site in self._sites():
             site.set_key(*counters)
 
+    def _mixtures(self) -> list[MixtureOfExperts]:
+        return [block.mlp for block in self.layers if isinstance(block.mlp, MixtureOfExperts)]
+
+    def balance_loss(self) -> Tensor | float:
+        """What the routers of the last call add to the training loss: their balance, summed over layers, weighted.
+
+        To be asked for once, before backward; 0 for a model without routers.
+        """
+        loss: Tensor | float = 0.0
+        for mixture in self._mixtures():
+            loss = loss + self.config.experts.balance * mixture.take_balance()
+        return loss
+
     def hidden(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Run the decoder up to the head, which training fuses with its loss (``nn/loss.py``).
 
@@ -215,6 +232,8 @@ class Llama(nn.Module):
         cos_T1D, sin_T1D = rotary_angles(
             x_BTC.shape[1], config.head_dim, config.rope_theta, x_BTC.device, start
         )
+        for mixture in self._mixtures():
+            mixture.balance = None
         further_on = self._sites() if start and config.sparsity.stochastic else []
         try:
             for site in further_on:

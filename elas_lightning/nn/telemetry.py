@@ -3,7 +3,7 @@
 The step is the one that the model is configured with, pattern and method, as evaluation applies it; a dense model's is
 2:4 by magnitude.
 
-Shape suffixes: B batch, T time, C model width, F hidden features.
+Shape suffixes: B batch, T time, E experts, C model width, F hidden features.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from elas_lightning.nn.experts import MixtureOfExperts
 from elas_lightning.nn.ffn import FFN
 from elas_lightning.nn.llama import Llama
 from elas_lightning.nn.sparsity import SparsitySite
@@ -91,11 +93,14 @@ def sparsity_statistics(
         exactly zero before the step), ``dropped_energy`` (their share of the sum of squares, of the features that
         the step makes zero), ``dropped_nonzeros`` (share of the non-zero features that it makes zero),
         ``mask_drift`` (share of the non-zero features kept at the last look that are no longer kept, in the first
-        256 tokens; None at the first look), all in 0 to 1; and at the hidden site ``effective_rank_hidden`` of the
-        features before the step, in the same tokens.
+        256 tokens; None at the first look, and absent inside experts, to which other tokens come at each look), all in
+        0 to 1; and at the hidden site ``effective_rank_hidden`` of the features before the step, in the same tokens (of
+        experts the mean), and where there are experts ``busiest_expert``: the tokens of the one with most, as a
+        multiple of an even share.
     """
     tallies: dict[tuple[int, str], _Tally] = {}
     ffn_inputs: list[tuple[int, FFN, Tensor]] = []
+    loads: dict[int, float] = {}
 
     def tally_site(layer: int, module: SparsitySite, inputs: tuple[Tensor, ...]) -> None:
         tallies.setdefault((layer, module.site), _Tally()).add(inputs[0], module)
@@ -103,10 +108,16 @@ def sparsity_statistics(
     def keep_ffn_input(layer: int, module: FFN, inputs: tuple[Tensor, ...]) -> None:
         ffn_inputs.append((layer, module, inputs[0]))
 
+    def weigh_experts(layer: int, module: MixtureOfExperts, inputs: tuple[Tensor, ...]) -> None:
+        tokens_E = module.route(inputs[0].flatten(0, -2)).tokens_E
+        loads[layer] = float(tokens_E.max() * len(tokens_E) / tokens_E.sum())
+
     with ExitStack() as hooks:
         for layer, block in enumerate(model.layers):
             for module in block.modules():
-                if isinstance(module, FFN):
+                if isinstance(module, MixtureOfExperts):
+                    hook = partial(weigh_experts, layer)
+                elif isinstance(module, FFN):
                     hook = partial(keep_ffn_input, layer)
                 elif isinstance(module, SparsitySite) and module.placed and module.site != "ffn_hidden":
                     hook = partial(tally_site, layer)
@@ -116,20 +127,24 @@ def sparsity_statistics(
         model.hidden(input_ids)
 
     # Hidden features exist only inside an op, so they are computed again, now that no hook counts twice.
-    ranks: dict[int, float] = {}
-    for layer, ffn, x_BTC in ffn_inputs:
-        hidden_BTF = ffn.hidden(x_BTC)
-        tallies[layer, "ffn_hidden"] = _Tally()
-        tallies[layer, "ffn_hidden"].add(hidden_BTF, ffn.hidden_site)
-        ranks[layer] = effective_rank(torch.linalg.svdvals(hidden_BTF.flatten(0, -2)[:_TOKENS].float()))
+    ranks: dict[int, list[float]] = {}
+    for layer, ffn, x in ffn_inputs:
+        if x.numel() == 0:  # an expert that no token was sent to
+            continue
+        hidden = ffn.hidden(x)
+        tallies.setdefault((layer, "ffn_hidden"), _Tally()).add(hidden, ffn.hidden_site)
+        spectrum = torch.linalg.svdvals(hidden.flatten(0, -2)[:_TOKENS].float())
+        ranks.setdefault(layer, []).append(effective_rank(spectrum))
     rows = []
     for at in sorted(tallies):
         layer, site = at
         row: dict[str, Any] = {"layer": layer, "site": site, **tallies[at].row()}
-        if selections is not None:
+        if selections is not None and not (layer in loads and site.startswith("ffn")):
             row["mask_drift"] = tallies[at].drift(at, selections)
         if site == "ffn_hidden":
-            row["effective_rank_hidden"] = ranks[layer]
+            row["effective_rank_hidden"] = fmean(ranks[layer])
+            if layer in loads:
+                row["busiest_expert"] = loads[layer]
         rows.append(row)
     return rows
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elas_lightning.nn.ffn import ffns
 from elas_lightning.nn.llama import Llama
 from elas_lightning.nn.loss import linear_next_token_loss
 from elas_lightning.nn.sparsity import SparsitySite
@@ -22,7 +23,8 @@ def _up_gradients(model: Llama, input_ids: Tensor, labels: Tensor, gradient: str
     by_layer = [
         [
             parameter
-            for name, parameter in block.get_submodule("mlp").named_parameters()
+            for ffn in ffns(block)
+            for name, parameter in ffn.named_parameters()
             if parameter.requires_grad and not name.startswith("down_proj")
         ]
         for block in model.layers
@@ -45,7 +47,8 @@ def gradient_statistics(model: Llama, input_ids: Tensor, labels: Tensor) -> list
     Both are those of the real loss with the forward pass as it is now; all sites that are on pass gradient either
     straight through or masked, with their choice held fixed. The masked one is exact but for ``mvue``, whose draw
     depends on the features (``elas_lightning.ops.sparsify``); a feature-wise backward stays in both. Compared is
-    what reaches a layer's up matrix (and gate). Leaves no gradient behind and draws no random numbers.
+    what reaches a layer's up matrix (and gate), of all experts together. Leaves no gradient behind and draws no random
+    numbers.
 
     Args:
         model: The plain module, not a compiled wrapper.

@@ -5,11 +5,13 @@ Shape suffixes: M, N rows and columns of a matrix, R rank of its factors.
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from elas_lightning.nn.ffn import ffns
 from elas_lightning.nn.linear import LowRankLinear
 from elas_lightning.nn.llama import Llama
 
@@ -49,7 +51,7 @@ def weight_singular_values(linear: nn.Module) -> Tensor:
 
 
 def weight_ranks(model: Llama) -> list[dict[str, Any]]:
-    """Effective rank of each FFN's up and down matrix.
+    """Effective rank of the FFN's up and down matrix, layer by layer; of experts the mean.
 
     Args:
         model: The plain module, not a compiled wrapper.
@@ -61,8 +63,9 @@ def weight_ranks(model: Llama) -> list[dict[str, Any]]:
         {
             "layer": layer,
             **{
-                f"effective_rank_{name}": effective_rank(
-                    weight_singular_values(block.get_submodule(f"mlp.{name}_proj"))
+                f"effective_rank_{name}": fmean(
+                    effective_rank(weight_singular_values(ffn.get_submodule(f"{name}_proj")))
+                    for ffn in ffns(block)
                 )
                 for name in ("up", "down")
             },

@@ -32,11 +32,13 @@ def _sum_nll(model: Llama, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, T
 def _differences(
     prefix: str, mine: dict[str, Any], saved: dict[str, Any] | None
 ) -> Iterator[tuple[str, str]]:
-    """Each field that differs from what a checkpoint holds, and how to say so; nothing where it holds none."""
-    saved = mine if saved is None else saved
-    for key in mine:
-        if mine[key] != saved.get(key):
-            yield key, f"{prefix}.{key} is {mine[key]!r} but the checkpoint has {saved.get(key)!r}"
+    """Each field that differs from what a checkpoint holds, and how to say so.
+
+    A field that it does not hold is of a later version of the project, and at its default leaves all as it was.
+    """
+    for key, theirs in (saved or {}).items():
+        if key in mine and mine[key] != theirs:
+            yield key, f"{prefix}.{key} is {mine[key]!r} but the checkpoint has {theirs!r}"
 
 
 def _count_micro_batches(checkpoint: dict[str, Any], accumulate_grad_batches: int) -> None:
@@ -161,7 +163,7 @@ class ElasModule(L.LightningModule):
         self._weights.enter(self._place())
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Mean loss over the batch's target tokens."""
+        """Mean loss over the batch's target tokens, to which routers add theirs: of those only backward knows."""
         self.model.set_sparsity(self.sparse_phase)
         self._weights.see(batch["input_ids"], self._place(self.global_step))
         if self.config.sparsity.stochastic:
@@ -171,7 +173,7 @@ class ElasModule(L.LightningModule):
         loss = nll / tokens.clamp(min=1)
         self._accumulated_loss = self._accumulated_loss + loss.detach()
         self.log("train_loss", loss.detach(), prog_bar=True)
-        return {"loss": loss, "nll": nll.detach(), "tokens": tokens}
+        return {"loss": loss + self.model.balance_loss(), "nll": nll.detach(), "tokens": tokens}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Stop on a loss that is not finite, on all ranks together, while the weights are still good."""

@@ -31,7 +31,7 @@ CURVE_FIELDS = (
 TELEMETRY_FIELDS = (
     "step", "layer", "site", "natural_zeros", "dropped_energy", "dropped_nonzeros", "mask_drift",
     "gradient_norm_ste", "gradient_norm_masked", "gradient_cosine", "gradient_bias", "effective_rank_up",
-    "effective_rank_down", "effective_rank_hidden",
+    "effective_rank_down", "effective_rank_hidden", "busiest_expert",
 )  # fmt: skip
 _FILES = {"curve.csv": CURVE_FIELDS, "telemetry.csv": TELEMETRY_FIELDS}
 

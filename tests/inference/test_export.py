@@ -21,7 +21,7 @@ from elas_lightning.inference.generate import generate
 from elas_lightning.inference.load import load_model
 from elas_lightning.inference.mask_effect import measure_mask_effect
 from elas_lightning.inference.to_hf import merged_weights
-from elas_lightning.nn import SparsityConfig
+from elas_lightning.nn import ExpertsConfig, SparsityConfig
 from elas_lightning.nn.linear import LowRankLinear
 from elas_lightning.nn.weights_config import WeightsConfig
 from elas_lightning.runner import execute
@@ -167,6 +167,10 @@ def test_a_tokenizer_like_t5_loses_its_sentinels_and_its_template(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"experts": ExpertsConfig(2)},
+            "model.config.experts.count = 2 cannot be exported in merged form: no stock architecture routes",
+        ),
         ({"ffn": "gelu"}, "model.config.ffn = 'gelu' cannot be exported in merged form"),
         ({"ffn": "silu"}, "model.config.ffn = 'silu' cannot be exported in merged form"),
         ({"ffn": "relu"}, "model.config.ffn = 'relu' cannot be exported in merged form"),

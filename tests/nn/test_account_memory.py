@@ -21,9 +21,10 @@ from elas_lightning.nn.account import (
     memory_account,
     parameter_account,
 )
+from elas_lightning.nn.experts_config import ExpertsConfig
 from elas_lightning.nn.loss import linear_next_token_loss
 from elas_lightning.nn.weights_config import WeightsConfig
-from elas_lightning.ops.patterns import METHODS, PATTERNS, width_multiple
+from elas_lightning.ops.patterns import METHODS, PATTERNS, STOCHASTIC, width_multiple
 
 TOLERANCE = 0.02
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
@@ -82,6 +83,9 @@ def random_case(seed: int) -> tuple[ModelConfig, int, int, bool]:
     if (pattern, method, backward) != ("2:4", "magnitude", "dense") and "ffn_hidden" in placement:
         storages = ["dense"]
     low_rank = attention_rank is not None or ffn_rank is not None
+    experts = draw.choice([1, 1, 2, 5])
+    if method in STOCHASTIC and any(site.startswith("ffn") for site in placement):
+        experts = 1  # refused
     config = ModelConfig(
         vocab_size=draw.randint(50, 150),
         hidden_size=width,
@@ -93,6 +97,7 @@ def random_case(seed: int) -> tuple[ModelConfig, int, int, bool]:
         ffn=ffn,
         bottleneck_activation=draw.choice([None, "silu"]) if low_rank else None,
         ffn_storage=draw.choice(storages),
+        experts=ExpertsConfig(experts, draw.randint(1, min(experts, 3))),
         sparsity=SparsityConfig(
             tuple(placement),
             layers=draw.choice(["all", "second_half"]),

@@ -1,6 +1,7 @@
 """ElasModule: the warm-up, divergence, checkpoints and what it refuses."""
 
 import csv
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from elas_lightning.configuration import ElasCLI, command_line
 from elas_lightning.errors import UserError
 from elas_lightning.nn.sparsity import SparsitySite
 from elas_lightning.runner import execute
+from elas_lightning.training.checkpoints import verify, write_archive, write_atomically
 from elas_lightning.training.module import ElasModule
 
 
@@ -159,6 +161,18 @@ def test_a_checkpoint_of_another_model_is_refused_by_field(overlay: Path, tmp_pa
     other = _cli(overlay, tmp_path / "other", model__config__ffn_rank=8)
     with pytest.raises(UserError, match=r"model\.config\.ffn_rank is 8 but the checkpoint has 4"):
         execute(other, ckpt_path=first.checkpoint_path)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_checkpoint_of_before_a_field_is_gone_on_from(overlay: Path, tmp_path: Path) -> None:
+    first = _cli(overlay, tmp_path / "run", checkpoint__every_n_train_steps=6)
+    execute(first)
+    checkpoint = torch.load(first.checkpoint_path, weights_only=True)
+    del checkpoint["hyper_parameters"]["config"]["experts"]
+    older = tmp_path / "older.ckpt"
+    write_atomically(older, partial(write_archive, checkpoint), verify)
+    execute(_cli(overlay, tmp_path / "other"), ckpt_path=older)
+    assert ElasModule.load_from_checkpoint(older, weights_only=True).config == first.model.config
 
 
 def test_too_small_a_vocabulary_is_refused(overlay: Path, tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ COMMON = {
 }
 LORO = {"model.optimizer.name": "loro"}
 KINDS: dict[str, dict[str, Any]] = {"ddp": DDP, "fsdp": FSDP}
+# so many that some have no token in a micro-batch of one process
+EXPERTS = {"model.config.experts.count": 24, "model.config.experts.per_token": 2}
 
 
 @dataclass
@@ -100,6 +102,8 @@ def made(write_overlay: Callable[[Path], Path], tmp_path_factory: pytest.TempPat
         for name in OPTIMIZERS
         for kind, strategy in KINDS.items()
     ]
+    made.alone("experts_one", **EXPERTS)
+    jobs += [made.job(f"experts_{kind}", strategy, **EXPERTS) for kind, strategy in KINDS.items()]
     jobs.append(made.job("loro_folder", FOLDER, **LORO))
     for kind, strategy in KINDS.items():
         blocks, clipped = {"model.config.checkpointing": "block"}, {"trainer.gradient_clip_val": 0.1}
@@ -149,6 +153,12 @@ def test_the_validation_set_is_one_that_two_processes_cannot_share_evenly(made: 
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_are_checkpointed_on_several_processes(made: Made, kind: str) -> None:
     assert list(differing(made.end("loro_one"), made.end(f"blocks_{kind}"))) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_experts_are_trained_on_several_processes(made: Made, kind: str) -> None:
+    """The balance is that of a micro-batch, so it does not depend on who has it."""
+    assert list(differing(made.end("experts_one"), made.end(f"experts_{kind}"))) == []
 
 
 def test_gradients_are_clipped_by_the_norm_over_all_shards(made: Made) -> None:

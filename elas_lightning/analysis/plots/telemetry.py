@@ -56,6 +56,12 @@ QUANTITIES = {
     "effective_rank_hidden": Quantity(
         "Effective rank, hidden features", "effective rank of the hidden features", 1.0, ""
     ),
+    "busiest_expert": Quantity(
+        "Tokens of the busiest expert (even share = 1)",
+        "load of the busiest expert, an even share being 1,",
+        1.0,
+        "",
+    ),
 }
 _MOST_LAYER_LABELS = 8
 

@@ -108,6 +108,19 @@ class _Rules:
             yield "sparse output", product * width + step
 
     def ffn(self) -> Iterator[tuple[str, int]]:
+        """Of all the experts that a token goes through."""
+        for name, size in self.expert():
+            yield name, self.config.experts.per_token * size
+        if self.config.experts.count > 1:
+            yield "routing", self.routing()
+
+    def routing(self) -> int:
+        """What the router reads and gives, in float32; what experts give, before it is weighted; and where it goes."""
+        count, chosen = self.config.experts.count, self.config.experts.per_token
+        width = self.config.hidden_size
+        return 4 * (width + count + chosen) + self.product * chosen * width + 3 * 8 * chosen
+
+    def expert(self) -> Iterator[tuple[str, int]]:
         config = self.config
         width, inputs = config.hidden_size, ffn_matrices(config) - 1
         yield "input", self.read(width, inputs) + self.normalised("ffn_input")
@@ -122,6 +135,7 @@ class _Rules:
         config = self.config
         # a stored FFN is one operator, whose last product is not seen from outside
         of_ffn = ffn_matrices(config) if config.ffn_storage == "dense" else 1
+        of_ffn *= config.experts.per_token
         ranks = 4 * (config.layer_rank("attention") or 0) + of_ffn * (config.layer_rank("ffn") or 0)
         return self.product * ranks
 

@@ -67,7 +67,12 @@ def _feature_wise(config: ModelConfig) -> int:
     if config.sparsity.backward != "feature_wise":
         return 0
     sparse = config.ffn_width - math.ceil(config.sparsity.backward_dense_share * config.ffn_width)
-    return ffn_matrices(config) * sparse * (config.layer_rank("ffn") or config.hidden_size)
+    return (
+        config.experts.per_token
+        * ffn_matrices(config)
+        * sparse
+        * (config.layer_rank("ffn") or config.hidden_size)
+    )
 
 
 def _sparse_sites(config: ModelConfig, part: str) -> dict[str, int]:
@@ -98,9 +103,10 @@ def _sparse_sites(config: ModelConfig, part: str) -> dict[str, int]:
     placed = [site for site in sparsity.placement if site.startswith(part)]
     exact = sparsity.gradient == "masked"
     exact &= sparsity.method != "soft_threshold" or sparsity.pattern == "1:4"
+    times = config.experts.per_token if part == "ffn" else 1
     return {
-        "forward": sum(forward[site] for site in placed),
-        "backward": sum(masked.get(site, 0) for site in placed) if exact else 0,
+        "forward": times * sum(forward[site] for site in placed),
+        "backward": times * sum(masked.get(site, 0) for site in placed) if exact else 0,
     }
 
 
@@ -113,7 +119,7 @@ def _before_choosing(config: ModelConfig) -> int:
     products = (
         (ffn_matrices(config) - 1) * config.ffn_width * (config.layer_rank("ffn") or config.hidden_size)
     )
-    return 2 * _feature_wise_layers(config) * products
+    return 2 * _feature_wise_layers(config) * config.experts.per_token * products
 
 
 def _checkpointed(config: ModelConfig, forward: dict[str, int], checkpointing: Checkpointing) -> int:
@@ -125,20 +131,22 @@ def _checkpointed(config: ModelConfig, forward: dict[str, int], checkpointing: C
     multiply_adds = 2 * config.num_layers
     stored = config.ffn_storage != "dense"
     # torch stops as soon as it has what backward needs: a block's last product is not among it, unless it is inside
-    # an operator of our own
+    # an operator of our own or an expert's, which is weighted
     within = config.num_layers if stored else _feature_wise_layers(config)
     stopped = config.num_layers - (within if rank is None else 0)
+    stopped *= config.experts.count == 1
     again += _before_choosing(config) - 2 * stopped * (rank or hidden) * width
     if checkpointing == "bottleneck":
         inputs = ffn_matrices(config) - 1
         firsts = 4 * width * (config.layer_rank("attention") or 0)
-        firsts += (inputs * width + (0 if stored else hidden)) * (rank or 0)
+        firsts += config.experts.per_token * (inputs * width + (0 if stored else hidden)) * (rank or 0)
         again -= multiply_adds * firsts
     return again
 
 
 def _recomputed(config: ModelConfig, forward: dict[str, int], checkpointing: Checkpointing) -> int:
     up = 2 * config.num_layers * config.ffn_width * (config.layer_rank("ffn") or config.hidden_size)
+    up *= config.experts.per_token
     exact = config.sparsity.gradient == "masked"
     # packed features give relu(x) back where they were kept, which is all that the masked gradient asks for
     again = up if config.ffn_storage == "recompute" else 0

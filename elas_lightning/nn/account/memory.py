@@ -11,6 +11,7 @@ from elas_lightning.nn.account.parameters import (
     block_layers,
     ffn_matrices,
     parameter_account,
+    router_entries,
 )
 from elas_lightning.nn.account.step import TrainingStep
 from elas_lightning.nn.config import ModelConfig
@@ -34,10 +35,12 @@ def _logits(config: ModelConfig, step: TrainingStep) -> int:
 
 def _weight_copies(config: ModelConfig, step: TrainingStep) -> int:
     """Bytes of what one block makes of its weights for its products, and keeps for backward."""
-    method, made = config.weights.method, 0
+    method = config.weights.method
+    made = 4 * router_entries(config) if step.parameter_bytes < 4 else 0  # routers work in float32
     for part in PARTS:
         sparse = method in SPARSE_24 and config.weights.reaches(part)
-        for layer in block_layers(config, part):
+        experts = config.experts.count if part == "ffn" else 1
+        for layer in experts * block_layers(config, part):
             if step.mixed or sparse or method in COMPOSED:
                 made += step.product_bytes * layer.multiply_adds
             if step.mixed and method in COMPOSED:  # the factors, before they are multiplied

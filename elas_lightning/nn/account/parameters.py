@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Literal, get_args
 
 from elas_lightning.nn.config import ModelConfig
+from elas_lightning.nn.experts_config import ExpertsConfig
 from elas_lightning.nn.weights_config import LayerEntries, layer_entries
 
 Part = Literal["attention", "ffn"]
@@ -17,8 +18,13 @@ def ffn_matrices(config: ModelConfig) -> int:
     return 3 if config.gated else 2
 
 
+def router_entries(config: ModelConfig) -> int:
+    """Entries of one block's router, 0 where it has one FFN."""
+    return config.experts.count * config.hidden_size if config.experts.count > 1 else 0
+
+
 def block_layers(config: ModelConfig, part: Part) -> list[LayerEntries]:
-    """What each linear layer of one block consists of: q, k, v and o, or (gate,) up and down."""
+    """What each linear layer of one block consists of: q, k, v and o, or (gate,) up and down of one expert."""
     width, hidden = config.hidden_size, config.ffn_width
     shapes = [(width, width)] * 4
     if part == "ffn":
@@ -28,11 +34,16 @@ def block_layers(config: ModelConfig, part: Part) -> list[LayerEntries]:
 
 
 def block_entries(config: ModelConfig, part: Part) -> LayerEntries:
-    """The sums of ``block_layers`` over all decoder blocks."""
-    layers = block_layers(config, part)
-    sums = {
-        f.name: config.num_layers * sum(getattr(one, f.name) for one in layers) for f in fields(LayerEntries)
-    }
+    """The sums of ``block_layers`` over all experts and decoder blocks, with the routers."""
+    layers, experts = block_layers(config, part), config.experts if part == "ffn" else ExpertsConfig()
+    router = router_entries(config) if part == "ffn" else 0
+    sums = {}
+    for field in fields(LayerEntries):
+        times = experts.per_token if field.name == "multiply_adds" else experts.count
+        one = 0 if field.name == "composition" else router
+        sums[field.name] = config.num_layers * (
+            times * sum(getattr(layer, field.name) for layer in layers) + one
+        )
     return LayerEntries(**sums)
 
 

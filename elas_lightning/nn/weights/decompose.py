@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from elas_lightning.nn.ffn import FFN
 from elas_lightning.nn.llama import Block, Llama, rotary_angles
 from elas_lightning.nn.weights.masked import magnitude_mask
 from elas_lightning.nn.weights_config import OatsPattern, WeightsConfig, oats_shape
@@ -127,6 +128,7 @@ def _watch(block: Block, moments: dict[nn.Linear, Tensor]) -> Iterator[None]:
     def on_ffn(ffn: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         # an FFN without a gate hands its matrices to one op, so there is no call of theirs to hook
         mlp = block.mlp
+        assert isinstance(mlp, FFN)  # ModelConfig refuses experts
         for name in ("gate_proj", "up_proj"):
             if hasattr(mlp, name):
                 add(getattr(mlp, name), mlp.input_site(arguments[0]))

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from elas_lightning.errors import UserError
+from elas_lightning.nn.experts import Router
 from elas_lightning.nn.linear import LowRankLinear
 from elas_lightning.nn.llama import Llama
 from elas_lightning.training.optimizers.config import OptimizerConfig
@@ -41,12 +42,13 @@ def build_optimizer(
             "(trainer.max_steps): shorten the warm-up or lengthen the run"
         )
     head = list(model.lm_head.parameters())
-    norms = {id(p) for m in model.layers.modules() if isinstance(m, nn.RMSNorm) for p in m.parameters()}
-    learning = [p for p in model.layers.parameters() if id(p) not in norms]
+    apart = [m for m in model.layers.modules() if isinstance(m, nn.RMSNorm | Router)]
+    other = {id(p) for m in apart for p in m.parameters()}
+    learning = [p for p in model.layers.parameters() if id(p) not in other]
     blocks = [p for p in learning if p.ndim == 2]
     entries = [p for p in learning if p.ndim != 2]  # of a sparse matrix, as vectors (SLTrain)
     chosen = {id(p) for p in (*head, *learning)}
-    others = [p for p in model.parameters() if id(p) not in chosen]  # embedding and norms
+    others = [p for p in model.parameters() if id(p) not in chosen]  # embedding, norms and routers
     decay = config.weight_decay
     plain: list[dict[str, Any]] = [
         {"params": head, "weight_decay": decay},

@@ -7,6 +7,7 @@ number, is not.
 from __future__ import annotations
 
 from elas_lightning.nn.account import count_parameters
+from elas_lightning.nn.account.parameters import router_entries
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.weights_config import sltrain_entries
 from elas_lightning.training.optimizers.config import OptimizerConfig
@@ -55,10 +56,11 @@ def optimizer_state_entries(optimizer: OptimizerConfig, model: ModelConfig) -> d
     up = _linear(optimizer, width, model.ffn_width, model.ffn_rank)
     down = _linear(optimizer, model.ffn_width, width, model.ffn_rank)
     parts = {
-        # AdamW, whatever the blocks go by
+        # AdamW, whatever the blocks go by; so do routers
         **{part: 2 * parameters[part] for part in ("embedding", "norms", "head")},
         "attention": layers * 4 * _linear(optimizer, width, width, model.attention_rank),
-        "ffn": layers * ((2 if model.gated else 1) * up + down),
+        "ffn": layers
+        * (model.experts.count * ((2 if model.gated else 1) * up + down) + 2 * router_entries(model)),
     }
     if model.weights.method == "sltrain":  # its sparse entries are a vector, which goes by AdamW
         for part, layers in (("attention", 4), ("ffn", 3 if model.gated else 2)):

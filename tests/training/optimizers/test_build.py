@@ -8,6 +8,7 @@ import torch
 
 from elas_lightning.errors import UserError
 from elas_lightning.nn.config import SparsityConfig
+from elas_lightning.nn.experts_config import ExpertsConfig
 from elas_lightning.nn.llama import Llama
 from elas_lightning.training.optimizers import OptimizerConfig, build_optimizer
 from elas_lightning.training.optimizers.config import OptimizerName
@@ -45,6 +46,17 @@ def test_the_matrices_of_the_blocks_learn_at_their_own_rate(
     slow = {name for name, rate in rates.items() if rate == 0.1}
     assert slow == {n for n in rates if n.startswith("layers.") and "layernorm" not in n}
     assert {rate for name, rate in rates.items() if name not in slow} == {0.4}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_routers_go_by_adamw_at_the_nominal_rate_and_do_not_decay(
+    make_model: MakeModel, name: OptimizerName
+) -> None:
+    config = OptimizerConfig(name=name, lr=0.4, block_lr_ratio=0.25, weight_decay=0.1, warmup_steps=0)
+    model = make_model(experts=ExpertsConfig(3))
+    expected = {"rule": None, "initial_lr": 0.4, "weight_decay": 0.0}
+    for field, value in expected.items():
+        assert _by_name(model, config, field)["layers.0.mlp.router.weight"] == value
 
 
 def test_the_default_is_torchs_own_adamw(make_model: MakeModel) -> None:

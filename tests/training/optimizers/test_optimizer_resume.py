@@ -53,7 +53,16 @@ class _StopAfter(Callback):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_resumed_equals_unbroken(overlay: Path, tmp_path: Path, optimizer: dict[str, Any]) -> None:
-    overrides = _overrides(optimizer, trainer__max_steps=8)
+    _break_and_resume(overlay, tmp_path, _overrides(optimizer))
+
+
+def test_experts_resumed_equal_unbroken(overlay: Path, tmp_path: Path) -> None:
+    experts = {"model__config__experts__count": 3, "model__config__experts__per_token": 2}
+    _break_and_resume(overlay, tmp_path, _overrides(OPTIMIZERS["loro"], **experts))
+
+
+def _break_and_resume(overlay: Path, tmp_path: Path, overrides: dict[str, Any]) -> None:
+    overrides = {**overrides, "trainer.max_steps": 8}
     whole = run(RunRequest(tmp_path / "whole", [overlay], overrides))
     request = RunRequest(tmp_path / "broken", [overlay], overrides)
     for batches in (2, 6):  # before the first exact step or new subspace, and right after the second

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from elas_lightning.nn.config import ModelConfig
+from elas_lightning.nn.experts_config import ExpertsConfig
 from elas_lightning.nn.llama import Llama
 from elas_lightning.training.optimizers import OptimizerConfig, build_optimizer, optimizer_state_entries
 
@@ -20,6 +21,7 @@ PARTS = {
 }
 
 
+@pytest.mark.parametrize("experts", [1, 3])
 @pytest.mark.parametrize("ffn", ["swiglu", "relu2"])
 @pytest.mark.parametrize(
     ("config", "ranks"),
@@ -38,8 +40,11 @@ def test_entries_are_those_of_the_optimizer(
     config: dict[str, Any],
     ranks: tuple[int | None, int | None],
     ffn: str,
+    experts: int,
 ) -> None:
-    model = make_model(attention_rank=ranks[0], ffn_rank=ranks[1], ffn=ffn, num_layers=2)
+    model = make_model(
+        attention_rank=ranks[0], ffn_rank=ranks[1], ffn=ffn, num_layers=2, experts=ExpertsConfig(experts)
+    )
     optimizer_config = OptimizerConfig(**config, warmup_steps=0)
     optimizer, _ = build_optimizer(model, optimizer_config, total_steps=10)
     give_gradients(model.parameters(), 0)
