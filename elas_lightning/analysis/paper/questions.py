@@ -244,6 +244,7 @@ def _downstream(paper: Paper) -> Iterator[tuple[bool, str]]:
         text = f"Runs saw {number(low)} to {number(high)} training tokens per parameter"
         rest = "" if enough else ", so an order seen here may change with a larger budget"
         yield enough, f"{text}; {USUAL_TOKENS_PER_PARAMETER} were asked for{rest}."
+    yield from _part(paper, "budget_ablation", "More training tokens")
 
 
 def _elsewhere(paper: Paper) -> Iterator[tuple[bool, str]]:
@@ -257,7 +258,7 @@ def _elsewhere(paper: Paper) -> Iterator[tuple[bool, str]]:
     else:
         yield from _part(paper, "placement_ablation", "Placement")
     yield from _part(paper, "sequence_length_ablation", "Long context")
-    yield False, "Mixtures of experts: the model of this suite has none, so nothing is known of them."
+    yield from _part(paper, "experts_ablation", "Mixtures of experts")
 
 
 def _scale(paper: Paper) -> Iterator[tuple[bool, str]]:
@@ -314,11 +315,15 @@ _ASKED: list[tuple[str, _Answer, tuple[str, ...]]] = [
         _telemetry,
         ("warmup_ablation", "paper_table"),
     ),
-    ("Downstream tasks, not only perplexity; at least 20 tokens per parameter.", _downstream, ()),
+    (
+        "Downstream tasks, not only perplexity; at least 20 tokens per parameter.",
+        _downstream,
+        ("budget_ablation",),
+    ),
     (
         "Can the inputs of other linear layers be 2:4 too? Does it hold with mixtures of experts and long context?",
         _elsewhere,
-        ("placement_ablation", "sequence_length_ablation"),
+        ("placement_ablation", "sequence_length_ablation", "experts_ablation"),
     ),
     ("Scaling at 3B to 7B, or an honest extrapolation.", _scale, ("scaling",)),
 ]
