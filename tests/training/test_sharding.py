@@ -279,6 +279,7 @@ def test_a_trained_model_is_loaded_from_a_folder(made: Made) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler about torch
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # where a graph goes on
 def test_two_processes_train_what_one_trains_compiled_and_in_bfloat16(
     write_overlay: Callable[[Path], Path], tmp_path: Path
 ) -> None:
@@ -288,6 +289,8 @@ def test_two_processes_train_what_one_trains_compiled_and_in_bfloat16(
         "bf16-true": {"trainer.precision": "bf16-true"},
         "compiled": {"model.compile": True},
         "compiled-blocks": {"model.compile": True, "model.config.checkpointing": "block"},
+        "experts-bf16-mixed": {**EXPERTS, "trainer.precision": "bf16-mixed"},
+        "compiled-experts": {"model.compile": True, "model.config.experts.count": 3},
     }
     jobs = []
     for name, changes in variants.items():
