@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 
 from elas_lightning.errors import UserError
 from elas_lightning.nn.config import ModelConfig
+from elas_lightning.nn.experts import MixtureOfExperts
 from elas_lightning.nn.llama import Llama
 from elas_lightning.training.checkpoints import (
     TEMPORARY,
@@ -233,8 +234,8 @@ def shard_model(model: Llama, mesh: DeviceMesh, precision: str, *, compile: bool
     """Shard a model in place over a mesh of one dimension; nothing where that has been done.
 
     Under ``bf16-mixed`` the matrices of blocks are gathered in bfloat16, which is what autocast would make of them, and
-    gradients are summed over processes in float32: the arithmetic is that of one process. Norms, embedding and head
-    stay in float32, as autocast leaves them.
+    gradients are summed over processes in float32: the arithmetic is that of one process. Norms, routers, embedding and
+    head stay in float32, as autocast leaves them.
 
     Args:
         model: Its weights, the same on every process.
@@ -249,6 +250,8 @@ def shard_model(model: Llama, mesh: DeviceMesh, precision: str, *, compile: bool
     policy = mixed if precision == "bf16-mixed" else MixedPrecisionPolicy()
     for block in model.layers:
         parts = [block.get_submodule("self_attn"), block.get_submodule("mlp")]
+        if isinstance(parts[1], MixtureOfExperts):
+            fully_shard(parts[1].router, mesh=mesh)
         if compile:
             for part in parts:
                 # not the module, whose hooks are FSDP's and have no place in a graph

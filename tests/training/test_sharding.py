@@ -51,8 +51,10 @@ COMMON = {
 }
 LORO = {"model.optimizer.name": "loro"}
 KINDS: dict[str, dict[str, Any]] = {"ddp": DDP, "fsdp": FSDP}
-# so many that some have no token in a micro-batch of one process
-EXPERTS = {"model.config.experts.count": 24, "model.config.experts.per_token": 2}
+# so many that some have no token in a micro-batch; routers stay in float32, where matrices are gathered in bfloat16
+EXPERTS = {
+    "model.config.experts.count": 24, "model.config.experts.per_token": 2, "trainer.precision": "bf16-mixed",
+}  # fmt: skip
 
 
 @dataclass
@@ -279,7 +281,9 @@ def test_a_trained_model_is_loaded_from_a_folder(made: Made) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler about torch
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # where a graph goes on
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # after a graph's end
 def test_two_processes_train_what_one_trains_compiled_and_in_bfloat16(
     write_overlay: Callable[[Path], Path], tmp_path: Path
 ) -> None:
@@ -289,7 +293,6 @@ def test_two_processes_train_what_one_trains_compiled_and_in_bfloat16(
         "bf16-true": {"trainer.precision": "bf16-true"},
         "compiled": {"model.compile": True},
         "compiled-blocks": {"model.compile": True, "model.config.checkpointing": "block"},
-        "experts-bf16-mixed": {**EXPERTS, "trainer.precision": "bf16-mixed"},
         "compiled-experts": {"model.compile": True, "model.config.experts.count": 3},
     }
     jobs = []
