@@ -57,10 +57,7 @@ QUANTITIES = {
         "Effective rank, hidden features", "effective rank of the hidden features", 1.0, ""
     ),
     "busiest_expert": Quantity(
-        "Tokens of the busiest expert (even share = 1)",
-        "load of the busiest expert, an even share being 1,",
-        1.0,
-        "",
+        "Busiest expert's load (even = 1)", "busiest expert's load relative to an even share", 1.0, ""
     ),
 }
 _MOST_LAYER_LABELS = 8
