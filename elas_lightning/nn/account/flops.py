@@ -67,12 +67,8 @@ def _feature_wise(config: ModelConfig) -> int:
     if config.sparsity.backward != "feature_wise":
         return 0
     sparse = config.ffn_width - math.ceil(config.sparsity.backward_dense_share * config.ffn_width)
-    return (
-        config.experts.per_token
-        * ffn_matrices(config)
-        * sparse
-        * (config.layer_rank("ffn") or config.hidden_size)
-    )
+    products = ffn_matrices(config) * sparse * (config.layer_rank("ffn") or config.hidden_size)
+    return config.experts.per_token * products
 
 
 def _sparse_sites(config: ModelConfig, part: str) -> dict[str, int]:
@@ -133,8 +129,7 @@ def _checkpointed(config: ModelConfig, forward: dict[str, int], checkpointing: C
     # torch stops as soon as it has what backward needs: a block's last product is not among it, unless it is inside
     # an operator of our own or an expert's, which is weighted
     within = config.num_layers if stored else _feature_wise_layers(config)
-    stopped = config.num_layers - (within if rank is None else 0)
-    stopped *= config.experts.count == 1
+    stopped = 0 if config.experts.count > 1 else config.num_layers - (within if rank is None else 0)
     again += _before_choosing(config) - 2 * stopped * (rank or hidden) * width
     if checkpointing == "bottleneck":
         inputs = ffn_matrices(config) - 1

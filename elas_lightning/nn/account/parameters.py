@@ -6,7 +6,6 @@ from dataclasses import fields
 from typing import Literal, get_args
 
 from elas_lightning.nn.config import ModelConfig
-from elas_lightning.nn.experts_config import ExpertsConfig
 from elas_lightning.nn.weights_config import LayerEntries, layer_entries
 
 Part = Literal["attention", "ffn"]
@@ -35,15 +34,13 @@ def block_layers(config: ModelConfig, part: Part) -> list[LayerEntries]:
 
 def block_entries(config: ModelConfig, part: Part) -> LayerEntries:
     """The sums of ``block_layers`` over all experts and decoder blocks, with the routers."""
-    layers, experts = block_layers(config, part), config.experts if part == "ffn" else ExpertsConfig()
-    router = router_entries(config) if part == "ffn" else 0
-    sums = {}
-    for field in fields(LayerEntries):
-        times = experts.per_token if field.name == "multiply_adds" else experts.count
-        one = 0 if field.name == "composition" else router
-        sums[field.name] = config.num_layers * (
-            times * sum(getattr(layer, field.name) for layer in layers) + one
-        )
+    layers, sums = block_layers(config, part), {}
+    for name in (field.name for field in fields(LayerEntries)):
+        entries = sum(getattr(layer, name) for layer in layers)
+        if part == "ffn":
+            entries *= config.experts.per_token if name == "multiply_adds" else config.experts.count
+            entries += 0 if name == "composition" else router_entries(config)
+        sums[name] = config.num_layers * entries
     return LayerEntries(**sums)
 
 

@@ -55,12 +55,12 @@ def optimizer_state_entries(optimizer: OptimizerConfig, model: ModelConfig) -> d
     width, layers = model.hidden_size, model.num_layers
     up = _linear(optimizer, width, model.ffn_width, model.ffn_rank)
     down = _linear(optimizer, model.ffn_width, width, model.ffn_rank)
+    expert = (2 if model.gated else 1) * up + down
     parts = {
         # AdamW, whatever the blocks go by; so do routers
         **{part: 2 * parameters[part] for part in ("embedding", "norms", "head")},
         "attention": layers * 4 * _linear(optimizer, width, width, model.attention_rank),
-        "ffn": layers
-        * (model.experts.count * ((2 if model.gated else 1) * up + down) + 2 * router_entries(model)),
+        "ffn": layers * (model.experts.count * expert + 2 * router_entries(model)),
     }
     if model.weights.method == "sltrain":  # its sparse entries are a vector, which goes by AdamW
         for part, layers in (("attention", 4), ("ffn", 3 if model.gated else 2)):
