@@ -24,8 +24,7 @@ def add(commands: Any) -> None:
     commands.add_parser(
         "bench",
         help="measure side by side on this machine: train-step (default), ffn, prefill, decode, memory-account, "
-        "loader, gpu; "
-        "--tune: what backend auto chooses from; --report: tables and plots of the records",
+        "loader, gpu; --tune: what backend auto chooses from; --report: tables and plots of the records",
         add_help=False,
     )
 

@@ -192,8 +192,7 @@ def _notes(theirs: dict[str, Any], text: TextTokenizer, tokenizer_path: Path) ->
     first = Tokenizer.from_file(str(tokenizer_path)).encode("a", add_special_tokens=True).ids[:1]
     if first == [theirs.get("bos_token_id")]:
         notes.append(
-            f"its own tokenizer begins a text with id {first[0]}; texts here begin without one, which may cost "
-            "quality"
+            f"its own tokenizer begins a text with id {first[0]}; texts here begin without one, which may cost quality"
         )
     return notes
 

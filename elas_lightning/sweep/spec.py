@@ -197,8 +197,7 @@ class SweepSpec:
             (set(self.machines) == {"cpu", "gpu"}, "machines: give size and data for cpu and for gpu"),
             (
                 (self.sampler == "grid") == (self.trials is None),
-                f"trials is {self.trials}: a grid has no trials (it runs every combination), other samplers need "
-                "them",
+                f"trials is {self.trials}: a grid has no trials (it runs every combination), other samplers need them",
             ),
             (
                 self.sampler != "grid" or not any(d.is_range for d in self.search),

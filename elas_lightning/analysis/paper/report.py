@@ -129,9 +129,8 @@ def _own_figures(paper: Paper) -> _Own:
     if figure is not None:
         drawn["scaling"] = (
             figure,
-            "Points are means with 95 % intervals over seeds; curves, where there are any, are fitted to them, "
-            "dotted beyond "
-            "the largest size and shaded where 95 % of the resampled seeds lie.",
+            "Points are means with 95 % intervals over seeds; curves, where there are any, are fitted to them, dotted "
+            "beyond the largest size and shaded where 95 % of the resampled seeds lie.",
         )
     return {
         name: (style.save(found[0], home / name), found[1])

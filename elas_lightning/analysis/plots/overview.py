@@ -202,8 +202,7 @@ def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
     ax.spines[["left", "bottom"]].set_visible(False)
     ax.tick_params(axis="x", length=0)
     clauses = [
-        f"the best of {plural(len(done), 'finished point')} (thick orange line) is "
-        f"{describe(results, top.levels)}: "
+        f"the best of {plural(len(done), 'finished point')} (thick orange line) is {describe(results, top.levels)}: "
         f"{metric.noun} {plus_minus(top.estimate, metric.scale)} ({seeds_phrase(top.estimate.n)})"
     ]
     if lost:
