@@ -1,7 +1,7 @@
 """A worker: takes one free place after another, until every place is settled.
 
 Any number of them, on any number of machines, fill one study; what they know of each other is what is in its
-storage. A single ``elas sweep`` is one; ``--workers`` starts more (``supervisor.py``).
+storage. A single ``elas sweep`` is one; ``--workers`` starts more (``crew.py``).
 """
 
 import csv
