@@ -170,16 +170,8 @@ def scaling_table(series: list[Series]) -> Table | None:
             found = estimate(list(by_seed.values()))
             assert found is not None  # a size is there because a seed is
             at = f"{float(one.fit.law.at(x)):.3f}" if one.fit else "no fit"
-            rows.append(
-                (
-                    one.part,
-                    one.name,
-                    f"{number(x / 1e6)} M {_NOUNS[one.axis]}",
-                    plus_minus(found),
-                    str(found.n),
-                    at,
-                )
-            )
+            size = f"{number(x / 1e6)} M {_NOUNS[one.axis]}"
+            rows.append((one.part, one.name, size, plus_minus(found), str(found.n), at))
         rows += [(one.part, one.name, level, NOT_RUN, "0", "") for level in one.waiting]
     if not rows:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from elas_lightning.analysis import style
@@ -18,6 +19,7 @@ from elas_lightning.analysis.plots.base import (
     value_limits,
 )
 from elas_lightning.analysis.points import gather
+from elas_lightning.analysis.statistics import Estimate
 from elas_lightning.analysis.wording import listing, sentence
 
 
@@ -70,13 +72,13 @@ def pareto(results: SweepResults, options: Options) -> tuple[Figure, str]:
     ends = []
     for i, (point, value, price) in enumerate(drawn):
         look = style.look(parameters[0].levels.index(point.levels[parameters[0].name]))
-        colour = look.color if i in best else "#b0b0b0"
+        look = look._replace(color=look.color if i in best else "#b0b0b0", linestyle="none")
         ax.errorbar(
             price.mean * cost.scale,
             value.mean * metric.scale,
             xerr=(price.half_width or 0) * cost.scale or None,
             yerr=(value.half_width or 0) * metric.scale or None,
-            color=colour,
+            color=look.color,
             marker=look.marker,
             # hollow and larger, so that a beaten point is seen behind the one that beats it by a hair
             markersize=6 if i in best else 11,
@@ -85,34 +87,20 @@ def pareto(results: SweepResults, options: Options) -> tuple[Figure, str]:
             linestyle="none",
             zorder=4 if i in best else 3,
         )
-        ends.append((value.mean * metric.scale, names[i], look._replace(color=colour, linestyle="none")))
-    line = sorted(best, key=lambda i: signs[0] * drawn[i][2].mean)
+        ends.append((value.mean * metric.scale, names[i], look))
     ax.set_xlabel(f"{cost.label}, {_better(cost)} is better")
     ax.set_ylabel(f"{metric.label}, {_better(metric)} is better")
     cut = [
-        value_limits(
-            ax,
-            which,
-            [item.mean * scale for item in items],
-            [(item.low * scale, item.high * scale) for item in items if item.half_width],
-        )
-        for which, items, scale in (
-            ("x", [price for _, _, price in drawn], cost.scale),
-            ("y", [value for _, value, _ in drawn], metric.scale),
-        )
+        _fit_axis(ax, "x", [price for _, _, price in drawn], cost.scale),
+        _fit_axis(ax, "y", [value for _, value, _ in drawn], metric.scale),
     ]
+    line = sorted(best, key=lambda i: signs[0] * drawn[i][2].mean)
     # from one worse edge to the other, so that what lies beyond it is seen to be beaten
     corners = [(drawn[i][2].mean * cost.scale, drawn[i][1].mean * metric.scale) for i in line]
     worst_x, worst_y = ax.get_xlim()[signs[0] > 0], ax.get_ylim()[signs[1] > 0]
     whole = [(corners[0][0], worst_y), *corners, (worst_x, corners[-1][1])]
-    ax.plot(
-        *zip(*whole, strict=True),
-        color=style.GREY,
-        linewidth=1.0,
-        linestyle="--",
-        drawstyle="steps-post",
-        zorder=2,
-    )
+    ax.plot(*zip(*whole, strict=True), color=style.GREY, linewidth=1.0, linestyle="--", drawstyle="steps-post",
+            zorder=2)  # fmt: skip
     style.label_ends(ax, ends, "In colour: on the front" if len(best) < len(drawn) else "All on the front")
     beaten = [names[i] for i in whole_points if i not in best]
     diverged = [name for i, name in enumerate(names) if i not in whole_points]
@@ -129,6 +117,12 @@ def pareto(results: SweepResults, options: Options) -> tuple[Figure, str]:
         )
     clauses.append("means over seeds with 95 % intervals; which of two close points is better is not settled")
     return figure, sentence([*clauses, cut_clause(any(cut)), losses_clause(points)])
+
+
+def _fit_axis(ax: Axes, which: str, found: Sequence[Estimate], scale: float) -> bool:
+    """Scale and limits of an axis that shows estimates; whether an interval runs off its edge."""
+    intervals = [(one.low * scale, one.high * scale) for one in found if one.half_width]
+    return value_limits(ax, which, [one.mean * scale for one in found], intervals)
 
 
 def _better(metric: Metric) -> str:
