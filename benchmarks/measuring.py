@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from elas_lightning.commands.arguments import usable_device
 from elas_lightning.errors import UserError
+from elas_lightning.files import write_whole
 from elas_lightning.training.energy import EnergyMeter
 
 Call = Callable[[], object]
@@ -267,9 +268,7 @@ class Record:
         self.content["cases"].append(case)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.path.with_suffix(".partial")
-            partial.write_text(json.dumps(self.content, indent=1, ensure_ascii=False) + "\n")
-            partial.replace(self.path)
+            write_whole(self.path, json.dumps(self.content, indent=1, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         """End the program with exit code 1 if anything failed that should not have."""

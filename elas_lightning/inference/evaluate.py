@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from elas_lightning.errors import UserError
+from elas_lightning.files import write_whole
 from elas_lightning.inference.evaluate_text import TextScore, evaluate_text
 from elas_lightning.inference.load import TrainedModel, load_model
 from elas_lightning.runner import finite
@@ -62,13 +62,8 @@ class Evaluation:
             raise UserError("--tasks needs lm-eval: pip install 'elas-lightning[eval]'")
         if not self.text and self.stride is not None:
             raise UserError("--stride is read with --text only: remove it")
-        for name, least in (
-            ("length", 2),
-            ("stride", 1),
-            ("batch_size", 1),
-            ("limit", 1),
-            ("num_fewshot", 0),
-        ):
+        least_of = {"length": 2, "stride": 1, "batch_size": 1, "limit": 1, "num_fewshot": 0}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"--{name.replace('_', '-')} is {value}: give {least} or more")
@@ -228,8 +223,6 @@ def write(found: Mapping[str, Any], path: Path) -> None:
         raise UserError(f"--json {path} is a folder: give a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staged = path.with_name(path.name + ".tmp")
-        staged.write_text(json.dumps(finite(found), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(staged, path)
+        write_whole(path, json.dumps(finite(found), indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(f"--json {path} cannot be written ({error.strerror or error})") from error

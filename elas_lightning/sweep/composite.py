@@ -14,9 +14,9 @@ import yaml
 from rich.console import Console
 
 from elas_lightning.errors import UserError
+from elas_lightning.files import write_whole
 from elas_lightning.layout import sweep_folder, sweep_path
 from elas_lightning.runner import RESULT_NAME, RunResult, device_kind
-from elas_lightning.sweep.outcome import write_whole
 from elas_lightning.sweep.progress import duration
 from elas_lightning.sweep.run import Request, SweepRun, fill
 from elas_lightning.sweep.shape import read_fields
