@@ -80,8 +80,9 @@ def evaluate(request: Evaluation) -> dict[str, Any]:
     Raises:
         UserError: The checkpoint, a text or a task cannot be had, or an option does not fit the model.
     """
-    device = _device(request.device)
-    trained = load_model(request.checkpoint, device)
+    trained = load_model(
+        request.checkpoint, request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    )
     length = request.length or trained.sequence_length
     stride = request.stride or length
     if stride > length:
@@ -109,9 +110,9 @@ def evaluate(request: Evaluation) -> dict[str, Any]:
                 num_fewshot=request.num_fewshot,
                 limit=request.limit,
             )
-    environment = describe_environment(device, request.command)
+    environment = describe_environment(trained.model.embed_tokens.weight.device, request.command)
     if request.tasks:
-        environment["versions"] = {**_mapping(environment["versions"]), "lm_eval": version("lm_eval")}
+        environment["versions"]["lm_eval"] = version("lm_eval")
     result = trained.result
     return {
         "checkpoint": str(trained.path),
@@ -127,18 +128,6 @@ def evaluate(request: Evaluation) -> dict[str, Any]:
     }
 
 
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    # torch raises AssertionError where it was built without CUDA
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
-
-
 def _phases(trained: TrainedModel, dense: bool) -> dict[str, bool]:
     """The phases to measure in, by what tables call them: whether the 2:4 step is on."""
     active = trained.model.sparsity_active
@@ -149,11 +138,6 @@ def _phases(trained: TrainedModel, dense: bool) -> dict[str, bool]:
             "--dense switches the 2:4 step off, but this model has none at its step: leave --dense out"
         )
     return {"2:4 on": True, _OFF: False}
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    assert isinstance(value, Mapping)
-    return value
 
 
 def show(found: Mapping[str, Any], console: Console) -> None:
