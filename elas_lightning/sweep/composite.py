@@ -189,4 +189,4 @@ def _estimate(missing: int, seconds: list[float]) -> str:
 
 
 def _in_words(minutes: float | None) -> str:
-    return "no limit of time" if minutes is None else f"{minutes:g} minutes to begin runs in"
+    return "no time limit" if minutes is None else f"{minutes:g} minutes to begin runs in"
