@@ -46,6 +46,11 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "p20": p20, "p80": p80}
 
 
+def usual_dtype(device: torch.device) -> torch.dtype:
+    """What products are made in: bfloat16 on a GPU, float32 on a CPU."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def wait(device: torch.device) -> None:
     """Until the device has done what it was given."""
     if device.type == "cuda":
