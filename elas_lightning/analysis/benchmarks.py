@@ -193,17 +193,13 @@ def _faster_dense(rows: Sequence[Measurement]) -> str:
 
 def _sentence(best: Measurement, twin_bound: bool, faster_dense: str) -> str:
     middle = best.ratio["median"]
-    clear = best.ratio["p20"] > 1 or best.ratio["p80"] < 1
-    word = (
-        ("faster than" if middle > 1 else "slower than")
-        if clear
-        else "not told apart, within the spread, from"
-    )
+    word = "not told apart, within the spread, from"
+    if best.ratio["p20"] > 1 or best.ratio["p80"] < 1:
+        word = "faster than" if middle > 1 else "slower than"
     twin = "its dense twin's graph" if best.is_graph else "its dense twin"
     bound = [who for who, is_so in (("it", best.launch_bound), ("the twin", twin_bound)) if is_so]
-    launches = (
-        f"; {' and '.join(bound)} {'are' if len(bound) > 1 else 'is'} bound by launches" if bound else ""
-    )
+    are = "are" if len(bound) > 1 else "is"
+    launches = f"; {' and '.join(bound)} {are} bound by launches" if bound else ""
     return (
         f"{best.shape.upper()}, {best.tokens:,} tokens: ELAS's fastest way ({best.name}) is {word} {twin}, "
         f"{number(middle)} times its speed{launches}{faster_dense}."

@@ -36,6 +36,8 @@ STUDY_NAME = "study.db"  # in the sweep's folder, where no URL is given
 BUSY_SECONDS = 60.0  # how long a writer waits for another on SQLite
 OPENING_SECONDS = 10  # how long a server may take to answer the first call
 KNOWN = "journal:///path, postgresql://user@host/database, mysql://user@host/database, grpc://host:port"
+# What a server says that starts or stops, and a table that another process made at the same moment.
+_PASSING = r"already exists|[Dd]uplicate|UNIQUE|starting up|shutting down"
 # Each process has one thread that works and one whose heart beats. A server has a hundred connections or so, and
 # a worker that trains for hours should not hold more than one of them.
 _POOL = {"pool_size": 1, "max_overflow": 3, "pool_pre_ping": True}
@@ -153,9 +155,7 @@ def _tables(url: str, shown: str, engine: dict[str, Any]) -> RDBStorage:
             raise UserError(f"{shown}: this is no URL: {reason_of(error)}; give {KNOWN}") from error
         except (exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             reason = reason_of(error)
-            if attempt < 9 and re.search(
-                r"already exists|[Dd]uplicate|UNIQUE|starting up|shutting down", reason
-            ):
+            if attempt < 9 and re.search(_PASSING, reason):
                 time.sleep(random.uniform(0.1, 0.5) * (attempt + 1))
                 continue
             advice = _advice(reason)

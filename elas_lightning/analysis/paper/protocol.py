@@ -175,14 +175,8 @@ def protocol_figure(runs: Sequence[Measured]) -> Figure:
         )
     gap = published()["gap_to_dense_twin"]
     low, high = (100 * gap[end] / published_value for end in ("low", "high"))
-    ax.axhspan(
-        low,
-        high,
-        color=style.look(2).color,
-        alpha=0.2,
-        linewidth=0,
-        label="ELAS to its dense twin, as published",
-    )
+    label = "ELAS to its dense twin, as published"
+    ax.axhspan(low, high, color=style.look(2).color, alpha=0.2, linewidth=0, label=label)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlim(*_SHOWN)

@@ -90,11 +90,8 @@ def winner(results: SweepResults) -> str:
     ours = contenders(results)
     done = {name: points[name] for name in ours if name in points and points[name].values}
     waiting = [name for name in ours if name not in done]
-    rest = (
-        f" ({listing(waiting)} {'has' if len(waiting) == 1 else 'have'} no finished run yet)"
-        if waiting
-        else ""
-    )
+    has = "has" if len(waiting) == 1 else "have"
+    rest = f" ({listing(waiting)} {has} no finished run yet)" if waiting else ""
     if not done:
         return (
             f"None of our contenders has a finished run yet: {listing(ours) if ours else 'none is listed'}."

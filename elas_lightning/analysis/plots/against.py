@@ -74,15 +74,14 @@ def lr_curve(results: SweepResults, options: Options) -> tuple[Figure, str]:
         if len(tried) > 1 and winner.levels[x] in (tried[0], tried[-1]):
             edges.append(name or "it")
     lead = f"{metric.noun} is best at {listing(winners)} ({seeds_phrase(min(seeds))})"
-    edge = (
-        f"for {listing(edges)} that is an end of the tried range, so the optimum may lie outside"
-        if edges
-        else ""
-    )
+    clauses = [lead]
+    if edges:
+        clauses.append(
+            f"for {listing(edges)} that is an end of the tried range, so the optimum may lie outside"
+        )
     points = [point for _, line in lines for point in line]
-    return figure, sentence(
-        [lead, edge, cut_clause(cut), losses_clause(points), rest_clause(results, points)]
-    )
+    clauses += [cut_clause(cut), losses_clause(points), rest_clause(results, points)]
+    return figure, sentence(clauses)
 
 
 def _draw(

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from elas_lightning.analysis import style
 from elas_lightning.analysis.load import SweepResults
 from elas_lightning.analysis.metrics import Metric, metric_of
-from elas_lightning.analysis.parameters import level_name, side_name
+from elas_lightning.analysis.parameters import Level, Parameter, level_name, side_name
 from elas_lightning.analysis.plots.base import (
     Options,
     complete_points,
@@ -40,14 +40,8 @@ def bars(results: SweepResults, options: Options) -> tuple[Figure, str]:
     metric = metric_of(str(options.get("metric", results.objective)))
     points = gather(results, [x, group] if group else [x], metric.column, options.get("filter"))
     done = complete_points(points, f"a value of {x}")
-    rows = [
-        level for level in results.parameter(x).levels if any(point.levels[x] == level for point in points)
-    ]
-    groups = (
-        [g for g in results.parameter(group).levels if any(p.levels[group] == g for p in points)]
-        if group
-        else [""]
-    )
+    rows = _levels_of(points, results.parameter(x))
+    groups = _levels_of(points, results.parameter(group)) if group else [""]
     height = 0.8 / len(groups)
     figure = style.new_figure(height=1.1 + 0.27 * len(rows) * max(len(groups), 1.6))
     ax = figure.add_subplot()
@@ -83,6 +77,11 @@ def bars(results: SweepResults, options: Options) -> tuple[Figure, str]:
     elif len(done) > 1:
         clauses.append(_against_first(results, options, metric, done))
     return figure, sentence([*clauses, cut_clause(cut), losses_clause(points), rest_clause(results, points)])
+
+
+def _levels_of(points: list[Point], parameter: Parameter) -> list[Level]:
+    found = {point.levels[parameter.name] for point in points}
+    return [level for level in parameter.levels if level in found]
 
 
 def _draw_group(
