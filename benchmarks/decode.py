@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from contenders import SHAPES
-from measuring import measure, processor
+from measuring import measure, processor, usual_dtype
 from tune import sizes
 
 from elas_lightning.commands.arguments import Parser, usable_device
@@ -29,7 +29,7 @@ from elas_lightning.ops import lowrank_ffn, lowrank_ffn_decode, relu2_sparsify_2
 def run_case(shape: str, turned: float, options: argparse.Namespace, device: torch.device) -> str:
     """One line: the share of non-zero features, microseconds of both, and their ratio."""
     rank, features = sizes(shape)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = usual_dtype(device)
     torch.manual_seed(0)
     z, up = torch.randn(options.tokens, rank).abs(), torch.randn(features, rank) / rank**0.5
     away = torch.rand(features) < turned

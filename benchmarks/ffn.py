@@ -23,7 +23,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from contenders import SHAPES, TWIN, baselines, elas
-from measuring import Record, add_options, figures, free, host_text, measure, ratios
+from measuring import Record, add_options, figures, free, host_text, measure, ratios, usual_dtype
 from memory import kept_bytes
 from modes import Calls, add_graphs, compiled, drop_without_measure, measure_of, own_stream
 
@@ -34,7 +34,6 @@ from elas_lightning.nn.ffn import FFN, ffn_path, make_ffn
 
 # Relative, in the Frobenius norm, against float32: 2:4 decides near ties by the last bit, so a few choices differ.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-
 
 # Matrix products of the size of a forward pass that each kind of call takes.
 KINDS = {"forward": 1, "forward_backward": 3}
@@ -209,7 +208,7 @@ def main() -> None:
     options = parse()
     own_stream(options)
     device = torch.device(options.device)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = usual_dtype(device)
     record = Record("ffn", device, dtype, options.json)
     for tokens in options.tokens:
         for shape in options.shape:

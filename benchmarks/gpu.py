@@ -194,11 +194,9 @@ def main() -> None:
         print(f"{part.name}: at most {left:.0f} s", flush=True)
         code = finish(start([*part.whole(), *record], log), left)
         failed += [part.name] if code else []
-        ended = (
-            "out of time; its record holds the cases that were finished"
-            if code is None
-            else f"exit code {code}"
-        )
+        ended = f"exit code {code}"
+        if code is None:
+            ended = "out of time; its record holds the cases that were finished"
         print(f"{part.name}: {ended}; {time.monotonic() - begun:.0f} s; {log}", flush=True)
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from elas_lightning.commands.arguments import usable_device
 from elas_lightning.errors import UserError
+from elas_lightning.files import write_whole
 from elas_lightning.training.energy import EnergyMeter
 
 Call = Callable[[], object]
@@ -43,6 +44,11 @@ def spread(values: list[float]) -> dict[str, float]:
     """Median with the 20th and 80th percentiles."""
     p20, *_, p80 = statistics.quantiles(values, n=5, method="inclusive")
     return {"median": statistics.median(values), "p20": p20, "p80": p80}
+
+
+def usual_dtype(device: torch.device) -> torch.dtype:
+    """What products are made in: bfloat16 on a GPU, float32 on a CPU."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def wait(device: torch.device) -> None:
@@ -267,9 +273,7 @@ class Record:
         self.content["cases"].append(case)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.path.with_suffix(".partial")
-            partial.write_text(json.dumps(self.content, indent=1, ensure_ascii=False) + "\n")
-            partial.replace(self.path)
+            write_whole(self.path, json.dumps(self.content, indent=1, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         """End the program with exit code 1 if anything failed that should not have."""

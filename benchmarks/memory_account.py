@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from contenders import SHAPES, STORAGES, TWIN, baselines, elas
 
 from elas_lightning.commands.arguments import Parser
+from elas_lightning.files import write_whole
 from elas_lightning.nn.account import TrainingStep, count_parameters, memory_account
 
 # sequences and their length: the paper's three batches, and the largest as few long sequences
@@ -74,7 +75,7 @@ def main() -> None:
             "optimizer": "adamw",
             "rows": found,
         }
-        options.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_whole(options.json, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from contenders import FULL, SHAPES, TWIN, baselines, elas
-from measuring import Record, add_options, figures, free, host_text, measure, ratios
+from measuring import Record, add_options, figures, free, host_text, measure, ratios, usual_dtype
 from modes import (
     COMPILED,
     Calls,
@@ -169,9 +169,7 @@ def main() -> None:
     options = parse()
     own_stream(options)
     device = torch.device(options.device)
-    record = Record(
-        "prefill", device, torch.bfloat16 if device.type == "cuda" else torch.float32, options.json
-    )
+    record = Record("prefill", device, usual_dtype(device), options.json)
     for shape in options.shape:
         for batch in options.batch:
             print(f"{shape}, {batch} x {options.sequence} tokens")

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from contenders import FULL, SHAPES, TWIN, baselines, elas
-from measuring import Record, add_options, figures, free, host_text, measure, ratios
+from measuring import Record, add_options, figures, free, host_text, measure, ratios, usual_dtype
 from memory import memory_split
 from modes import COMPILED, add_compile, compile_blocks, compiled
 
@@ -54,7 +54,7 @@ def autocast(device: torch.device) -> Any:
 
 
 def _make_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], device: torch.device
+    optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], device: torch.device
 ) -> Callable[[], object]:
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -73,19 +73,14 @@ def ours(config: ModelConfig, input_ids: Tensor, labels: Tensor, options: argpar
     with device:
         model = Llama(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    memory = (
-        {}
-        if options.rehearse
-        else memory_split(
-            model,
-            optimizer,
-            lambda: model.hidden(input_ids),
-            lambda features: (
-                linear_next_token_loss(features, model.lm_head.weight, labels)[0] / labels.numel()
-            ),
-            partial(autocast, device),
-        )
-    )
+
+    def head(features: Tensor) -> Tensor:
+        return linear_next_token_loss(features, model.lm_head.weight, labels)[0] / labels.numel()
+
+    memory: dict[str, int | None] = {}
+    if not options.rehearse:
+        hidden = partial(model.hidden, input_ids)
+        memory = memory_split(model, optimizer, hidden, head, partial(autocast, device))
 
     def loss(input_ids: Tensor, labels: Tensor) -> Tensor:
         nll, count = linear_next_token_loss(model.hidden(input_ids), model.lm_head.weight, labels)
@@ -94,7 +89,7 @@ def ours(config: ModelConfig, input_ids: Tensor, labels: Tensor, options: argpar
     if options.compile == "blocks":
         compile_blocks(model)
     called = partial(compiled(loss) if options.compile == "whole" else loss, input_ids, labels)
-    return Contender(model, _make_step(model, optimizer, called, device), memory)
+    return Contender(model, _make_step(optimizer, called, device), memory)
 
 
 def transformers_model(config: ModelConfig, input_ids: Tensor) -> Contender:
@@ -115,7 +110,7 @@ def transformers_model(config: ModelConfig, input_ids: Tensor) -> Contender:
         model: nn.Module = LlamaForCausalLM(theirs)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     loss = lambda: model(input_ids=input_ids, labels=input_ids).loss  # noqa: E731
-    return Contender(model, _make_step(model, optimizer, loss, input_ids.device), {})
+    return Contender(model, _make_step(optimizer, loss, input_ids.device), {})
 
 
 def contenders(options: argparse.Namespace, shape: str) -> dict[str, ModelConfig | None]:
@@ -140,11 +135,8 @@ def run_case(shape: str, batch: int, options: argparse.Namespace, record: Record
         for name, config in baselines(shape, options.vocabulary, options.layers).items()
     }
     # in a rehearsal each is by itself, so that many processes find room on one device
-    against = (
-        {}
-        if options.rehearse
-        else {name: ours(dense[name], input_ids, labels, options) for name in (TWIN, FULL)}
-    )
+    measures = () if options.rehearse else (TWIN, FULL)
+    against = {name: ours(dense[name], input_ids, labels, options) for name in measures}
     rows: dict[str, dict[str, Any]] = {}
     pair: dict[str, list[float]] | None = None
     for name, config in contenders(options, shape).items():
@@ -235,9 +227,7 @@ def main() -> None:
     """Run the cases one after the other."""
     options = parse()
     device = torch.device(options.device)
-    record = Record(
-        "train_step", device, torch.bfloat16 if device.type == "cuda" else torch.float32, options.json
-    )
+    record = Record("train_step", device, usual_dtype(device), options.json)
     for shape in options.shape:
         for batch in options.batch:
             mode = COMPILED[options.compile] if options.compile else "eager"

@@ -26,9 +26,8 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent)
-)  # `elas` runs this file without its folder in the path
+# `elas` runs this file without its folder in the path
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from contenders import SHAPES, STORAGES, TWIN, baselines
 from measuring import measure
@@ -37,6 +36,7 @@ from recorded import convert
 
 from elas_lightning.commands.arguments import Parser, usable_device
 from elas_lightning.errors import UserError
+from elas_lightning.files import write_whole
 from elas_lightning.ops import lowrank_ffn, resolve_backend
 from elas_lightning.ops.backend import BACKENDS
 from elas_lightning.ops.measured import Case, device_name, user_folder
@@ -155,13 +155,12 @@ def write(path: Path, device: str, about: dict[str, Any], cases: list[dict[str, 
     """Add cases to the file of a device, in place of those of the same kind and sizes."""
 
     def identity(case: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(
-            sorted((key, value) for key, value in case.items() if key != "seconds" and value is not None)
-        )
+        known = ((key, value) for key, value in case.items() if key != "seconds" and value is not None)
+        return tuple(sorted(known))
 
-    before: dict[str, Any] = (
-        json.loads(path.read_text()) if path.exists() else {"device": device, "cases": []}
-    )
+    before: dict[str, Any] = {"device": device, "cases": []}
+    if path.exists():
+        before = json.loads(path.read_text())
     if before["device"] != device:
         raise UserError(
             f"{path} holds measurements of {before['device']}, not of {device}: name another file"
@@ -174,9 +173,7 @@ def write(path: Path, device: str, about: dict[str, Any], cases: list[dict[str, 
         "cases": [case for case in before["cases"] if identity(case) not in new] + cases,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    partial.replace(path)
+    write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def parse() -> argparse.Namespace:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from rich.console import Console
@@ -17,6 +17,7 @@ from elas_lightning.data import inspection
 from elas_lightning.data import prepare as preparation
 from elas_lightning.data.inspection import Amount
 from elas_lightning.data.module import C4DataModule
+from elas_lightning.data.rows import Batching
 from elas_lightning.data.tokenizer import TextTokenizer
 from elas_lightning.errors import UserError
 
@@ -126,12 +127,10 @@ def _corpus_table(data: C4DataModule) -> Table:
     table = Table.grid(padding=(0, 2))
     corpus, tokenizer = data.corpus, data.text_tokenizer
     form = "text" if corpus.tokenizer is None else "token shards"
+    splits = f"{len(corpus.train):,} for training, {len(corpus.validation):,} for validation"
     for name, value in (
         ("corpus", f"{corpus.name} ({corpus.fingerprint}), read as {form}"),
-        (
-            "shards",
-            f"{len(corpus.train):,} for training, {len(corpus.validation):,} for validation, {data.lanes} lanes",
-        ),
+        ("shards", f"{splits}, {data.lanes} lanes"),
         ("tokenizer", f"{tokenizer.name} ({tokenizer.fingerprint}), {tokenizer.vocab_size:,} ids"),
         ("", ""),
     ):
@@ -141,13 +140,8 @@ def _corpus_table(data: C4DataModule) -> Table:
 
 def _lengths_table(lengths: np.ndarray) -> Table:
     marks = (5, 25, 50, 75, 95, 99)
-    table = _plain_table(
-        f"Tokens of a document (sample of {len(lengths):,})",
-        "",
-        "mean",
-        *(f"{m} %" for m in marks),
-        "longest",
-    )
+    title = f"Tokens of a document (sample of {len(lengths):,})"
+    table = _plain_table(title, "", "mean", *(f"{mark} %" for mark in marks), "longest")
     figures = [lengths.mean(), *np.percentile(lengths, marks), lengths.max()]
     table.add_row("tokens", *(f"{figure:,.0f}" for figure in figures))
     return table
@@ -175,16 +169,10 @@ def _print_histogram(console: Console, lengths: np.ndarray, sequence_length: int
 
 
 def _rows_table(lengths: np.ndarray, data: C4DataModule) -> Table:
-    table = _plain_table(
-        f"Rows of {data.sequence_length} positions",
-        "batching",
-        "rows a document",
-        "padding",
-        "with a target",
-        "text cut off",
-    )
-    for name, rule in (("truncate", inspection.truncated), ("pack", inspection.packed)):
-        share = rule(lengths, data.sequence_length)
+    columns = ("batching", "rows a document", "padding", "with a target", "text cut off")
+    table = _plain_table(f"Rows of {data.sequence_length} positions", *columns)
+    for name in get_args(Batching):
+        share = inspection.shares(name, lengths, data.sequence_length)
         table.add_row(
             f"{name} (configured)" if name == data.batching else name,
             f"{share.rows:.2f}",
@@ -199,8 +187,7 @@ def _amounts_table(
     config: dict[str, Any], data: C4DataModule, lengths: np.ndarray, size: tuple[Amount, Amount] | None
 ) -> Table:
     table = Table.grid(padding=(0, 2))
-    rule = inspection.truncated if data.batching == "truncate" else inspection.packed
-    shares = rule(lengths, data.sequence_length)
+    shares = inspection.shares(data.batching, lengths, data.sequence_length)
     table.add_row("", "")
     if size is None:
         table.add_row("training split", "not counted, since that would take a download")
@@ -213,11 +200,12 @@ def _amounts_table(
         rows = steps * trainer["accumulate_grad_batches"] * data.batch_size * ranks
         targets = rows * data.sequence_length * shares.targets
         seen = rows / shares.rows
-        run = f"{steps:,} steps on {ranks} rank(s): {rows:,} rows, about {targets:,.0f} targets"
-        run += f" of {seen:,.0f} documents"
-        if size is not None:
-            run += f", {seen / size[0].number:.2f} epochs"
-        table.add_row("configured run", run)
+        epochs = "" if size is None else f", {seen / size[0].number:.2f} epochs"
+        table.add_row(
+            "configured run",
+            f"{steps:,} steps on {ranks} rank(s): {rows:,} rows, about {targets:,.0f} targets of {seen:,.0f} "
+            f"documents{epochs}",
+        )
     table.add_row("", "")
     return table
 

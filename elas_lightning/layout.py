@@ -1,4 +1,4 @@
-"""Where things lie: the overlays and sweeps that the project ships, and the folder of runs."""
+"""Where things lie: what the project ships, and the folder of runs; and which process may write into a run's."""
 
 import fcntl
 import json

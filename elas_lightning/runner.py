@@ -43,6 +43,9 @@ from elas_lightning.training.hardware import describe_environment, peak_flops
 from elas_lightning.training.interruption import Interrupted, RunEnded
 from elas_lightning.training.optimizers import optimizer_state_entries
 
+_VALIDATED = (
+    "val_loss", "val_perplexity", "val_perplexity_galore_protocol", "val_bits_per_byte", "val_batches"
+)  # fmt: skip
 # a process that was told to stop and is still saving itself
 _PATIENCE_SECONDS = 60.0
 # by the beginning of the precision's name
@@ -284,21 +287,14 @@ def _dtype(precision: str) -> str:
 
 def _metrics(cli: ElasCLI, state: str) -> dict[str, Any]:
     recorder, config = cli.recorder, cli.model.config
-    measured = (
-        {key: value.item() for key, value in cli.trainer.callback_metrics.items()}
-        if state == "complete"
-        else {}
-    )
+    # of a run that ended early these are of an earlier step
+    validated = cli.trainer.callback_metrics if state == "complete" else {}
     rate = recorder.tokens / recorder.seconds if recorder.seconds else None
     account = flops_per_token(config, cli.datamodule.sequence_length)
     flops = account["total"]
     peak = peak_flops(cli.trainer.strategy.root_device, str(cli.trainer.precision))
     return {
-        "val_loss": measured.get("val_loss"),
-        "val_perplexity": measured.get("val_perplexity"),
-        "val_perplexity_galore_protocol": measured.get("val_perplexity_galore_protocol"),
-        "val_bits_per_byte": measured.get("val_bits_per_byte"),
-        "val_batches": measured.get("val_batches"),
+        **{name: validated[name].item() if name in validated else None for name in _VALIDATED},
         "train_loss": recorder.last_train_loss,
         "tokens": recorder.tokens,
         "seconds": recorder.seconds,

@@ -25,7 +25,7 @@ _LARGEST_SEED = 2**32 - 1
 # Lightning's that do harm here, and what to give in their place.
 _CALLBACKS = {
     "GradientAccumulationScheduler": "is forgotten when a run goes on: give trainer.accumulate_grad_batches",
-    "Timer": "ends training in the midst of a step, and as if all were done: give trainer.max_time",
+    "Timer": "ends training in the midst of a step, as if the run were complete: give trainer.max_time",
 }
 
 
@@ -84,13 +84,13 @@ def _check_overlay(path: Path, content: Any) -> None:
 
 
 def check_settings(config: Mapping[str, Any]) -> None:
-    """Refuse settings of the trainer that fail late, or not at all.
+    """Refuse settings that fail late, or not at all.
 
     Args:
         config: The parsed configuration.
 
     Raises:
-        UserError: One is out of range.
+        UserError: One is out of range, or does harm here.
     """
     for key, least in _LEAST.items():
         section, name = key.split(".")
@@ -99,40 +99,48 @@ def check_settings(config: Mapping[str, Any]) -> None:
             continue
         if not isinstance(value, int) or value < least:
             raise UserError(f"{key} is {value!r}: give a whole number, {least} or more")
-    clip = config["trainer"]["gradient_clip_val"]
+    _check_trainer(config["trainer"])
+    _check_checkpoint(config["checkpoint"])
+    seed = config["seed_everything"]
+    if isinstance(seed, bool) or not 0 <= seed <= _LARGEST_SEED:
+        raise UserError(f"seed_everything is {seed}: give a whole number from 0 to {_LARGEST_SEED}")
+
+
+def _check_trainer(trainer: Mapping[str, Any]) -> None:
+    clip = trainer["gradient_clip_val"]
     if clip is not None and not 0 <= clip < math.inf:
         raise UserError(f"trainer.gradient_clip_val is {clip}: give a finite number, 0 or more")
     for name in ("limit_train_batches", "max_epochs"):
-        if config["trainer"][name] == 0:
+        if trainer[name] == 0:
             raise UserError(
                 f"trainer.{name} is 0, which trains nothing: leave it out, trainer.max_steps ends a run"
             )
-    limit = config["trainer"]["limit_train_batches"]
+    limit = trainer["limit_train_batches"]
     if limit is not None and (isinstance(limit, int) or limit != 1.0):
         raise UserError(
-            f"trainer.limit_train_batches is {limit}, behind which Lightning would begin again with the same batches: "
+            f"trainer.limit_train_batches is {limit}, after which Lightning would begin again with the same batches: "
             "leave it out, trainer.max_steps ends a run"
         )
-    if overfit := config["trainer"]["overfit_batches"]:
+    if overfit := trainer["overfit_batches"]:
         raise UserError(
             f"trainer.overfit_batches is {overfit}, which a run cannot go on with: leave it out, and give data.path a "
             "folder of few documents"
         )
-    callbacks = config["trainer"]["callbacks"] or []
+    callbacks = trainer["callbacks"] or []
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         name = callback["class_path"].rpartition(".")[2]
         if name in _CALLBACKS:
             raise UserError(f"trainer.callbacks: {name} {_CALLBACKS[name]}")
-    if config["checkpoint"]["dirpath"] is not None:
+
+
+def _check_checkpoint(checkpoint: Mapping[str, Any]) -> None:
+    if checkpoint["dirpath"] is not None:
         raise UserError(
-            f"checkpoint.dirpath is {config['checkpoint']['dirpath']}, but checkpoints lie in the run's own directory, "
+            f"checkpoint.dirpath is {checkpoint['dirpath']}, but checkpoints lie in the run's own directory, "
             "where going on looks for them: leave it out, or give another --trainer.default_root_dir"
         )
-    if config["checkpoint"]["save_on_exception"]:
+    if checkpoint["save_on_exception"]:
         raise UserError(
             "checkpoint.save_on_exception is true, which saves in the midst of a step, so that going on would skip its "
             "rows: leave it out, the last checkpoint between two steps is kept anyway"
         )
-    seed = config["seed_everything"]
-    if isinstance(seed, bool) or not 0 <= seed <= _LARGEST_SEED:
-        raise UserError(f"seed_everything is {seed}: give a whole number from 0 to {_LARGEST_SEED}")

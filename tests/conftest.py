@@ -1,6 +1,7 @@
 """A corpus of a few hundred sentences in C4's format, a tokenizer of 300 tokens trained on it, and a run on both."""
 
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--kills", type=int, default=None, help="how often tests/faults/test_kills.py kills its run"
     )
+
+
+@pytest.fixture
+def obeys_ctrl_c() -> Iterator[None]:
+    """As in a terminal: a shell starts background jobs with the signal ignored, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

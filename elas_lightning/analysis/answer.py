@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -130,8 +131,8 @@ def tokens_per_parameter(trials: pd.DataFrame) -> pd.Series | None:
     return known["tokens"] / known["parameters"] if len(known) else None
 
 
-def _span(values: pd.Series) -> str:
-    low, high = number(values.min()), number(values.max())
+def _span(values: pd.Series, show: Callable[[float], str] = number) -> str:
+    low, high = show(values.min()), show(values.max())
     return low if low == high else f"{low} to {high}"
 
 
@@ -147,52 +148,28 @@ def losses(results: SweepResults) -> list[tuple[str, str, str, str, str]]:
 
 def facts(results: SweepResults) -> list[tuple[str, str]]:
     """What ran, on what, with which versions: label and value."""
-    summary, data, environment = (
-        results.summary,
-        results.summary.get("data") or {},
-        results.summary.get("environment") or {},
-    )
+    summary = results.summary
+    data, environment = summary.get("data") or {}, summary.get("environment") or {}
     done = results.trials[results.trials["state"] == "complete"]
     tokens = done["tokens"].dropna()
-    backends = Counter(
-        f"{b.get('chosen')} ({b.get('why')})"
-        for r in results.results.values()
-        if (b := r.get("backend") or {})
-    )
-    times = sorted(
-        str(r[key]) for r in results.results.values() for key in ("started", "finished") if r.get(key)
-    )
-    unigram = data.get("unigram_perplexity")
+    runs = results.results.values()
+    backends = Counter(f"{b.get('chosen')} ({b.get('why')})" for run in runs if (b := run.get("backend")))
+    times = sorted(str(run[key]) for run in runs for key in ("started", "finished") if run.get(key))
+    text, unigram, seconds = data.get("fingerprint"), data.get("unigram_perplexity"), summary.get("seconds")
+    baseline = unigram and f"perplexity {number(unigram)}: guessing each token by its frequency alone"
     rows = [
         ("Size", summary.get("size")),
-        (
-            "Data",
-            _joined([data.get("source"), data.get("fingerprint") and f"fingerprint {data['fingerprint']}"]),
-        ),
+        ("Data", _joined([data.get("source"), text and f"fingerprint {text}"])),
         ("Tokenizer", data.get("tokenizer")),
-        (
-            "Unigram baseline",
-            unigram and f"perplexity {number(unigram)}: guessing each token by its frequency alone",
-        ),
+        ("Unigram baseline", baseline),
         ("Seeds", ", ".join(map(str, planned_seeds(summary)))),
         ("Sampler", summary.get("sampler")),
-        (
-            "Training tokens",
-            len(tokens)
-            and (
-                f"{tokens.min():,.0f} a run"
-                if tokens.min() == tokens.max()
-                else f"{tokens.min():,.0f} to {tokens.max():,.0f} a run"
-            ),
-        ),
+        ("Training tokens", f"{_span(tokens, '{:,.0f}'.format)} a run" if len(tokens) else None),
         ("Backend", ", ".join(f"{name}: {plural(count, 'run')}" for name, count in sorted(backends.items()))),
         ("Hardware", _joined(environment.get("hardware"))),
         ("Python", environment.get("python")),
         ("Versions", _joined(environment.get("versions"))),
-        (
-            "Time",
-            summary.get("seconds") is not None and f"{float(summary['seconds']) / 60:.1f} minutes in all",
-        ),
+        ("Time", seconds is not None and f"{float(seconds) / 60:.1f} minutes in all"),
         ("Ran", times and f"{_minute(times[0])} to {_minute(times[-1])}"),
     ]
     return [(label, str(value)) for label, value in rows if value]

@@ -193,17 +193,13 @@ def _faster_dense(rows: Sequence[Measurement]) -> str:
 
 def _sentence(best: Measurement, twin_bound: bool, faster_dense: str) -> str:
     middle = best.ratio["median"]
-    clear = best.ratio["p20"] > 1 or best.ratio["p80"] < 1
-    word = (
-        ("faster than" if middle > 1 else "slower than")
-        if clear
-        else "not told apart, within the spread, from"
-    )
+    word = "not told apart, within the spread, from"
+    if best.ratio["p20"] > 1 or best.ratio["p80"] < 1:
+        word = "faster than" if middle > 1 else "slower than"
     twin = "its dense twin's graph" if best.is_graph else "its dense twin"
     bound = [who for who, is_so in (("it", best.launch_bound), ("the twin", twin_bound)) if is_so]
-    launches = (
-        f"; {' and '.join(bound)} {'are' if len(bound) > 1 else 'is'} bound by launches" if bound else ""
-    )
+    are = "are" if len(bound) > 1 else "is"
+    launches = f"; {' and '.join(bound)} {are} bound by launches" if bound else ""
     return (
         f"{best.shape.upper()}, {best.tokens:,} tokens: ELAS's fastest way ({best.name}) is {word} {twin}, "
         f"{number(middle)} times its speed{launches}{faster_dense}."
@@ -223,7 +219,7 @@ def write_benchmark_report(folder: Path, out: Path) -> Path:
     Raises:
         UserError: No record, or one that cannot be read.
     """
-    records = list(read_records(folder))
+    records = read_records(folder)
     plots = out / "plots"
     plots.mkdir(parents=True, exist_ok=True)
     sections = []
@@ -231,55 +227,48 @@ def write_benchmark_report(folder: Path, out: Path) -> Path:
     for path, record in records:
         rows = list(measurements(record))
         by_device.setdefault(record["device"], []).extend(rows)
-        for kind, title in KINDS.items():
-            own = [row for row in rows if row.kind == kind]
-            if not own:
-                continue
-            name = f"{path.relative_to(folder).with_suffix('')}-{kind}".replace("/", "-").replace(" ", "-")
-            figures = [
-                _figure(speed_figure(part), plots / f"{name}-speed{word}", f"{title}: speed")
-                for word, part in _in_figures(own)
-            ]
-            if any(row.memory for row in own):
-                figures.append(_figure(memory_figure(own), plots / f"{name}-memory", f"{title}: memory"))
-            sections.append(
-                {
-                    "title": title,
-                    "device": record["device"],
-                    "versions": ", ".join(f"{key} {value}" for key, value in record["versions"].items()),
-                    "command": record["command"],
-                    "record": str(path),
-                    "verdict": verdict(own),
-                    "figures": figures,
-                    "speed": table_html(speed_table(own), f"{title}: speed"),
-                    "memory": table_html(memory_table(own), f"{title}: memory")
-                    if any(row.memory for row in own)
-                    else None,
-                    "remark": record.get("remark"),
-                    "absent": _absent(record["cases"], kind),
-                }
-            )
+        for kind in KINDS:
+            if own := [row for row in rows if row.kind == kind]:
+                name = f"{path.relative_to(folder).with_suffix('')}-{kind}".replace("/", "-").replace(
+                    " ", "-"
+                )
+                about = {"record": str(path), "absent": _absent(record["cases"], kind)}
+                sections.append({**_section(record, kind, own, plots / name), **about})
     overviews: list[dict[str, Any]] = []
     for device, rows in by_device.items():
-        found = lines(rows)
-        if not found:
-            continue
-        stem = plots / f"overview-{len(overviews) + 1}"
-        overviews.append(
-            {
-                "device": device,
-                "figure": _figure(summary_figure(found), stem, "ELAS beside its dense twin"),
-                "table": table_html(summary_table(found), f"{device}: ELAS beside its dense twin"),
-            }
-        )
+        if found := lines(rows):
+            figure = summary_figure(found)
+            stem, title = plots / f"overview-{len(overviews) + 1}", "ELAS beside its dense twin"
+            table = table_html(summary_table(found), f"{device}: {title}")
+            overviews.append({"device": device, "figure": _figure(figure, stem, title), "table": table})
     page = out / "report.html"
-    page.write_text(
-        render(
-            "benchmarks.html.j2", name="Benchmarks", question=QUESTION, overviews=overviews, sections=sections
-        ),
-        encoding="utf-8",
-    )
+    content = {"name": "Benchmarks", "question": QUESTION, "overviews": overviews, "sections": sections}
+    page.write_text(render("benchmarks.html.j2", **content), encoding="utf-8")
     return page
+
+
+def _section(record: Mapping[str, Any], kind: str, rows: list[Measurement], stem: Path) -> dict[str, Any]:
+    """One kind of call in one record: its figures, drawn beside ``stem``, its tables and where it was measured."""
+    title, with_memory = KINDS[kind], any(row.memory for row in rows)
+    figures = [
+        _figure(speed_figure(part), stem.with_name(f"{stem.name}-speed{word}"), f"{title}: speed")
+        for word, part in _in_figures(rows)
+    ]
+    if with_memory:
+        figures.append(
+            _figure(memory_figure(rows), stem.with_name(f"{stem.name}-memory"), f"{title}: memory")
+        )
+    return {
+        "title": title,
+        "device": record["device"],
+        "versions": ", ".join(f"{key} {value}" for key, value in record["versions"].items()),
+        "command": record["command"],
+        "remark": record.get("remark"),
+        "verdict": verdict(rows),
+        "figures": figures,
+        "speed": table_html(speed_table(rows), f"{title}: speed"),
+        "memory": table_html(memory_table(rows), f"{title}: memory") if with_memory else None,
+    }
 
 
 def _in_figures(rows: Sequence[Measurement]) -> list[tuple[str, list[Measurement]]]:

@@ -187,29 +187,26 @@ def _cautions(contenders: Sequence[Contender]) -> tuple[list[str], dict[tuple[st
     def data(*keys: str) -> Callable[[RunResults], str]:
         return lambda run: ", ".join(str((run.result.get("data") or {}).get(key)) for key in keys)
 
-    differ("Machines", environment("hardware"), "speed, memory and energy are not comparable", _SPEED)
-    differ(
-        "Numbers of processes",
-        environment("world_size"),
-        "speed, memory and energy are not comparable",
-        _SPEED,
-    )
-    differ(
-        "Precisions", environment("precision"), "speed, memory and energy are those of the precision too", ()
-    )
+    speeds = "speed, memory and energy are not comparable"
+    differ("Machines", environment("hardware"), speeds, _SPEED)
+    differ("Numbers of processes", environment("world_size"), speeds, _SPEED)
+    differ("Precisions", environment("precision"),
+           "speed, memory and energy are those of the precision too", ())  # fmt: skip
     differ("Backends", lambda run: (run.result.get("backend") or {}).get("chosen"),
            "speed, memory and energy compare the backends as well as the models", _SPEED)  # fmt: skip
-    differ(
-        "Corpora",
-        data("source", "fingerprint"),
-        "losses are not of the same text and not comparable",
-        _QUALITY,
-    )
+    differ("Corpora", data("source", "fingerprint"),
+           "losses are not of the same text and not comparable", _QUALITY)  # fmt: skip
     differ("Tokenizers", data("tokenizer"), "a token is not the same thing, so of the quality figures only bits per "
            "byte are comparable", _QUALITY[:2])  # fmt: skip
     differ("Validation protocols", data("sequence_length", "batching", "validation_tokens"),
            "losses are not of the same targets and not comparable (length, batching, tokens)", _QUALITY)  # fmt: skip
     differ("Training tokens", _tokens, "a difference in loss may be one of the length of training", _QUALITY)
+    return warnings + _seed_cautions(contenders), unfair
+
+
+def _seed_cautions(contenders: Sequence[Contender]) -> list[str]:
+    """Runs without a result, contenders of one seed, and seeds that are not the same for all."""
+    warnings = []
     for contender in contenders:
         for run in contender.runs:
             if run.result["state"] != "complete":
@@ -226,7 +223,7 @@ def _cautions(contenders: Sequence[Contender]) -> tuple[list[str], dict[tuple[st
         warnings.append(
             f"Complete seeds differ ({said}): means are over different seeds; a paired difference is over those shared."
         )
-    return warnings, unfair
+    return warnings
 
 
 def _with_a_part(contender: Contender) -> list[RunResults]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from rich.console import Console
 from rich.table import Column
 from rich.table import Table as ScreenTable
@@ -24,6 +21,7 @@ from elas_lightning.analysis.compare import (
     results_table,
 )
 from elas_lightning.analysis.compare_select import as_sweep
+from elas_lightning.analysis.page import data_uri, render, table_html
 from elas_lightning.analysis.plots.base import CannotDraw
 from elas_lightning.analysis.plots.curves import curves
 from elas_lightning.analysis.plots.pareto import pareto
@@ -125,14 +123,13 @@ def _draw(comparison: Comparison, home: Path) -> tuple[list[dict[str, str]], lis
                 old.unlink()
             continue
         _, svg = style.save(figure, home / name)
-        source = f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode('ascii')}"
         shown = ("val_perplexity", options["x"]) if "x" in options else ("val_loss",)
         reasons = dict.fromkeys(
             reason for (_, column), reason in comparison.unfair.items() if column in shown
         )
         for why in reasons:
             caption += f" Not all comparable: {why}."
-        figures.append({"title": title, "caption": caption, "source": source})
+        figures.append({"title": title, "caption": caption, "source": data_uri(svg)})
     return figures, not_drawn
 
 
@@ -142,25 +139,19 @@ def _page(
     not_drawn: list[tuple[str, str]],
     command: str,
 ) -> str:
-    environment = Environment(
-        loader=PackageLoader("elas_lightning.analysis", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     first, *others = (contender.name for contender in comparison.contenders)
     question = (
         f"{first} against {listing(others)}" if len(others) < 4 else f"{first} against {len(others)} others"
     )
-    return environment.get_template("compare.html.j2").render(
+    return render(
+        "compare.html.j2",
         name="Comparison",
         question=question,
         answer=answer(comparison),
         warnings=[*comparison.warnings, *comparison.notes],
-        results=Markup(results_table(comparison).html("Results")),
-        differences=Markup(differences_table(comparison).html("Differences")),
-        configuration=Markup(configuration_table(comparison).html("Configuration")),
+        results=table_html(results_table(comparison), "Results"),
+        differences=table_html(differences_table(comparison), "Differences"),
+        configuration=table_html(configuration_table(comparison), "Configuration"),
         figures=figures,
         not_drawn=not_drawn,
         facts=_facts(comparison),

@@ -178,10 +178,10 @@ def _read_sweep(sweep: SweepResults, given: str, labels: str) -> list[_Named]:
             label = ", ".join(side_name(p, row[p.name]) for p in sweep.parameters)
             found.append(_Named(load_run(sweep.folder / "runs" / str(row["run"])), given, label))
     if not found:
+        if not wanted:
+            raise UserError(f"no run of {sweep.folder} has finished")
         raise UserError(
             f"no finished run of {sweep.folder} is labelled {labels!r}; there are: {', '.join(known)}"
-            if wanted
-            else f"no run of {sweep.folder} has finished"
         )
     return found
 

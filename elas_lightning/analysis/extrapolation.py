@@ -169,9 +169,8 @@ def fit(data: Mapping[float, Mapping[int, float]]) -> Fit:
             failed += times
     if failed > _UNDETERMINED_SHARE * (failed + len(laws)):
         raise Undetermined(
-            f"a curve comes out for the means, but in {100 * failed / (failed + len(laws)):.0f} % of the resamples "
-            "of the "
-            "seeds none does"
+            f"a curve comes out for the means, but in {100 * failed / (failed + len(laws)):.0f} % of the resamples of "
+            "the seeds none does"
         )
     low, high = np.quantile([found.exponent for found in laws], [0.025, 0.975])
     misfit = float(np.abs(table.mean(axis=1) - law.at(np.array(places))).max())

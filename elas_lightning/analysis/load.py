@@ -99,8 +99,7 @@ class SweepResults:
             wanted = name_of(name, value)
             if wanted not in known:
                 raise UserError(
-                    f"plots: filter {name}={wanted} matches no value of {name}; use one of "
-                    f"{', '.join(known)}."
+                    f"plots: filter {name}={wanted} matches no value of {name}; use one of {', '.join(known)}."
                 )
             frame = frame[frame[name] == known[wanted]]
         return frame
@@ -216,8 +215,7 @@ def _trials(
     seeds = pd.to_numeric(cells["seed"], errors="coerce")
     if seeds.isna().any():
         raise UserError(
-            f"{where}: row {int(np.flatnonzero(seeds.isna())[0]) + 2} has no seed; "
-            f"every run needs an integer seed."
+            f"{where}: row {int(np.flatnonzero(seeds.isna())[0]) + 2} has no seed; every run needs an integer seed."
         )
     trials = pd.DataFrame({"trial": cells["trial"], "seed": seeds.astype(int), "state": cells["state"]})
     parameters = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ def data_uri(path: Path) -> str:
     """An SVG file as an image's address."""
     # An image of its own rather than inline SVG: ids inside one picture cannot clash with another's.
     return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+
+
+def drawn(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A sweep's figures as ``write_plots`` left them, each with its picture as ``source``; and what it did not draw."""
+    captions = json.loads((folder / "plots" / "captions.json").read_text(encoding="utf-8"))
+    for figure in captions["figures"]:
+        figure["source"] = data_uri(folder / "plots" / f"{figure['name']}.svg")
+    return captions["figures"], captions["not_drawn"]
 
 
 def table_html(table: Table | None, label: str) -> Markup | None:

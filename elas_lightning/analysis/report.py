@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from elas_lightning.analysis.answer import answer, facts, limits, losses
 from elas_lightning.analysis.front import front_table
 from elas_lightning.analysis.load import load_sweep
-from elas_lightning.analysis.page import data_uri, render, table_html
+from elas_lightning.analysis.page import drawn, render, table_html
 from elas_lightning.analysis.plots import write_plots
 from elas_lightning.analysis.tables import Table, comparison_table, results_table, write_tables
 
@@ -32,11 +31,7 @@ def write_report(folder: str | Path) -> Path:
     results = load_sweep(folder)
     write_plots(folder)
     write_tables(folder)
-    captions = json.loads((results.folder / "plots" / "captions.json").read_text(encoding="utf-8"))
-    figures = [
-        {**figure, "source": data_uri(results.folder / "plots" / f"{figure['name']}.svg")}
-        for figure in captions["figures"]
-    ]
+    figures, not_drawn = drawn(results.folder)
     summary = results.summary
     lost = losses(results)
     nothing_beats = front_table(results)
@@ -46,7 +41,7 @@ def write_report(folder: str | Path) -> Path:
         question=summary.get("question") or f"Sweep {summary['name']}",
         answer=answer(results, figures),
         figures=figures,
-        not_drawn=captions["not_drawn"],
+        not_drawn=not_drawn,
         results=table_html(results_table(results), "Results by setting"),
         front=table_html(nothing_beats, "The front") if nothing_beats else None,
         comparisons=table_html(comparison_table(results), "Comparisons paired by seed"),

@@ -41,15 +41,8 @@ _MOST_LETTERS, _MOST_TURNED, _LONGEST_TURNED = 42, 6, 22
 _LEGEND_ROW = 0.19  # inches
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_LINES: tuple[Any, ...] = (
-    "-",
-    (0, (5, 1.5)),
-    (0, (5, 1.5, 1, 1.5)),
-    (0, (1.2, 1.2)),
-    (0, (8, 2)),
-    (0, (3, 1)),
-    "-",
-)
+_DASHES = ((5, 1.5), (5, 1.5, 1, 1.5), (1.2, 1.2), (8, 2), (3, 1))
+_LINES: tuple[Any, ...] = ("-", *((0, dashes) for dashes in _DASHES), "-")
 
 # Typed loosely: matplotlib's own type for this is a list of some 300 literal names.
 _RC: Any = {

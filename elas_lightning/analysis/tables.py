@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from elas_lightning.analysis.equivalence import ALPHA
 from elas_lightning.analysis.load import SweepResults, load_sweep
 from elas_lightning.analysis.metrics import metric_of
 from elas_lightning.analysis.parameters import level_name, side_name
@@ -18,7 +19,6 @@ from elas_lightning.analysis.wording import decimals_of, interval, number, plus_
 _NOT_MEASURED = "not measured"
 # Seeds of one point share the model, so these are the same for each; speed is not.
 _AMOUNTS = ("parameters", "flops_per_token", "peak_memory_bytes")
-_ALPHA = 0.05
 # What Markdown would take for markup in a name: emphasis, code, formulas, tags, entities, the table's own bars.
 _MARKUP = re.compile(r"[\\`*|$]|<(?=[A-Za-z/!])|&(?=#?\w+;)|(?<!\w)_|_(?!\w)")
 
@@ -157,34 +157,11 @@ def comparison_table(results: SweepResults) -> Table | None:
     adjusted = holm([d.p if d else None for *_, d in found])
     rows = []
     for (where, level, base, d), p in zip(found, adjusted, strict=True):
-        if d is None:
-            rows.append(
-                (
-                    where or "all runs",
-                    level,
-                    base,
-                    "no shared seed",
-                    "none",
-                    "0",
-                    "none",
-                    "none",
-                    "not comparable",
-                )
-            )
-            continue
-        rows.append(
-            (
-                where or "all runs",
-                level,
-                base,
-                signed(d.value, decimals_of(d)),
-                interval(d),
-                str(d.n),
-                p_text(d.p),
-                p_text(p),
-                _verdict(d, p),
-            )
-        )
+        cells = ("no shared seed", "none", "0", "none", "none", "not comparable")
+        if d is not None:
+            value = signed(d.value, decimals_of(d))
+            cells = (value, interval(d), str(d.n), p_text(d.p), p_text(p), _verdict(d, p))
+        rows.append((where or "all runs", level, base, *cells))
     unit = "%" if metric.difference == "%" else "nats"
     count = sum(p is not None for p in adjusted)
     caption = (
@@ -192,18 +169,8 @@ def comparison_table(results: SweepResults) -> Table | None:
         f"The last p is corrected for all {count} comparisons of this table (Holm). “Not found” means that "
         "the interval includes zero: it bounds the difference and does not show that there is none."
     )
-    columns = (
-        "Where",
-        "Level",
-        "Against",
-        f"Difference ({unit})",
-        f"95 % interval ({unit})",
-        "Seeds",
-        "p",
-        "p (Holm)",
-        "Reading",
-    )
-    return Table(caption, columns, tuple(rows), 3)
+    measured = (f"Difference ({unit})", f"95 % interval ({unit})", "Seeds", "p", "p (Holm)", "Reading")
+    return Table(caption, ("Where", "Level", "Against", *measured), tuple(rows), 3)
 
 
 def p_text(p: float | None) -> str:
@@ -219,7 +186,7 @@ def _verdict(d: Difference, adjusted: float | None) -> str:
     if not d.found:
         return "not found"
     side = "above" if d.value > 0 else "below"
-    return side if adjusted < _ALPHA else f"{side}, but not after correction"
+    return side if adjusted < ALPHA else f"{side}, but not after correction"
 
 
 def write_tables(folder: str | Path) -> list[Path]:

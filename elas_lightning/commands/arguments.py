@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser that complains as everything else does: in one line, which names the help to read.
+    """argparse's parser, with complaints as everywhere else: one line, which says where to find help.
 
     Its subparsers are of the same kind.
     """
@@ -26,7 +26,7 @@ def override(text: str) -> tuple[str, Any]:
         return key, yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise argparse.ArgumentTypeError(
-            f"{text!r} has a value that is not YAML, in which brackets are closed and a text with : or # has quotes"
+            f"{text!r} has a value that is not YAML: close its brackets, and put a text with : or # into quotes"
         ) from error
 
 

@@ -24,8 +24,7 @@ def add(commands: Any) -> None:
     commands.add_parser(
         "bench",
         help="measure side by side on this machine: train-step (default), ffn, prefill, decode, memory-account, "
-        "loader, gpu; "
-        "--tune: what backend auto chooses from; --report: tables and plots of the records",
+        "loader, gpu; --tune: what backend auto chooses from; --report: tables and plots of the records",
         add_help=False,
     )
 
@@ -44,12 +43,13 @@ def _add_account(parser: argparse.ArgumentParser) -> None:
         "--dtype", metavar="PRECISION", help="32-true, bf16-mixed or bf16-true (default: trainer.precision)"
     )
     parser.add_argument(
-        "--device", help="cuda or cpu, which keep different things (default: cuda unless trainer says cpu)"
+        "--device",
+        help="cuda or cpu, where different tensors are kept (default: cuda unless trainer says cpu)",
     )
     parser.add_argument(
         "--checkpointing", help="none, block or bottleneck (default: model.config.checkpointing)"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the account there, too")
+    parser.add_argument("--json", metavar="FILE", help="also write the account to this file")
 
 
 def _account(options: argparse.Namespace) -> int:

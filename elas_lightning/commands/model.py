@@ -19,9 +19,8 @@ def add(commands: Any) -> None:
     generate.add_argument(
         "--temperature", type=float, default=0.0, help="0: the likeliest token each time (default); 1: sample"
     )
-    generate.add_argument(
-        "--top-p", type=float, default=1.0, help="sample from the likeliest tokens of this share"
-    )
+    generate.add_argument("--top-p", type=float, default=1.0,
+                          help="sample from the likeliest tokens that have this share of the probability")  # fmt: skip
     generate.add_argument("--seed", type=int, default=0, help="of the sampling")
     generate.add_argument("--device", default="cpu", help="where to run, e.g. cuda")
     generate.set_defaults(run=_generate)

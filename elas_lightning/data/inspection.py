@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from elas_lightning.data.module import C4DataModule
+from elas_lightning.data.rows import Batching
 from elas_lightning.data.shards import count_documents, encoded, open_documents
 from elas_lightning.data.tokens import MANIFEST_NAME, check_sums, open_manifest
 from elas_lightning.errors import UserError
@@ -117,6 +118,11 @@ def packed(lengths: np.ndarray, sequence_length: int) -> RowsOf:
         cut_off=0.0,
         targets=1 - len(lengths) / tokens,
     )
+
+
+def shares(batching: Batching, lengths: np.ndarray, sequence_length: int) -> RowsOf:
+    """What one way of batching makes of documents. As :func:`truncated`."""
+    return (truncated if batching == "truncate" else packed)(lengths, sequence_length)
 
 
 def first_rows(data: C4DataModule, count: int) -> list[list[int]]:

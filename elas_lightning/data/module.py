@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import lightning as L
-import torch
 
 from elas_lightning.data import unigram
 from elas_lightning.data.cache import cache_root
@@ -20,6 +19,7 @@ from elas_lightning.data.shards import OnDamage
 from elas_lightning.data.sources import Source, SourceName, as_it_was, open_source
 from elas_lightning.data.tokenizer import TextTokenizer, load_tokenizer
 from elas_lightning.errors import UserError
+from elas_lightning.ranks import of_every_rank, rank_and_world_size
 
 # Not num_workers, cache_dir, on_damaged_shard and the validation options: they leave the training order as it is.
 _SIGNATURE = ("sequence_length", "batch_size", "batching", "seed", "lanes", "shuffle_block")
@@ -199,7 +199,7 @@ class C4DataModule(L.LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """This rank's batches from the place reached so far, without end (``max_steps`` ends training)."""
         self._check_layout()
-        rank, world_size = self._rank_and_world_size()
+        rank, world_size = rank_and_world_size()
         config = StreamConfig(
             shards=self.corpus.train,
             sequence_length=self.sequence_length,
@@ -223,7 +223,7 @@ class C4DataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> ValidationBatches:
         """This rank's share of the validation set."""
-        return self._validation.batches(self.validation_batch_size, *self._rank_and_world_size())
+        return self._validation.batches(self.validation_batch_size, *rank_and_world_size())
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Take the cursor off a train batch and keep it.
@@ -234,12 +234,12 @@ class C4DataModule(L.LightningDataModule):
         cursor = batch.pop("cursor", None)
         if cursor is not None and (self.trainer is None or self.trainer.training):
             self._places[cursor["lane"]] = cursor["state"]
-            self._next_micro_batch = cursor["micro_batch"] + self._rank_and_world_size()[1]
+            self._next_micro_batch = cursor["micro_batch"] + rank_and_world_size()[1]
         return batch
 
     def state_dict(self) -> dict[str, Any]:
         """The place of every lane on every rank, of plain types; a collective call, as Lightning makes it."""
-        every = _gather((self._next_micro_batch, self._places))
+        every = of_every_rank((self._next_micro_batch, self._places))
         # All ranks have taken equally many batches: the rank that is least far is at the first one not taken.
         following = min(number for number, _ in every)
         places = [max((places[lane] for _, places in every), key=_progress) for lane in range(self.lanes)]
@@ -277,11 +277,6 @@ class C4DataModule(L.LightningDataModule):
             **{field: getattr(self, field) for field in _SIGNATURE},
         }
 
-    def _rank_and_world_size(self) -> tuple[int, int]:
-        if _distributed():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return 0, 1
-
     def _check_lanes(self) -> None:
         shards = len(self.corpus.train)
         if self.lanes > shards:
@@ -292,7 +287,7 @@ class C4DataModule(L.LightningDataModule):
 
     def _check_layout(self) -> None:
         self._check_lanes()
-        _, world_size = self._rank_and_world_size()
+        _, world_size = rank_and_world_size()
         if self.lanes % world_size:
             raise UserError(
                 f"data.lanes={self.lanes} cannot be shared by {world_size} ranks; train on a number of ranks "
@@ -307,27 +302,14 @@ class C4DataModule(L.LightningDataModule):
 
     def _skipped_shards(self) -> dict[str, int]:
         """Damaged shards that were met, with the documents each still has; a collective call."""
-        places = [place for rank in _gather(self._places) for place in rank if place is not None]
+        places = [place for rank in of_every_rank(self._places) for place in rank if place is not None]
         return {name: kept for place in places for name, kept in sorted(place["skipped"].items())}
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _progress(place: Place | None) -> tuple[int, ...]:
     if place is None:
         return ()
     return (place["epoch"], place["block"], place["position"], place["offset"])
-
-
-def _gather(mine: Any) -> list[Any]:
-    """What every rank gives, in the order of ranks."""
-    if not _distributed():
-        return [mine]
-    every = [mine] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(every, mine)
-    return every
 
 
 def _divisors(number: int) -> str:

@@ -105,11 +105,10 @@ def _write_corpus(folder: Path, versions: dict[str, str]) -> None:
         path = folder / f"c4-train.{shard:05d}-of-{TRAIN_SHARDS:05d}.json.gz"
         _write_shard(path, [documents[d] for d in train[shard::TRAIN_SHARDS]])
     _write_shard(folder / "c4-validation.00000-of-00001.json.gz", [documents[d] for d in validation])
+    # Of the text itself, so that equal fingerprints mean equal data whatever made it.
+    fingerprint = hashlib.sha256("\0".join(documents[d]["text"] for d in ordered).encode()).hexdigest()
     content = {
-        # Of the text itself, so that equal fingerprints mean equal data whatever made it.
-        "fingerprint": hashlib.sha256("\0".join(documents[d]["text"] for d in ordered).encode()).hexdigest()[
-            :16
-        ],
+        "fingerprint": fingerprint[:16],
         "versions": versions,
         "documents": {"train": len(train), "validation": len(validation)},
         "characters": {
@@ -130,9 +129,8 @@ def _write_shard(path: Path, records: list[dict[str, str]]) -> None:
 def _extract() -> Iterator[tuple[str, str]]:
     """Yield ``(url, text)`` of every docstring, from one extracting process a core."""
     lines = [f"{package}\t{module}\t{path}\n" for package in PACKAGES for module, path in _modules(package)]
-    cores = max(
-        1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
-    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = min(cores, 16)
     processes = [
         subprocess.Popen(
             [sys.executable, "-I", docstrings.__file__],

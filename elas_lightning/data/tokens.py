@@ -168,10 +168,8 @@ def check_sums(folder: Path, manifest: Manifest) -> list[str]:
     """
     wrong = []
     for name, record in manifest.records.items():
-        for suffix, expected in (
-            (TOKENS_SUFFIX, record.tokens_sha256),
-            (OFFSETS_SUFFIX, record.offsets_sha256),
-        ):
+        sums = {TOKENS_SUFFIX: record.tokens_sha256, OFFSETS_SUFFIX: record.offsets_sha256}
+        for suffix, expected in sums.items():
             path = folder / (name + suffix)
             if not path.is_file() or sha256(path) != expected:
                 wrong.append(path.name)

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from elas_lightning.data.rows import IGNORED
 from elas_lightning.data.shards import OnDamage, encoded, open_documents
 from elas_lightning.data.sources import Source
 from elas_lightning.data.tokenizer import TextTokenizer
+from elas_lightning.files import write_whole
 
 SAMPLE_TOKENS = 2_000_000  # enough to know the frequencies; ten seconds of C4 at most
 
@@ -51,7 +50,4 @@ def remember(cache: Path, key: str, value: float) -> None:
     """Note a value under ``key`` for later runs."""
     folder = cache / "unigram"
     folder.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(dir=folder)
-    with os.fdopen(handle, "w") as file:
-        json.dump({"unigram_perplexity": value}, file)
-    os.replace(unfinished, folder / f"{key}.json")  # a reader sees all of it or nothing
+    write_whole(folder / f"{key}.json", json.dumps({"unigram_perplexity": value}))

@@ -111,11 +111,9 @@ def words_of(definition: dict[str, Any]) -> re.Pattern[str] | None:
 def _parts(step: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
     if step is None:
         return []
-    return (
-        [part for inner in step[name] for part in _parts(inner, name)]
-        if step["type"] == "Sequence"
-        else [step]
-    )
+    if step["type"] != "Sequence":
+        return [step]
+    return [part for inner in step[name] for part in _parts(inner, name)]
 
 
 def _keeps_words(normalizer: dict[str, Any]) -> bool:

@@ -126,6 +126,7 @@ def write_card(
         count=lambda n: f"{n:,}", figure=lambda x: f"{x:.4g}", ppl=lambda x: f"{x:.2f}"
     )
     result = trained.result
+    seconds = result.metrics.get("seconds") if result else None
     text = environment.get_template("card.md.j2").render(
         name=name,
         config=trained.model.config,
@@ -136,9 +137,7 @@ def write_card(
         result=result,
         at_the_end=result is not None and trained.step == result.config["trainer"]["max_steps"],
         corpus=_CORPORA.get(trained.data.get("source", "")),
-        training_time=_duration(result.metrics["seconds"])
-        if result and result.metrics.get("seconds")
-        else None,
+        training_time=_duration(seconds) if seconds else None,
         merged=merged,
         dtype=dtype,
         parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
@@ -152,12 +151,10 @@ def write_card(
 
 
 def _in_words(config: ModelConfig) -> str:
+    places = {"attention": config.attention_rank, "the feed-forward networks": config.ffn_rank}
     ranks = [
         f"rank {rank} in {place}" if rank is not None else f"full rank in {place}"
-        for place, rank in (
-            ("attention", config.attention_rank),
-            ("the feed-forward networks", config.ffn_rank),
-        )
+        for place, rank in places.items()
     ]
     gate = "" if config.gated else ", without a gate"
     between = ", SiLU between the factors (CoLA)" if config.bottleneck_activation else ""

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from elas_lightning.errors import UserError
+from elas_lightning.files import write_whole
 from elas_lightning.inference.evaluate_text import TextScore, evaluate_text
 from elas_lightning.inference.load import TrainedModel, load_model
 from elas_lightning.runner import finite
@@ -62,13 +62,8 @@ class Evaluation:
             raise UserError("--tasks needs lm-eval: pip install 'elas-lightning[eval]'")
         if not self.text and self.stride is not None:
             raise UserError("--stride is read with --text only: remove it")
-        for name, least in (
-            ("length", 2),
-            ("stride", 1),
-            ("batch_size", 1),
-            ("limit", 1),
-            ("num_fewshot", 0),
-        ):
+        least_of = {"length": 2, "stride": 1, "batch_size": 1, "limit": 1, "num_fewshot": 0}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"--{name.replace('_', '-')} is {value}: give {least} or more")
@@ -85,8 +80,9 @@ def evaluate(request: Evaluation) -> dict[str, Any]:
     Raises:
         UserError: The checkpoint, a text or a task cannot be had, or an option does not fit the model.
     """
-    device = _device(request.device)
-    trained = load_model(request.checkpoint, device)
+    trained = load_model(
+        request.checkpoint, request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    )
     length = request.length or trained.sequence_length
     stride = request.stride or length
     if stride > length:
@@ -114,9 +110,9 @@ def evaluate(request: Evaluation) -> dict[str, Any]:
                 num_fewshot=request.num_fewshot,
                 limit=request.limit,
             )
-    environment = describe_environment(device, request.command)
+    environment = describe_environment(trained.model.embed_tokens.weight.device, request.command)
     if request.tasks:
-        environment["versions"] = {**_mapping(environment["versions"]), "lm_eval": version("lm_eval")}
+        environment["versions"]["lm_eval"] = version("lm_eval")
     result = trained.result
     return {
         "checkpoint": str(trained.path),
@@ -132,18 +128,6 @@ def evaluate(request: Evaluation) -> dict[str, Any]:
     }
 
 
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    # torch raises AssertionError where it was built without CUDA
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
-
-
 def _phases(trained: TrainedModel, dense: bool) -> dict[str, bool]:
     """The phases to measure in, by what tables call them: whether the 2:4 step is on."""
     active = trained.model.sparsity_active
@@ -154,11 +138,6 @@ def _phases(trained: TrainedModel, dense: bool) -> dict[str, bool]:
             "--dense switches the 2:4 step off, but this model has none at its step: leave --dense out"
         )
     return {"2:4 on": True, _OFF: False}
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    assert isinstance(value, Mapping)
-    return value
 
 
 def show(found: Mapping[str, Any], console: Console) -> None:
@@ -228,8 +207,6 @@ def write(found: Mapping[str, Any], path: Path) -> None:
         raise UserError(f"--json {path} is a folder: give a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staged = path.with_name(path.name + ".tmp")
-        staged.write_text(json.dumps(finite(found), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(staged, path)
+        write_whole(path, json.dumps(finite(found), indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(f"--json {path} cannot be written ({error.strerror or error})") from error

@@ -157,8 +157,7 @@ def evaluate_text(
         UserError: Nothing to read, or nothing in it to predict.
     """
     started = time.perf_counter()
-    device = next(model.parameters()).device
-    metric = TokenLoss().to(device)
+    metric = TokenLoss().to(model.lm_head.weight.device)
     documents = 0
 
     def windows() -> Iterator[Window]:
@@ -173,17 +172,7 @@ def evaluate_text(
 
     todo = windows()
     while group := list(islice(todo, batch_size)):
-        longest = max(len(window.ids) for window in group) - 1
-        batch = make_batch(
-            [window.ids for window in group], longest, tokenizer.end_id, tokenizer.byte_lengths
-        )
-        labels = batch["labels"]
-        for label_row, window in zip(labels, group, strict=True):
-            label_row[: window.seen] = IGNORED
-        with torch.inference_mode():
-            features = model.hidden(batch["input_ids"].to(device))
-            nll, tokens = linear_next_token_loss(features, model.lm_head.weight, labels.to(device))
-            metric.update(nll, tokens, torch.tensor(sum(window.text_bytes for window in group)))
+        _score(model, tokenizer, group, metric)
     if not documents:
         raise UserError(
             f"--text {path} holds no document with two tokens or more: there is nothing to predict"
@@ -198,3 +187,17 @@ def evaluate_text(
         **found,
         seconds=time.perf_counter() - started,
     )
+
+
+def _score(model: Llama, tokenizer: TextTokenizer, group: list[Window], metric: TokenLoss) -> None:
+    longest = max(len(window.ids) for window in group) - 1
+    ids = [window.ids for window in group]
+    batch = make_batch(ids, longest, tokenizer.end_id, tokenizer.byte_lengths)
+    labels = batch["labels"]
+    for label_row, window in zip(labels, group, strict=True):
+        label_row[: window.seen] = IGNORED
+    device = model.lm_head.weight.device
+    with torch.inference_mode():
+        features = model.hidden(batch["input_ids"].to(device))
+        nll, tokens = linear_next_token_loss(features, model.lm_head.weight, labels.to(device))
+        metric.update(nll, tokens, torch.tensor(sum(window.text_bytes for window in group)))

@@ -79,14 +79,7 @@ def import_model(
     theirs = _read_config(source)
     config = _model_config(theirs, rank)
     tokenizer_path = Path(tokenizer) if tokenizer else source / TOKENIZER_NAME
-    if not tokenizer_path.is_file():
-        raise UserError(f"there is no {tokenizer_path}: give the model's tokenizer.json as --tokenizer")
-    text = read_tokenizer(tokenizer_path, source.absolute().name)
-    if text.vocab_size > config.vocab_size:
-        raise UserError(
-            f"the tokenizer {tokenizer_path} has {text.vocab_size} ids and the model rows for {config.vocab_size}: "
-            "give the model's own as --tokenizer"
-        )
+    text = _read_tokenizer(tokenizer_path, source.absolute().name, config.vocab_size)
     notes = _notes(theirs, text, tokenizer_path)
     weights = _read_weights(source)
     _ungroup(weights, theirs)
@@ -122,6 +115,18 @@ def import_model(
             origin=origin,
         )
     return Imported(folder, layers, notes)
+
+
+def _read_tokenizer(path: Path, name: str, rows: int) -> TextTokenizer:
+    if not path.is_file():
+        raise UserError(f"there is no {path}: give the model's tokenizer.json as --tokenizer")
+    tokenizer = read_tokenizer(path, name)
+    if tokenizer.vocab_size > rows:
+        raise UserError(
+            f"the tokenizer {path} has {tokenizer.vocab_size} ids and the model rows for {rows}: "
+            "give the model's own as --tokenizer"
+        )
+    return tokenizer
 
 
 def _read_config(source: Path) -> dict[str, Any]:
@@ -192,8 +197,7 @@ def _notes(theirs: dict[str, Any], text: TextTokenizer, tokenizer_path: Path) ->
     first = Tokenizer.from_file(str(tokenizer_path)).encode("a", add_special_tokens=True).ids[:1]
     if first == [theirs.get("bos_token_id")]:
         notes.append(
-            f"its own tokenizer begins a text with id {first[0]}; texts here begin without one, which may cost "
-            "quality"
+            f"its own tokenizer begins a text with id {first[0]}; texts here begin without one, which may cost quality"
         )
     return notes
 

@@ -182,7 +182,7 @@ def print_continuation(trained: TrainedModel, prompt: str, **sampling: Any) -> N
     print(f"{count} tokens to {ending}, {count / seconds:.0f} tokens/s with the prompt", file=sys.stderr)
     if len(ids) + count > trained.sequence_length:
         print(
-            f"note: the model was trained on {trained.sequence_length} tokens at once; what lies further on is beyond "
-            "its experience",
+            f"note: the model was trained on {trained.sequence_length} tokens at a time; longer texts are beyond its "
+            "experience",
             file=sys.stderr,
         )

@@ -71,10 +71,8 @@ def lowrank_ffn_decode(
         dtype = torch.get_autocast_dtype(z.device.type)
         z, up, down = z.to(dtype), up.to(dtype), down.to(dtype)
         rows = None if rows is None else rows.to(dtype)
-    chosen = resolve_backend(backend, z.device).chosen
-    kernel = (
-        chosen != "reference"
-    )  # for a few tokens the sparse product would compute 128: its backends decode, too
+    # for a few tokens the sparse product would compute 128, so its backends decode by the Triton kernel, too
+    kernel = resolve_backend(backend, z.device).chosen != "reference"
     if kernel:
         check_kernel_dtype(z)
     return decode_ffn(z, up, down if rows is None else rows, down, sparsity is not None, kernel)

@@ -22,6 +22,8 @@ from elas_lightning.errors import UserError
 Direction = Literal["forward", "training"]
 # What is fastest changes with the sizes; a measurement says nothing where one of them differs by a larger factor.
 _NEAR = 4.0
+# What a record calls the attributes of a case, in their order.
+_FIELDS = ("rank", "d_ff", "tokens", "dtype", "sparsity", "direction", "compiled")
 
 
 @dataclass(frozen=True)
@@ -126,22 +128,12 @@ def _read(path: Path, device: str) -> list[Measurement]:
         record: dict[str, Any] = json.loads(path.read_text())
         if record["device"] != device:
             return []
-        return [
-            Measurement(
-                Case(
-                    c["rank"],
-                    c["d_ff"],
-                    c["tokens"],
-                    c["dtype"],
-                    c["sparsity"],
-                    c["direction"],
-                    c["compiled"],
-                ),
-                {name: float(seconds) for name, seconds in c["seconds"].items()},
-                str(path),
-            )
-            for c in record["cases"]
-        ]
+        found = []
+        for case in record["cases"]:
+            known = Case(*(case[field] for field in _FIELDS))
+            seconds = {name: float(value) for name, value in case["seconds"].items()}
+            found.append(Measurement(known, seconds, str(path)))
+        return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not a record of measurements ({type(error).__name__}: {error}): "

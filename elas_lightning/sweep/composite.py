@@ -14,9 +14,9 @@ import yaml
 from rich.console import Console
 
 from elas_lightning.errors import UserError
+from elas_lightning.files import write_whole
 from elas_lightning.layout import sweep_folder, sweep_path
 from elas_lightning.runner import RESULT_NAME, RunResult, device_kind
-from elas_lightning.sweep.outcome import write_whole
 from elas_lightning.sweep.progress import duration
 from elas_lightning.sweep.run import Request, SweepRun, fill
 from elas_lightning.sweep.shape import read_fields
@@ -41,27 +41,19 @@ class CompositeSpec:
     budget_minutes: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        checks = [
-            (
-                bool(self.parts) and len(set(self.parts)) == len(self.parts),
-                "parts: name at least one sweep, each once",
-            ),
-            (self.name not in self.parts, f"parts: {self.name} cannot be a part of itself"),
-            (
-                set(self.budget_minutes) <= {"cpu", "gpu"},
-                f"budget_minutes names {', '.join(self.budget_minutes)}: cpu and gpu are allowed",
-            ),
-        ]
-        checks += [
-            (
-                isinstance(minutes, int | float) and minutes >= 0,
-                f"budget_minutes.{kind} is {minutes!r}: give minutes",
-            )
-            for kind, minutes in self.budget_minutes.items()
-        ]
-        for holds, complaint in checks:
-            if not holds:
-                raise UserError(f"sweeps/{self.name}.yaml: {complaint}")
+        for complaint in self._complaints():
+            raise UserError(f"sweeps/{self.name}.yaml: {complaint}")
+
+    def _complaints(self) -> Iterator[str]:
+        if not self.parts or len(set(self.parts)) < len(self.parts):
+            yield "parts: name at least one sweep, each once"
+        if self.name in self.parts:
+            yield f"parts: {self.name} cannot be a part of itself"
+        if not set(self.budget_minutes) <= {"cpu", "gpu"}:
+            yield f"budget_minutes names {', '.join(self.budget_minutes)}: cpu and gpu are allowed"
+        for kind, minutes in self.budget_minutes.items():
+            if not isinstance(minutes, int | float) or minutes < 0:
+                yield f"budget_minutes.{kind} is {minutes!r}: give minutes"
 
     @classmethod
     def read(cls, path: Path) -> "CompositeSpec":
@@ -197,4 +189,4 @@ def _estimate(missing: int, seconds: list[float]) -> str:
 
 
 def _in_words(minutes: float | None) -> str:
-    return "no limit of time" if minutes is None else f"{minutes:g} minutes to begin runs in"
+    return "no time limit" if minutes is None else f"{minutes:g} minutes to begin runs in"

@@ -82,7 +82,8 @@ class Crew:
             raise UserError(self._members[codes.index(REFUSED)].complaint())
         if all(code not in (DONE, BUDGET_SPENT) for code in codes):
             raise UserError(
-                f"no worker stays alive: each died {AT_ONCE_TIMES} times at once; see {self._members[0].log}"
+                f"no worker stays alive: each died {AT_ONCE_TIMES} times in its first seconds; "
+                f"see {self._members[0].log}"
             )
         if BUDGET_SPENT in codes:
             raise BudgetSpent

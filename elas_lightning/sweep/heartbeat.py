@@ -103,9 +103,8 @@ class StaleWatch:
         self._grace = grace
         self._clock = clock
         self._looked: float | None = None
-        self._still: dict[
-            int, tuple[Any, float]
-        ] = {}  # trial id: its heartbeat, and for how long it has been this
+        # by the trial's id: its heartbeat, and for how many seconds it has been this one
+        self._still: dict[int, tuple[Any, float]] = {}
 
     def stale(self) -> list[FrozenTrial]:
         """Look once; gives the running trials that have not changed for the grace, oldest first."""

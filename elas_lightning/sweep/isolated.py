@@ -127,13 +127,8 @@ def _make(request: RunRequest, make: Make, lifeline: Connection, inherited: Conn
     _write_into(request)
     # Lightning starts the other ranks of a run by this process's own command
     sys.modules["__main__"] = import_module("elas_lightning.__main__")
-    directory = (
-        "--trainer.default_root_dir",
-        str(request.directory),
-        "--trainer.enable_progress_bar",
-        "false",
-    )
-    sys.argv = [*shlex.split(request.command), *directory]
+    own = ["--trainer.default_root_dir", str(request.directory), "--trainer.enable_progress_bar", "false"]
+    sys.argv = [*shlex.split(request.command), *own]
     try:
         make(request)
     except Interrupted:

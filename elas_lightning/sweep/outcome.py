@@ -3,12 +3,12 @@
 import csv
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from elas_lightning.files import write_whole
 from elas_lightning.runner import RunResult
 from elas_lightning.sweep.plan import Plan, PlannedRun
 
@@ -37,13 +37,8 @@ class Outcome:
         """Take in a run; one that is run again replaces its earlier row."""
         measured = {field: result.metrics.get(field) for field in METRIC_FIELDS}
         place = {"trial": trial, "seed": planned.seed, "state": result.state}
-        self._rows[result.run] = {
-            **place,
-            **planned.values,
-            **measured,
-            "run": result.run,
-            "reason": result.reason,
-        }
+        rest = {"run": result.run, "reason": result.reason}
+        self._rows[result.run] = {**place, **planned.values, **measured, **rest}
         if result.state == "complete" or self._last is None:
             self._last = result
 
@@ -66,15 +61,14 @@ class Outcome:
         _write_csv(
             folder / "trials.csv", ["trial", "seed", "state", *names, *METRIC_FIELDS, "run", "reason"], rows
         )
+        environment = self._last.environment if self._last else {}
         summary = {
             "name": spec.name,
             "question": spec.question,
             "command": self.command,
             "size": self.plan.size,
             "data": self._last.data if self._last else {},
-            "environment": {k: v for k, v in self._last.environment.items() if k != "command"}
-            if self._last
-            else {},
+            "environment": {k: v for k, v in environment.items() if k != "command"},
             "backend": self._last.backend if self._last else {},
             "sampler": spec.sampler,
             "pruner": spec.pruner,
@@ -95,13 +89,8 @@ class Outcome:
         values = self.plan.values(dimension)
         label = dimension.label or name.replace("_", " ")
         if dimension.is_range:
-            return {
-                "kind": "range",
-                "low": values[0],
-                "high": values[1],
-                "log": dimension.log,
-                "label": label,
-            }
+            low, high = values
+            return {"kind": "range", "low": low, "high": high, "log": dimension.log, "label": label}
         return {"kind": "choices", "values": values, "label": label}
 
 
@@ -111,10 +100,3 @@ def _write_csv(path: Path, fields: list[str], rows: Iterable[dict[str, Any]]) ->
     writer.writeheader()
     writer.writerows(rows)
     write_whole(path, text.getvalue())
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all, also when several processes do so at once."""
-    staged = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    staged.write_text(text, newline="")
-    os.replace(staged, path)

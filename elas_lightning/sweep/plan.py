@@ -13,6 +13,7 @@ from elas_lightning.configuration import Resolver, check, resolve
 from elas_lightning.errors import UserError
 from elas_lightning.layout import overlay_path
 from elas_lightning.runner import RunRequest
+from elas_lightning.sweep.shape import is_a
 from elas_lightning.sweep.spec import Dimension, Point, SweepSpec
 
 # Initialisation and data order draw from generators of their own. Were both started from the same number, the two
@@ -183,7 +184,7 @@ class Plan:
                     "`elas fit --help` lists them"
                 )
             reference = reference[part]
-        if isinstance(reference, bool) or not isinstance(reference, int | float):
+        if not is_a(reference, int | float):
             raise UserError(
                 f"sweeps/{self.spec.name}.yaml: {where} is {key!r}, which is {reference!r}: no number to multiply"
             )

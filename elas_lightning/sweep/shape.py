@@ -49,7 +49,7 @@ def _complaints(content: dict[str, Any]) -> Iterator[str]:
         ("parts", str, "names from sweeps/"),
     ):
         value = content.get(field, [])
-        if not isinstance(value, list) or not all(_is(item, kind) for item in value):
+        if not isinstance(value, list) or not all(is_a(item, kind) for item in value):
             yield f"{field} is {value!r}: give a list of {what}"
     for field in ("machines", "search", "overrides", "twins", "budget_minutes"):
         if not isinstance(content.get(field, {}), dict):
@@ -65,7 +65,7 @@ def _wrong_numbers(content: dict[str, Any]) -> Iterator[str]:
         if not 0 <= seed <= _LARGEST_SEED:
             yield f"seeds has {seed}: give whole numbers from 0 to {_LARGEST_SEED}"
     trials = content.get("trials")
-    if trials is not None and not (_is(trials, int) and trials >= 1):
+    if trials is not None and not (is_a(trials, int) and trials >= 1):
         yield f"trials is {trials!r}: give a whole number, 1 or more"
 
 
@@ -86,7 +86,7 @@ def _wrong_dimension(where: str, dimension: Any) -> Iterator[str]:
         yield f"{where} is {dimension!r}: give a mapping with overlays, or keys and choices, or keys, low and high"
         return
     keys = dimension.get("keys", [])
-    if not isinstance(keys, list) or not all(_is(key, str) for key in keys):
+    if not isinstance(keys, list) or not all(is_a(key, str) for key in keys):
         yield f"{where}.keys is {keys!r}: give a list of dotted configuration keys"
     for field, kind, what in (
         ("choices", list | dict, "a list of values, or a mapping of labels to values"),
@@ -96,13 +96,13 @@ def _wrong_dimension(where: str, dimension: Any) -> Iterator[str]:
         ("high", int | float, "a number"),
     ):
         value = dimension.get(field)
-        if value is not None and not _is(value, kind):
+        if value is not None and not is_a(value, kind):
             yield f"{where}.{field} is {value!r}: give {what}"
     for label, factors in (dimension.get("factors") or {}).items():
         if not isinstance(factors, dict):
             yield f"{where}.factors.{label} is {factors!r}: give a mapping of keys to factors"
 
 
-def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type; YAML's truth values count as no numbers."""
+def is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type, or of one of a union; YAML's truth values count as no numbers."""
     return isinstance(value, kind) and not isinstance(value, bool)

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from elas_lightning.errors import UserError
 from elas_lightning.sweep.objectives import OBJECTIVES, QUALITY, Objective
-from elas_lightning.sweep.shape import read_fields
+from elas_lightning.sweep.shape import is_a, read_fields
 
 Sampler = Literal["grid", "tpe", "random"]
 Pruner = Literal["none", "median"]
@@ -47,10 +47,8 @@ class Pruning:
     min_fraction: float = 0.25
 
     def __post_init__(self) -> None:
-        if isinstance(self.startup_points, bool) or not isinstance(self.startup_points, int):
+        if not is_a(self.startup_points, int) or self.startup_points < 1:
             raise UserError(f"pruning.startup_points is {self.startup_points!r}: give a whole number from 1")
-        if self.startup_points < 1:
-            raise UserError(f"pruning.startup_points is {self.startup_points}: give a whole number from 1")
         if not isinstance(self.min_fraction, int | float) or not 0 <= self.min_fraction <= 1:
             raise UserError(f"pruning.min_fraction is {self.min_fraction!r}: give a share of a run, 0 to 1")
 
@@ -103,7 +101,7 @@ class Dimension:
 
     def _check_factors(self, where: str) -> None:
         for factor in self.options.values() if self.relative_to else ():
-            if isinstance(factor, bool) or not isinstance(factor, int | float):
+            if not is_a(factor, int | float):
                 raise UserError(
                     f"{where}.choices has {factor!r}: give numbers, which are factors of {self.relative_to}"
                 )
@@ -112,7 +110,7 @@ class Dimension:
                 known = ", ".join(map(str, self.overlays))
                 raise UserError(f"{where}.factors: {label!r} is none of the overlays' choices: {known}")
             for key, factor in factors.items():
-                if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor > 0:
+                if not is_a(factor, int | float) or not factor > 0:
                     raise UserError(
                         f"{where}.factors: {label!r} has {key}: {factor!r}: give a number above 0"
                     )
@@ -182,75 +180,58 @@ class SweepSpec:
     twins: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = [dimension.name for dimension in self.search]
-        checks = [
-            (
-                self.sampler in get_args(Sampler),
-                f"sampler is {self.sampler!r}: {', '.join(get_args(Sampler))}",
-            ),
-            (self.pruner in get_args(Pruner), f"pruner is {self.pruner!r}: {', '.join(get_args(Pruner))}"),
-            (bool(self.search), "search is empty: name at least one dimension"),
-            (
-                bool(self.seeds) and len(set(self.seeds)) == len(self.seeds),
-                "seeds: give at least one, each once",
-            ),
-            (set(self.machines) == {"cpu", "gpu"}, "machines: give size and data for cpu and for gpu"),
-            (
-                (self.sampler == "grid") == (self.trials is None),
-                f"trials is {self.trials}: a grid has no trials (it runs every combination), other samplers need "
-                "them",
-            ),
-            (
-                self.sampler != "grid" or not any(d.is_range for d in self.search),
-                "sampler is grid: a range has no end of values; give choices, or sampler: tpe with trials",
-            ),
-        ]
-        checks += [
-            (self._is_part_of_a_point(point), f"without: {point} is no point of the search")
-            for point in self.without
-        ]
-        checks += self._objective_checks()
-        checks += [
-            (
-                self._is_part_of_a_point(self.baseline),
-                f"baseline: {self.baseline} is no point of the search, nor a part of one",
-            ),
-        ]
-        checks += [
-            (
-                label in self.search[0].options,
-                f"twins: {label!r} is no choice of {names[0]}: {', '.join(map(str, self.search[0].options))}",
+        for complaint in self._complaints():
+            raise UserError(f"sweeps/{self.name}.yaml: {complaint}")
+
+    def _complaints(self) -> Iterator[str]:
+        """What is wrong; whoever asks for the next one holds that the one before is mended."""
+        if self.sampler not in get_args(Sampler):
+            yield f"sampler is {self.sampler!r}: {', '.join(get_args(Sampler))}"
+        if self.pruner not in get_args(Pruner):
+            yield f"pruner is {self.pruner!r}: {', '.join(get_args(Pruner))}"
+        if not self.search:
+            yield "search is empty: name at least one dimension"
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            yield "seeds: give at least one, each once"
+        if set(self.machines) != {"cpu", "gpu"}:
+            yield "machines: give size and data for cpu and for gpu"
+        if (self.sampler == "grid") != (self.trials is None):
+            yield (
+                f"trials is {self.trials}: a grid has no trials (it runs every combination), other samplers need them"
             )
-            for pair in (self.twins.items() if self.search else ())
-            for label in pair
-        ]
-        checks += [check for plot in self.plots for check in _plot_checks(plot, names)]
-        for holds, complaint in checks:
-            if not holds:
-                raise UserError(f"sweeps/{self.name}.yaml: {complaint}")
+        if self.sampler == "grid" and any(dimension.is_range for dimension in self.search):
+            yield "sampler is grid: a range has no end of values; give choices, or sampler: tpe with trials"
+        for point in self.without:
+            if not self._is_part_of_a_point(point):
+                yield f"without: {point} is no point of the search"
+        yield from self._wrong_objectives()
+        if not self._is_part_of_a_point(self.baseline):
+            yield f"baseline: {self.baseline} is no point of the search, nor a part of one"
+        first = self.search[0]
+        for label in itertools.chain.from_iterable(self.twins.items()):
+            if label not in first.options:
+                yield f"twins: {label!r} is no choice of {first.name}: {', '.join(map(str, first.options))}"
+        for plot in self.plots:
+            yield from _wrong_options(plot, [dimension.name for dimension in self.search])
 
     def _is_part_of_a_point(self, point: Point) -> bool:
         known = {d.name: point.get(d.name) for d in self.search if point.get(d.name) in d.options}
         return point.items() <= known.items()
 
-    def _objective_checks(self) -> list[tuple[bool, str]]:
+    def _wrong_objectives(self) -> Iterator[str]:
         names = self._objective_names
-        checks = [
-            (bool(names) and len(set(names)) == len(names), "objective: give at least one figure, each once")
-        ]
-        checks += [(n in OBJECTIVES, f"objective is {n!r}: {', '.join(OBJECTIVES)}") for n in names]
-        checks += [
-            (
-                self.pruner == "none" or len(names) == 1,
-                f"pruner is {self.pruner!r} with {len(names)} objectives: no point is worse in all of them until "
-                "it has ended; leave pruner out, or give one objective",
-            ),
-            (
-                self.pruner == "none" or names[:1] in [(name,) for name in QUALITY],
-                f"pruner is {self.pruner!r}: it judges by validations; objective is one of {', '.join(QUALITY)} then",
-            ),
-        ]
-        return checks
+        if not names or len(set(names)) < len(names):
+            yield "objective: give at least one figure, each once"
+        for name in names:
+            if name not in OBJECTIVES:
+                yield f"objective is {name!r}: {', '.join(OBJECTIVES)}"
+        if self.pruner != "none" and len(names) > 1:
+            yield (
+                f"pruner is {self.pruner!r} with {len(names)} objectives: no point is worse in all of them until it "
+                "has ended; leave pruner out, or give one objective"
+            )
+        if self.pruner != "none" and names[0] not in QUALITY:
+            yield f"pruner is {self.pruner!r}: it judges by validations; objective is one of {', '.join(QUALITY)} then"
 
     @property
     def _objective_names(self) -> tuple[str, ...]:
@@ -300,23 +281,22 @@ class SweepSpec:
                 yield point
 
 
-def _plot_checks(plot: dict[str, Any], searched: list[str]) -> Iterator[tuple[bool, str]]:
-    """Whether a plot can be drawn, before hours of runs rather than after them."""
+def _wrong_options(plot: dict[str, Any], searched: list[str]) -> Iterator[str]:
+    """Why a plot cannot be drawn, before hours of runs rather than after them."""
     kind = plot.get("kind")
     if not isinstance(kind, str) or kind not in _PLOT_OPTIONS:
-        yield False, f"plots: kind is {kind!r}: {', '.join(_PLOT_OPTIONS)}"
+        yield f"plots: kind is {kind!r}: {', '.join(_PLOT_OPTIONS)}"
         return
     parameters, others = _PLOT_OPTIONS[kind]
     known = ", ".join([*parameters, *others]) or "none"
     for key, value in plot.items():
-        yield key in ("kind", *parameters, *others), f"plots: {kind} has no option {key!r}: there are {known}"
-        if key in parameters:
-            yield (
-                value in searched,
-                f"plots: {kind} has {key}={value!r}, which is not searched: {', '.join(searched)}",
-            )
+        if key not in ("kind", *parameters, *others):
+            yield f"plots: {kind} has no option {key!r}: there are {known}"
+        if key in parameters and value not in searched:
+            yield f"plots: {kind} has {key}={value!r}, which is not searched: {', '.join(searched)}"
     for key in _PLOT_NEEDS.get(kind, ()):
-        yield key in plot, f"plots: {kind} needs {key}; there are {known}"
+        if key not in plot:
+            yield f"plots: {kind} needs {key}; there are {known}"
 
 
 def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:

@@ -21,11 +21,10 @@ from elas_lightning.layout import RUNS
 from elas_lightning.sweep import claims
 from elas_lightning.sweep.origin import is_gone
 from elas_lightning.sweep.progress import duration
-from elas_lightning.sweep.storage import open_storage, redact
+from elas_lightning.sweep.storage import STUDY_NAME, open_storage, redact
 from elas_lightning.sweep.study import PLANNED, results_of
 from elas_lightning.training.live import read_progress
 
-STUDY_FILE = "study.db"
 # without news for so long, a run is pointed out
 SILENT_SECONDS = 300.0
 
@@ -36,7 +35,7 @@ def describe_all(url: str | None) -> Iterator[str]:
     Raises:
         UserError: There is none.
     """
-    folders = [path.parent for path in sorted(RUNS.glob(f"*/{STUDY_FILE}"))]
+    folders = [path.parent for path in sorted(RUNS.glob(f"*/{STUDY_NAME}"))]
     if url is not None:
         yield from _describe(open_storage(url, RUNS), url, folders, prefix="")
     elif not folders:
@@ -58,11 +57,11 @@ def describe_folder(folder: Path, url: str | None, name: str = "") -> Iterator[s
     Raises:
         UserError: It has not been begun.
     """
-    if url is None and not (folder / STUDY_FILE).exists():
+    if url is None and not (folder / STUDY_NAME).exists():
         raise UserError(
             f"there is no study in {folder}/: `elas sweep` begins one, --storage names another place"
         )
-    where = url or f"sqlite:///{folder / STUDY_FILE}"
+    where = url or f"sqlite:///{folder / STUDY_NAME}"
     lines = list(_describe(open_storage(url, folder), where, [folder], prefix=f"{name}-" if name else ""))
     if not lines:
         raise UserError(

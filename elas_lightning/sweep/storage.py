@@ -32,9 +32,12 @@ from sqlalchemy import event, exc
 from elas_lightning.errors import UserError
 from elas_lightning.sweep.patience import PATIENCE_SECONDS, PatientStorage, reason_of
 
+STUDY_NAME = "study.db"  # in the sweep's folder, where no URL is given
 BUSY_SECONDS = 60.0  # how long a writer waits for another on SQLite
 OPENING_SECONDS = 10  # how long a server may take to answer the first call
 KNOWN = "journal:///path, postgresql://user@host/database, mysql://user@host/database, grpc://host:port"
+# What a server says that starts or stops, and a table that another process made at the same moment.
+_PASSING = r"already exists|[Dd]uplicate|UNIQUE|starting up|shutting down"
 # Each process has one thread that works and one whose heart beats. A server has a hundred connections or so, and
 # a worker that trains for hours should not hold more than one of them.
 _POOL = {"pool_size": 1, "max_overflow": 3, "pool_pre_ping": True}
@@ -63,7 +66,7 @@ def open_storage(url: str | None, folder: Path, *, patience: float = PATIENCE_SE
             the user, or the database does not exist. No message has the password.
     """
     if url is None:
-        url = f"sqlite:///{(folder / 'study.db').resolve()}"
+        url = f"sqlite:///{(folder / STUDY_NAME).resolve()}"
     shown = f"storage {redact(url)}"
     scheme = url.partition("://")[0] if "://" in url else ""
     if scheme not in _OPENERS:
@@ -117,17 +120,14 @@ def _sqlite(url: str, shown: str) -> BaseStorage:
 
 
 def _postgresql(url: str, shown: str) -> BaseStorage:
-    alive = {
-        "keepalives_idle": 30,
-        "keepalives_interval": 10,
-        "keepalives_count": 3,
-        "tcp_user_timeout": 60_000,
-    }
     arguments = {
         "connect_timeout": OPENING_SECONDS,
         "application_name": "elas",
         "prepare_threshold": None,  # poolers such as pgbouncer keep no prepared statements
-        **alive,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 60_000,
     }
     driven = "postgresql+psycopg://" + url.partition("://")[2]
     return optuna.storages.get_storage(_tables(driven, shown, {**_POOL, "connect_args": arguments}))
@@ -155,9 +155,7 @@ def _tables(url: str, shown: str, engine: dict[str, Any]) -> RDBStorage:
             raise UserError(f"{shown}: this is no URL: {reason_of(error)}; give {KNOWN}") from error
         except (exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             reason = reason_of(error)
-            if attempt < 9 and re.search(
-                r"already exists|[Dd]uplicate|UNIQUE|starting up|shutting down", reason
-            ):
+            if attempt < 9 and re.search(_PASSING, reason):
                 time.sleep(random.uniform(0.1, 0.5) * (attempt + 1))
                 continue
             advice = _advice(reason)

@@ -31,10 +31,10 @@ from elas_lightning.sweep.pruning import build_pruner
 from elas_lightning.sweep.space import build_sampler, distribution_of, study_name
 from elas_lightning.sweep.spec import Point
 
-PLANNED = (
-    "planned"  # a study's attribute: how many runs and points it is going to have, and what is looked at
-)
-_RESULT = "result "  # with the run's name: the key of a result among a trial's attributes
+# An attribute of a study: how many runs and points it is going to have, and what is looked at.
+PLANNED = "planned"
+# With the run's name behind it, the key of a result among a trial's attributes.
+_RESULT = "result "
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,8 @@ class Study:
                 may_begin()
             if (claim := self._take(place, point)) is not None:
                 return claim
-            time.sleep(
-                random.uniform(0, 0.2)
-            )  # others came at the same moment: not to meet them at the next one
+            # others came at the same moment: not to meet them at the next one
+            time.sleep(random.uniform(0, 0.2))
         trials = self.plan.spec.trials
         if trials is not None and len(self.board().places) < trials:
             may_begin()

@@ -1,7 +1,7 @@
 """A worker: takes one free place after another, until every place is settled.
 
 Any number of them, on any number of machines, fill one study; what they know of each other is what is in its
-storage. A single ``elas sweep`` is one; ``--workers`` starts more (``supervisor.py``).
+storage. A single ``elas sweep`` is one; ``--workers`` starts more (``crew.py``).
 """
 
 import csv
@@ -253,7 +253,7 @@ class Worker:
 
     def _give_up(self, planned: PlannedRun, hung: bool, code: int) -> RunResult:
         if hung:
-            why = f"it did not move for {self._timing.patience / 60:g} minutes"
+            why = f"it made no progress for {self._timing.patience / 60:g} minutes"
         else:
             name = signal.Signals(-code).name if code < 0 else "SIGTERM"
             hint = " (often the kernel, out of memory)" if name == "SIGKILL" else ""
@@ -273,7 +273,7 @@ class Worker:
             raise Interrupted(self._asked_by)
 
     def _is_time_to_look(self, busy: bool = False) -> bool:
-        # whoever is busy could not take what has become free; it only has to know who is dead when it is not any more
+        # a busy worker cannot take what has become free, so it looks for dead ones less often
         return time.monotonic() - self._looked >= self._timing.poll * (5 if busy else 1)
 
     def _wait(self, seconds: float) -> None:

@@ -32,15 +32,7 @@ logger = logging.getLogger(__name__)
 
 PREVIOUS_NAME = "previous.ckpt"
 # what the standard library makes of archives with a wrong bit somewhere
-_UNREADABLE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    OSError,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-)
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError)
 TEMPORARY = ".tmp"
 _KEYS = {"state_dict", "global_step", "pytorch-lightning_version"}
 _SUFFIX, _TORN = ".ckpt", ".torn"

@@ -3,9 +3,8 @@
 import logging
 
 BOTTLENECK_SHARE = 0.1
-JUDGED_AFTER_SECONDS = (
-    10.0  # of training, the first window aside, in which workers start and fill their queues
-)
+# Of training, not counting the first window, in which workers start and fill their queues.
+JUDGED_AFTER_SECONDS = 10.0
 
 _log = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ import platform
 import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,7 +63,7 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def describe_environment(device: torch.device, command: str) -> dict[str, object]:
+def describe_environment(device: torch.device, command: str) -> dict[str, Any]:
     """The ``environment`` part of a result file."""
     return {
         "hardware": hardware_name(device),

@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
+from elas_lightning.files import write_whole
 from elas_lightning.training.checkpoints import not_written
 from elas_lightning.training.interruption import RunEnded
 from elas_lightning.training.recorder import RunRecorder
@@ -87,20 +88,18 @@ class LiveProgress(L.Callback):
         if not trainer.is_global_zero:
             return
         self._last = time.monotonic()
-        recorder = self._recorder
+        recorder, loss = self._recorder, self._recorder.last_train_loss
         content = {
             "step": trainer.global_step,
             "max_steps": trainer.max_steps,
             "validated_step": recorder.last_validated_step,
             "tokens": recorder.tokens,
             "seconds": round(recorder.seconds, 3),
-            "train_loss": recorder.last_train_loss
-            if math.isfinite(recorder.last_train_loss or 0.0)
-            else None,
+            "train_loss": loss if loss is not None and math.isfinite(loss) else None,
             "pid": os.getpid(),
             "time": time.time(),
         }
-        _write_whole(self.directory / PROGRESS_NAME, content)
+        _write_json(self.directory / PROGRESS_NAME, content)
 
     def _await_verdict(self, step: int) -> str | None:
         deadline = time.monotonic() + self._patience
@@ -122,7 +121,7 @@ def write_verdict(directory: Path, step: int, reason: str | None) -> None:
     With ``step`` -1, before the run is started: it is going to be judged.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    _write_whole(directory / VERDICT_NAME, {"step": step, "reason": reason})
+    _write_json(directory / VERDICT_NAME, {"step": step, "reason": reason})
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -133,10 +132,8 @@ def _read(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _write_whole(path: Path, content: dict[str, Any]) -> None:
-    staged = path.with_suffix(".tmp")
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     try:
-        staged.write_text(json.dumps(content))
-        os.replace(staged, path)
+        write_whole(path, json.dumps(content))
     except OSError as error:
         raise not_written(path, error) from error

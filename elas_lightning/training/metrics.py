@@ -64,17 +64,18 @@ class TokenLoss(Metric):
         nll, tokens, text_bytes = self.nll.item(), int(self.tokens), int(self.text_bytes)
         loss = nll / tokens if tokens else math.nan
         batches = int(self.batches)
+        galore = _exp(self.batch_means.item() / (batches + 1)) if batches else math.nan
         return {
             "loss": loss,
             "perplexity": _exp(loss),
             "bits_per_byte": nll / math.log(2) / text_bytes if text_bytes else math.nan,
-            "perplexity_galore_protocol": _exp(self.batch_means.item() / (batches + 1))
-            if batches
-            else math.nan,
+            "perplexity_galore_protocol": galore,
             "batches": float(batches) if batches else math.nan,
         }
 
 
 def _exp(loss: float) -> float:
     """``exp`` that says inf where a diverged loss overflows, instead of raising."""
-    return math.exp(loss) if loss < 700 else math.inf if loss == loss else math.nan
+    if math.isnan(loss):
+        return math.nan
+    return math.exp(loss) if loss < 700 else math.inf

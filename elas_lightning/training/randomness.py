@@ -10,7 +10,7 @@ import lightning as L
 import numpy as np
 import torch
 
-from elas_lightning.training.ranks import of_every_rank, rank_and_world_size
+from elas_lightning.ranks import of_every_rank, rank_and_world_size
 
 States = dict[str, Any]
 

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from elas_lightning.nn.account import flops_per_token
 from elas_lightning.nn.telemetry import Selections, layer_statistics
+from elas_lightning.ranks import of_every_rank, rank_and_world_size
 from elas_lightning.training.checkpoints import not_written, write_atomically
 from elas_lightning.training.data_wait import DataWait
 from elas_lightning.training.energy import EnergyMeter
 from elas_lightning.training.hardware import PeakMemory, peak_flops
 from elas_lightning.training.module import ElasModule
-from elas_lightning.training.ranks import of_every_rank, rank_and_world_size
 from elas_lightning.training.sharding import whole_model
 from elas_lightning.training.spikes import WINDOW, is_spike
 

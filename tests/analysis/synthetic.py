@@ -132,19 +132,8 @@ def _write_run(
 def _write_curve(path: Path, loss: float, seed: int, last: int, state: str) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            [
-                "step",
-                "tokens",
-                "seconds",
-                "train_loss",
-                "val_loss",
-                "val_perplexity",
-                "val_bits_per_byte",
-                "lr",
-                "tokens_per_second",
-            ]
-        )
+        losses = ("train_loss", "val_loss", "val_perplexity", "val_bits_per_byte")
+        writer.writerow(["step", "tokens", "seconds", *losses, "lr", "tokens_per_second"])
         for step in (s for s in STEPS if s <= last):
             now = loss + 2.2 * np.exp(-step / 70) + 0.004 * np.sin(seed + step) * (step < STEPS[-1])
             if state == "diverged":

@@ -135,8 +135,7 @@ def test_text_has_the_contrast_that_wcag_asks(browser, report, scheme):
 def test_wide_tables_scroll_in_their_own_box_on_a_phone(browser, report):
     open_report(browser, report, 375, "light")
     boxes = browser.execute_script(
-        "return [...document.querySelectorAll('.scroll')]"
-        ".map(b => [b.clientWidth, b.scrollWidth, b.tabIndex])"
+        "return [...document.querySelectorAll('.scroll')].map(b => [b.clientWidth, b.scrollWidth, b.tabIndex])"
     )
     assert len(boxes) == 3
     assert any(inner > outer for outer, inner, _ in boxes)

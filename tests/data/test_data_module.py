@@ -55,7 +55,7 @@ def test_workers_that_cannot_share_the_lanes(make_data):
 
 
 def test_ranks_that_cannot_share_the_lanes(make_data, monkeypatch):
-    monkeypatch.setattr(C4DataModule, "_rank_and_world_size", lambda self: (0, 3))
+    monkeypatch.setattr("elas_lightning.data.module.rank_and_world_size", lambda: (0, 3))
     with pytest.raises(
         UserError, match=r"data\.lanes=4 cannot be shared by 3 ranks; .*divides it \(1, 2, 4\)"
     ):

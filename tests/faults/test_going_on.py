@@ -5,13 +5,14 @@ import os
 import re
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from stopped_runs import curve
 
 from elas_lightning.cli import main
 from elas_lightning.layout import hold
@@ -20,12 +21,7 @@ from elas_lightning.training.checkpoints import read, verify
 Fit = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(autouse=True)
-def _obey_ctrl_c() -> Iterator[None]:
-    """As in a terminal: a shell starts background jobs with the signal ignored, and children inherit that."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("obeys_ctrl_c")
 
 
 @pytest.fixture
@@ -58,25 +54,20 @@ def _stop(fit: Fit, *arguments: str, place: str = "step", step: int = 6) -> None
     assert "the same command goes on" in error
 
 
-def _losses(directory: str) -> list[tuple[str, ...]]:
-    rows = [line.split(",") for line in (Path(directory) / "curve.csv").read_text().splitlines()[1:]]
-    return [(row[0], row[1], row[3], row[4]) for row in rows]
-
-
 ONCE = _callback("SignalAt", number=int(signal.SIGTERM), place="step", step=6)
 
 
 def test_the_same_command_goes_on_and_a_finished_run_is_left_alone(fit: Fit) -> None:
     where = "--trainer.default_root_dir=mine"
     _stop(fit, where)
-    code, out, _ = fit(ONCE.replace('"step": 6', '"step": 6'), where, "--ckpt_path=last")
+    code, out, _ = fit(ONCE, where, "--ckpt_path=last")
     assert code == 0
     assert (
         "going on with mine from step 7 (mine/checkpoints/last.ckpt); --ckpt_path new begins a new run" in out
     )
     whole, _, _ = fit("--trainer.default_root_dir=whole")
     assert whole == 0
-    assert _losses("mine") == _losses("whole")
+    assert curve(Path("mine")) == curve(Path("whole"))
     before = {path: path.stat().st_mtime_ns for path in Path("mine").rglob("*") if path.name != ".lock"}
     for wish in ((), ("--ckpt_path=last",)):
         code, out, _ = fit(ONCE, where, *wish)
@@ -159,7 +150,7 @@ def test_a_signal_within_a_validation_or_before_training(
     Path("mine/config.yaml").write_text(yaml.safe_dump(config))
     assert fit(where)[0] == 0
     assert fit("--trainer.default_root_dir=whole")[0] == 0
-    assert _losses("mine") == _losses("whole")
+    assert curve(Path("mine")) == curve(Path("whole"))
 
 
 @pytest.mark.parametrize("behind", [False, True])

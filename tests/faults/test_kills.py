@@ -1,6 +1,5 @@
 """A run that is killed again and again is the run that was never killed: losses, batches, random numbers."""
 
-import csv
 import json
 import os
 import random
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from fitting import Forked, Fresh, Started, elas, wait_until
+from stopped_runs import curve
 
 from elas_lightning.cli import main
 
@@ -30,23 +30,8 @@ def _arguments(overlay: Path, directory: Path, pause: float = 0.0) -> list[str]:
     return ["fit", "--config", str(overlay), *RUN, *where]
 
 
-def _curve(directory: Path) -> list[tuple[str, ...]]:
-    columns = (
-        "step",
-        "tokens",
-        "train_loss",
-        "val_loss",
-        "val_perplexity",
-        "val_bits_per_byte",
-        "lr",
-        "loss_spike",
-    )
-    with (directory / "curve.csv").open() as file:
-        return [tuple(row[column] for column in columns) for row in csv.DictReader(file)]
-
-
 def _same(directory: Path, whole: Path) -> None:
-    assert _curve(directory) == _curve(whole)
+    assert curve(directory) == curve(whole)
     assert (directory / "seen.0").read_text() == (whole / "seen.0").read_text()
     mine, theirs = (json.loads((d / "result.json").read_text())["metrics"] for d in (directory, whole))
     for name in ("val_loss", "train_loss", "tokens", "loss_spikes"):

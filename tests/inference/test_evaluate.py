@@ -59,7 +59,7 @@ def test_a_shorter_stride_gives_more_context_and_another_loss(
         (["--text", "PROSE", "--stride", "0"], "--stride is 0: give 1 or more"),
         (["--text", "PROSE", "--batch-size", "0"], "--batch-size is 0: give 1 or more"),
         (["--tasks", "arc_easy", "--stride", "4"], "--stride is read with --text only"),
-        (["--text", "PROSE", "--device", "gpu9"], "--device"),
+        (["--text", "PROSE", "--device", "gpu9"], "device 'gpu9' cannot be used here"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(

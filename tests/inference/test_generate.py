@@ -185,7 +185,7 @@ def test_the_command_says_when_it_leaves_what_the_model_knows(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["generate", str(folder), "word", "--max-new-tokens", "300"])
-    assert "trained on 256 tokens at once" in capsys.readouterr().err
+    assert "trained on 256 tokens at a time" in capsys.readouterr().err
 
 
 def test_the_command_refuses_an_empty_prompt(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

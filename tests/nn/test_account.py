@@ -174,6 +174,19 @@ class TwoOfFour(torch.utils._python_dispatch.TorchDispatchMode):
         return x.shape[1] % 4 == 0 and bool(((x.unflatten(1, (-1, 4)) != 0).sum(-1) <= 2).all())
 
 
+def _check_flops_with_24(config: ModelConfig) -> None:
+    model, input_ids = Llama(config), torch.randint(97, (4, 30))
+    account = flops_by_part(config, 30)
+    with TwoOfFour() as forward:
+        loss = model(input_ids).square().sum()
+    with TwoOfFour() as backward:
+        loss.backward()
+    assert forward.flops > 0
+    for direction, found in (("forward", forward), ("backward", backward)):
+        saved = account[direction]["total"] - account[direction]["flops_with_24"]
+        assert 120 * saved == found.flops / 2
+
+
 @pytest.mark.parametrize("gradient", ["ste", "masked"])
 @pytest.mark.parametrize("placement", SITES)
 @pytest.mark.parametrize(
@@ -194,16 +207,7 @@ def test_flops_with_24_are_those_of_products_with_a_24_operand(
         changes = {**changes, "ffn_rank": 8}
     sparsity = SparsityConfig((placement,), layers=(1,), gradient=gradient)
     described = swiglu(**changes, sparsity=sparsity)
-    model, input_ids = Llama(described), torch.randint(97, (4, 30))
-    account = flops_by_part(described, 30)
-    with TwoOfFour() as forward:
-        loss = model(input_ids).square().sum()
-    with TwoOfFour() as backward:
-        loss.backward()
-    assert forward.flops > 0
-    for direction, found in (("forward", forward), ("backward", backward)):
-        saved = account[direction]["total"] - account[direction]["flops_with_24"]
-        assert 120 * saved == found.flops / 2
+    _check_flops_with_24(described)
     total = flops_per_token(described, 30)
     assert total["flops_with_24"] < total["total"]
 
@@ -280,17 +284,7 @@ def test_feature_wise_backward_computes_products_twice(
     ],
 )
 def test_flops_with_24_weights(swiglu, weights: dict[str, Any], changes: dict[str, Any]) -> None:
-    described = swiglu(**changes, weights=WeightsConfig(**weights))
-    model, input_ids = Llama(described), torch.randint(97, (4, 30))
-    account = flops_by_part(described, 30)
-    with TwoOfFour() as forward:
-        loss = model(input_ids).square().sum()
-    with TwoOfFour() as backward:
-        loss.backward()
-    assert forward.flops > 0
-    for direction, found in (("forward", forward), ("backward", backward)):
-        saved = account[direction]["total"] - account[direction]["flops_with_24"]
-        assert 120 * saved == found.flops / 2
+    _check_flops_with_24(swiglu(**changes, weights=WeightsConfig(**weights)))
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "block"])

@@ -1,10 +1,8 @@
 """A run that is stopped goes on as if it had not been: same batches, same losses, bit for bit."""
 
 import csv
-import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +10,12 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from stopped_runs import StopAfter, curve
 
 from elas_lightning.runner import RunRequest, run
 from elas_lightning.training.interruption import Interrupted
 
-
-@pytest.fixture(autouse=True)
-def _obey_ctrl_c() -> Iterator[None]:
-    """As in a terminal: a shell starts background jobs with the signal ignored, and children inherit that."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-class _Signal(Callback):
-    """Sends this process a signal in the middle of a step."""
-
-    def __init__(self, number: int, at_batch: int) -> None:
-        self.number, self.at_batch = number, at_batch
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if batch_idx == self.at_batch:
-            os.kill(os.getpid(), self.number)
-
-
-def _losses(directory: Path) -> list[tuple[str, ...]]:
-    columns = ("step", "tokens", "train_loss", "val_loss", "lr")
-    with (directory / "curve.csv").open() as file:
-        return [tuple(row[c] for c in columns) for row in csv.DictReader(file)]
+pytestmark = pytest.mark.usefixtures("obeys_ctrl_c")
 
 
 @pytest.mark.parametrize(
@@ -53,15 +27,15 @@ def test_stopped_and_resumed_equals_unbroken(
     overrides = {"trainer.accumulate_grad_batches": accumulate, "trainer.max_steps": 9}
     whole = run(RunRequest(tmp_path / "whole", [overlay], overrides))
     request = RunRequest(tmp_path / "broken", [overlay], overrides)
-    # batch 6 is the first of two when accumulating: the stop must wait for the second
+    # the seventh batch is the first of two when accumulating: the stop must wait for the second
     with pytest.raises(Interrupted) as stopped:
-        run(request, [_Signal(number, at_batch=6)])
+        run(request, [StopAfter(7, number)])
     assert stopped.value.signal_number == number
     assert not (tmp_path / "broken/result.json").exists()
     resumed = run(request)
     assert resumed.metrics["val_loss"] == whole.metrics["val_loss"]
     assert resumed.metrics["tokens"] == whole.metrics["tokens"]
-    assert _losses(tmp_path / "broken") == _losses(tmp_path / "whole")
+    assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
 
 
 class _Slow(Callback):
@@ -81,7 +55,7 @@ def test_a_run_whose_time_is_over_is_not_complete(overlay: Path, tmp_path: Path,
     assert stopped.value.signal_number == signal.SIGUSR1
     assert not (tmp_path / "broken/result.json").exists()
     run(RunRequest(tmp_path / "broken", [overlay], overrides))
-    assert _losses(tmp_path / "broken") == _losses(tmp_path / "whole")
+    assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("method", ["mvue", "random"])
@@ -96,11 +70,11 @@ def test_a_resumed_run_draws_what_an_unbroken_one_draws(overlay: Path, tmp_path:
     whole = run(RunRequest(tmp_path / "whole", [overlay], overrides))
     request = RunRequest(tmp_path / "broken", [overlay], overrides)
     with pytest.raises(Interrupted):
-        run(request, [_Signal(signal.SIGINT, at_batch=6)])
+        run(request, [StopAfter(7, signal.SIGINT)])
     torch.rand(7)  # the global generator's state is of no account
     resumed = run(request)
     assert resumed.metrics["val_loss"] == whole.metrics["val_loss"]
-    assert _losses(tmp_path / "broken") == _losses(tmp_path / "whole")
+    assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
     other = run(
         RunRequest(tmp_path / "other", [overlay], {**overrides, "seed_everything": 1, "data.seed": 0})
     )
@@ -110,7 +84,7 @@ def test_a_resumed_run_draws_what_an_unbroken_one_draws(overlay: Path, tmp_path:
 def test_a_resumed_run_keeps_what_was_logged_before(overlay: Path, tmp_path: Path) -> None:
     request = RunRequest(tmp_path / "run", [overlay], {"trainer.logger": None, "trainer.max_steps": 9})
     with pytest.raises(Interrupted):
-        run(request, [_Signal(signal.SIGINT, at_batch=6)])
+        run(request, [StopAfter(7, signal.SIGINT)])
     run(request)
     logged = [(tmp_path / f"run/logs/version_{part}/metrics.csv").read_text() for part in (0, 1)]
     steps = [{int(row["step"]) for row in csv.DictReader(text.splitlines())} for text in logged]
@@ -125,7 +99,7 @@ def test_handlers_are_given_back(overlay: Path, tmp_path: Path) -> None:
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step(overlay: Path, tmp_path: Path) -> None:
-    class Twice(_Signal):
+    class Twice(StopAfter):
         def on_train_batch_start(
             self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
         ) -> None:
@@ -133,4 +107,4 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(overlay: Path, tmp_path: Pat
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        run(RunRequest(tmp_path / "run", [overlay]), [Twice(signal.SIGINT, at_batch=2)])
+        run(RunRequest(tmp_path / "run", [overlay]), [Twice(3, signal.SIGINT)])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from stopped_runs import StopAfter, curve
 
 from elas_lightning.configuration import ElasCLI, command_line
 from elas_lightning.errors import UserError
@@ -55,37 +53,17 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-class _StopAfter(Callback):
-    """Has the run save itself and stop, as Ctrl-C would."""
-
-    def __init__(self, batches: int) -> None:
-        self.batches = batches
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if batch_idx + 1 == self.batches:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _losses(directory: Path) -> list[tuple[str, ...]]:
-    with (directory / "curve.csv").open() as file:
-        return [
-            tuple(row[c] for c in ("step", "train_loss", "val_loss", "lr")) for row in csv.DictReader(file)
-        ]
-
-
 @pytest.mark.parametrize("overrides", METHODS.values(), ids=METHODS)
 def test_resumed_equals_unbroken(overlay: Path, tmp_path: Path, overrides: dict[str, Any]) -> None:
     whole = run(RunRequest(tmp_path / "whole", [overlay], overrides))
     request = RunRequest(tmp_path / "broken", [overlay], overrides)
     for batches in (2, 7):
         with pytest.raises(Interrupted):
-            run(request, [_StopAfter(batches)])
+            run(request, [StopAfter(batches)])
     resumed = run(request)
     assert whole.state == "complete"
     assert resumed.metrics["val_loss"] == whole.metrics["val_loss"]
-    assert _losses(tmp_path / "broken") == _losses(tmp_path / "whole")
+    assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
 
 
 def _cli(overlay: Path, directory: Path, overrides: dict[str, Any], *callbacks: Callback) -> ElasCLI:
@@ -149,7 +127,7 @@ def test_oats_validates_what_it_leaves(overlay: Path, tmp_path: Path) -> None:
     plain = execute(
         _cli(overlay, tmp_path / "plain", {**METHODS["oats"], "model.config.weights.method": "plain"})
     )
-    losses = {name: [row for row in _losses(tmp_path / name) if row[1]] for name in ("oats", "plain")}
+    losses = {name: [row for row in curve(tmp_path / name) if row[2]] for name in ("oats", "plain")}
     assert losses["oats"] == losses["plain"]  # the same training
     assert result.metrics["val_loss"] != plain.metrics["val_loss"]
     # the checkpoint of the last step holds the decomposed weights, and nothing happens to them again
@@ -162,7 +140,7 @@ def test_oats_validates_what_it_leaves(overlay: Path, tmp_path: Path) -> None:
 
 def test_a_saved_run_cannot_go_on_as_another_method(overlay: Path, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
-        run(RunRequest(tmp_path / "run", [overlay], METHODS["sr_ste"]), [_StopAfter(2)])
+        run(RunRequest(tmp_path / "run", [overlay], METHODS["sr_ste"]), [StopAfter(2)])
     other = RunRequest(tmp_path / "run", [overlay], {**METHODS["sr_ste"], "model.config.weights.decay": 0.5})
     with pytest.raises(
         UserError, match=r"model\.config\.weights is .*0\.5.* but the checkpoint has .*0\.0002"
@@ -174,7 +152,7 @@ def test_checkpointing_may_change_on_the_way(overlay: Path, tmp_path: Path) -> N
     whole = run(RunRequest(tmp_path / "whole", [overlay], METHODS["cola-m"]))
     request = RunRequest(tmp_path / "run", [overlay], METHODS["cola-m"])
     with pytest.raises(Interrupted):
-        run(request, [_StopAfter(3)])
+        run(request, [StopAfter(3)])
     other = RunRequest(
         tmp_path / "run", [overlay], {**METHODS["cola-m"], "model.config.checkpointing": "none"}
     )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from elas_lightning.analysis.load import SweepResults, load_sweep, planned_seeds
+from elas_lightning.analysis.load import SweepResults, load_sweep, planned_seeds, read_json
 from elas_lightning.analysis.parameters import level_name
-from elas_lightning.errors import UserError
 
 # Where `elas eval --json` puts what the document is to show.
 EVALUATIONS = "evaluations"
+_ADVICE = "write it again"
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Paper:
 def is_paper(folder: Path) -> bool:
     """Whether a folder of results is a composite's."""
     path = folder / "summary.json"
-    return path.is_file() and "parts" in _object(path)
+    return path.is_file() and "parts" in read_json(path, _ADVICE)
 
 
 def load_paper(folder: Path, benchmarks: Path | None = None) -> Paper:
@@ -87,7 +86,7 @@ def load_paper(folder: Path, benchmarks: Path | None = None) -> Paper:
     Raises:
         UserError: if a file cannot be read. A part without files is not an error but missing.
     """
-    summary = _object(folder / "summary.json")
+    summary = read_json(folder / "summary.json", _ADVICE)
     parts: dict[str, SweepResults] = {}
     absent: dict[str, str] = {}
     captions: dict[str, list[str]] = {}
@@ -96,7 +95,7 @@ def load_paper(folder: Path, benchmarks: Path | None = None) -> Paper:
         if (home / "summary.json").is_file():
             parts[part["name"]] = load_sweep(home)
             drawn = home / "plots" / "captions.json"
-            found = _object(drawn)["figures"] if drawn.is_file() else []
+            found = read_json(drawn, _ADVICE)["figures"] if drawn.is_file() else []
             captions[part["name"]] = [figure["caption"] for figure in found]
         else:
             absent[part["name"]] = f"{home} holds no results"
@@ -122,18 +121,4 @@ def seeds_of(results: SweepResults) -> int:
 
 
 def _objects(folder: Path) -> dict[str, dict[str, Any]]:
-    return {path.name: _object(path) for path in sorted(folder.glob("*.json"))} if folder.is_dir() else {}
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({type(error).__name__}): delete it or write it again"
-        ) from None
-    if not isinstance(content, Mapping):
-        raise UserError(
-            f"{path} holds a {type(content).__name__}, not an object: delete it or write it again"
-        )
-    return dict(content)
+    return {path.name: read_json(path, _ADVICE) for path in sorted(folder.glob("*.json"))}

@@ -40,8 +40,7 @@ def memory_table(results: SweepResults) -> Table | None:
     columns = ("Method", *(f"{name.capitalize()} (MB)" for name in names))
     caption = (
         "Bytes of one training step at the runs' own micro-batch, from the configuration alone; a blank row has no "
-        "run with "
-        "an account. What a device really allocated is the peak memory of the table of methods."
+        "run with an account. What a device really allocated is the peak memory of the table of methods."
     )
     return Table(caption, columns, rows, 1)
 

@@ -104,9 +104,8 @@ def protocol_table(runs: Sequence[Measured]) -> Table:
         "By the counter alone (%)",
     )
     caption = (
-        "The same models on the same validation text. The last column is what dividing by N + 1 does by itself; "
-        "the rest "
-        "comes from averaging batches without weighing their tokens."
+        "The same models on the same validation text. The last column is what dividing by N + 1 does by itself; the "
+        "rest comes from averaging batches without weighing their tokens."
     )
     return Table(caption, columns, tuple(rows), 1)
 
@@ -130,13 +129,10 @@ def protocol_sentences(runs: Sequence[Measured]) -> list[str]:
     loss = math.log(value)
     claims = [100 * gap[end] / value for end in ("low", "high")]
     said.append(
-        f"The paper's ELAS is {gap['low']} to {gap['high']} perplexity worse than its dense twin: at the {value:g} "
-        f"of its {size} "
-        f"model {number(claims[0], 2)} to {number(claims[1], 2)} %. At that loss the loop alone lowers the number "
-        "by as much "
-        f"with {batches_for(loss, claims[0]):,} and {batches_for(loss, claims[1]):,} batches; 10 M tokens are "
-        "about 305 "
-        f"batches of 128 x 256, where it is {number(float(flattery(loss, 305)), 2)} % or "
+        f"The paper's ELAS is {gap['low']} to {gap['high']} perplexity worse than its dense twin: at the {value:g} of "
+        f"its {size} model {number(claims[0], 2)} to {number(claims[1], 2)} %. At that loss the loop alone lowers the "
+        f"number by as much with {batches_for(loss, claims[0]):,} and {batches_for(loss, claims[1]):,} batches; 10 M "
+        f"tokens are about 305 batches of 128 x 256, where it is {number(float(flattery(loss, 305)), 2)} % or "
         f"{number(value * float(flattery(loss, 305)) / 100, 2)} perplexity."
     )
     gaps = [
@@ -144,9 +140,8 @@ def protocol_sentences(runs: Sequence[Measured]) -> list[str]:
         for size, (share, _) in claimed_gaps().items()
     ]
     said.append(
-        "Two methods that are measured by the same loop with the same N are flattered alike, and their order "
-        "stands. A "
-        f"number from such a loop beside one from another loop, or with another N, is off by as much as the gaps in "
+        "Two methods that are measured by the same loop with the same N are flattered alike, and their order stands. "
+        "A number from such a loop beside one from another loop, or with another N, is off by as much as the gaps in "
         f"question (ELAS to full rank as published: {listing(gaps)})."
     )
     return said
@@ -180,14 +175,8 @@ def protocol_figure(runs: Sequence[Measured]) -> Figure:
         )
     gap = published()["gap_to_dense_twin"]
     low, high = (100 * gap[end] / published_value for end in ("low", "high"))
-    ax.axhspan(
-        low,
-        high,
-        color=style.look(2).color,
-        alpha=0.2,
-        linewidth=0,
-        label="ELAS to its dense twin, as published",
-    )
+    label = "ELAS to its dense twin, as published"
+    ax.axhspan(low, high, color=style.look(2).color, alpha=0.2, linewidth=0, label=label)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlim(*_SHOWN)

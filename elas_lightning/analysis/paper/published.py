@@ -28,9 +28,8 @@ def published_tables(part: str) -> list[tuple[str, Table]]:
                 tuple("not given" if cell is None else str(cell) for cell in row) for row in entry["rows"]
             )
             caption = (
-                f"Published, not measured here: {entry['source']}. Other data, sizes and budgets than ours: "
-                "compare the "
-                "order and the gaps, never figure with figure."
+                f"Published, not measured here: {entry['source']}. Other data, sizes and budgets than ours: compare "
+                "the order and the gaps, never figure with figure."
             )
             found.append((entry["title"], Table(caption, tuple(entry["columns"]), rows, 1)))
     return found

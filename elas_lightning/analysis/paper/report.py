@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 from elas_lightning.analysis import style
 from elas_lightning.analysis.answer import answer, facts, losses
 from elas_lightning.analysis.load import SweepResults
-from elas_lightning.analysis.page import data_uri, render, table_html
+from elas_lightning.analysis.page import data_uri, drawn, render, table_html
 from elas_lightning.analysis.paper.forest import forest
 from elas_lightning.analysis.paper.load import Paper, load_paper
 from elas_lightning.analysis.paper.memory import memory_table, sizes_table
@@ -118,24 +117,21 @@ def _own_figures(paper: Paper) -> _Own:
         if old.suffix in {".png", ".svg"}:
             old.unlink()
     series, runs = scaling_series(paper), measured(paper)
-    drawn: dict[str, tuple[Figure, str] | None] = {
+    by_number = "Lines are the arithmetic of dividing by N + 1; points are runs."
+    made: dict[str, tuple[Figure, str] | None] = {
         "equivalence": forest(against_twins(paper.table)) if paper.table else None,
-        "protocol": (
-            protocol_figure(runs),
-            "Lines are the arithmetic of dividing by N + 1; points are runs.",
-        ),
+        "protocol": (protocol_figure(runs), by_number),
     }
     figure = scaling_figure(series)
     if figure is not None:
-        drawn["scaling"] = (
+        made["scaling"] = (
             figure,
-            "Points are means with 95 % intervals over seeds; curves, where there are any, are fitted to them, "
-            "dotted beyond "
-            "the largest size and shaded where 95 % of the resampled seeds lie.",
+            "Points are means with 95 % intervals over seeds; curves, where there are any, are fitted to them, dotted "
+            "beyond the largest size and shaded where 95 % of the resampled seeds lie.",
         )
     return {
         name: (style.save(found[0], home / name), found[1])
-        for name, found in drawn.items()
+        for name, found in made.items()
         if found is not None
     }
 
@@ -150,17 +146,13 @@ def _figure(own: _Own, name: str) -> dict[str, str] | None:
 def _part(paper: Paper, name: str) -> dict[str, Any]:
     """A part's section, from the figures of its own report."""
     results = paper.parts[name]
-    captions = json.loads((results.folder / "plots" / "captions.json").read_text(encoding="utf-8"))
-    figures = [
-        {**figure, "source": data_uri(results.folder / "plots" / f"{figure['name']}.svg")}
-        for figure in captions["figures"]
-    ]
+    figures, not_drawn = drawn(results.folder)
     return {
         "name": name,
         "question": results.summary.get("question") or name,
         "answer": answer(results, figures),
         "figures": figures,
-        "not_drawn": captions["not_drawn"],
+        "not_drawn": not_drawn,
         "published": [] if results is paper.table else _published(name),
         "results": table_html(
             results_table(results) if len(results.trials) else None, f"{name}: results by setting"

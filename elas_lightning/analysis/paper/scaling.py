@@ -114,9 +114,8 @@ def scaling_sentences(series: list[Series]) -> list[str]:
         )
         said.append(
             f"{what}: loss falls with exponent {number(law.exponent, 2)} (95 % bootstrap interval "
-            f"{number(one.fit.exponent[0], 2)} "
-            f"to {number(one.fit.exponent[1], 2)} over {one.fit.seeds} seeds) towards {number(law.offset, 3)} "
-            f"nats; {check}."
+            f"{number(one.fit.exponent[0], 2)} to {number(one.fit.exponent[1], 2)} over {one.fit.seeds} seeds) "
+            f"towards {number(law.offset, 3)} nats; {check}."
         )
         said += _targets(one, one.fit)
     sizes = sorted({x for one in series if one.axis == "parameters" for x in one.data})
@@ -147,22 +146,19 @@ def _what_it_does_not_say(sizes: list[float]) -> str:
     beyond = {name: target for name, target in targets.items() if target > REACH * largest}
     text = (
         f"All sizes here lie between {number(sizes[0] / 1e6)} and {number(largest / 1e6)} million parameters, "
-        "embeddings "
-        "included, at one number of tokens each and one learning rate for all. "
+        "embeddings included, at one number of tokens each and one learning rate for all. "
     )
     if beyond:
         away = listing([f"{name} is {factor(largest, target)} larger" for name, target in beyond.items()])
         text += (
-            f"{away} than the largest: no loss is quoted at more than {REACH:g} times it, and nothing here "
-            "supports a claim "
-            f"about {listing(list(beyond))}. "
+            f"{away} than the largest: no loss is quoted at more than {REACH:g} times it, and nothing here supports a "
+            f"claim about {listing(list(beyond))}. "
         )
     return text + (
         "What such a fit can say is whether the cost of 2:4 grows or shrinks over the sizes that were run. The "
-        "bootstrap "
-        "knows the seeds only: its 95 % intervals are too narrow where these are few (in simulations with the right "
-        "curve they hold the truth in about 7 of 10 cases with three seeds, 9 of 10 with five), and it knows nothing "
-        "of a wrong form of the curve."
+        "bootstrap knows the seeds only: its 95 % intervals are too narrow where these are few (in simulations with "
+        "the right curve they hold the truth in about 7 of 10 cases with three seeds, 9 of 10 with five), and it "
+        "knows nothing of a wrong form of the curve."
     )
 
 
@@ -174,16 +170,8 @@ def scaling_table(series: list[Series]) -> Table | None:
             found = estimate(list(by_seed.values()))
             assert found is not None  # a size is there because a seed is
             at = f"{float(one.fit.law.at(x)):.3f}" if one.fit else "no fit"
-            rows.append(
-                (
-                    one.part,
-                    one.name,
-                    f"{number(x / 1e6)} M {_NOUNS[one.axis]}",
-                    plus_minus(found),
-                    str(found.n),
-                    at,
-                )
-            )
+            size = f"{number(x / 1e6)} M {_NOUNS[one.axis]}"
+            rows.append((one.part, one.name, size, plus_minus(found), str(found.n), at))
         rows += [(one.part, one.name, level, NOT_RUN, "0", "") for level in one.waiting]
     if not rows:
         return None

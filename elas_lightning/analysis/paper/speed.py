@@ -99,9 +99,8 @@ def speed_sentences(paper: Paper) -> Iterator[str]:
             )
     if not any(ratio.gpu for ratio in found):
         yield (
-            "There is no record from a GPU. On a CPU the 2:4 step is work and saves none, so these ratios say "
-            "nothing about "
-            "sparse tensor cores; whether 2:4 pays on a low-rank FFN is not answered here yet."
+            "There is no record from a GPU. On a CPU the 2:4 step is work and saves none, so these ratios say nothing "
+            "about sparse tensor cores; whether 2:4 pays on a low-rank FFN is not answered here yet."
         )
     kinds = {ratio.kind for ratio in found}
     if lacking := [

@@ -123,14 +123,11 @@ def methods_table(results: SweepResults) -> Table:
     )
     caption = (
         "Mean ± half of the 95 % t-interval over seeds; in brackets what is missing from the mean. Differences are "
-        "paired "
-        "by seed, with their 95 % interval in brackets; p is corrected over the column (Holm). Equivalence is two "
-        f"one-sided tests with a margin of {100 * MARGIN:g} % stated beforehand, corrected likewise; “not shown” "
-        "is neither "
-        f"equal nor different. Weights and gradients as the paper counts them, {_PUBLISHED_BYTES} bytes a "
-        "parameter. Speeds "
-        "are of runs made one after another, not side by side: an indication, no claim. Peak memory is what was "
-        "allocated on a GPU, or the whole process on a CPU."
+        "paired by seed, with their 95 % interval in brackets; p is corrected over the column (Holm). Equivalence is "
+        f"two one-sided tests with a margin of {100 * MARGIN:g} % stated beforehand, corrected likewise; “not shown” "
+        f"is neither equal nor different. Weights and gradients as the paper counts them, {_PUBLISHED_BYTES} bytes a "
+        "parameter. Speeds are of runs made one after another, not side by side: an indication, no claim. Peak memory "
+        "is what was allocated on a GPU, or the whole process on a CPU."
     )
     return Table(caption, columns, tuple(rows), 1)
 

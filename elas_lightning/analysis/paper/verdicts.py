@@ -67,16 +67,14 @@ def close_to_twin(found: Comparison) -> str:
     if abs(d.value) <= _CLOSE:
         return (
             f"The mean of {a} is within {_CLOSE:g} % of its dense low-rank twin, {b}, but the interval is not "
-            f"({span}): "
-            "so few seeds do not show it."
+            f"({span}): so few seeds do not show it."
         )
     if d.low > _CLOSE or d.high < -_CLOSE:
         side = "worse" if d.value > 0 else "better"
         return f"{a} is not within {_CLOSE:g} % of its dense low-rank twin, {b}: it is {side} ({span})."
     return (
-        f"{a} is not within {_CLOSE:g} % of its dense low-rank twin, {b}, by its mean ({span}), though the "
-        "interval leaves "
-        "room for it."
+        f"{a} is not within {_CLOSE:g} % of its dense low-rank twin, {b}, by its mean ({span}), though the interval "
+        "leaves room for it."
     )
 
 
@@ -92,11 +90,8 @@ def winner(results: SweepResults) -> str:
     ours = contenders(results)
     done = {name: points[name] for name in ours if name in points and points[name].values}
     waiting = [name for name in ours if name not in done]
-    rest = (
-        f" ({listing(waiting)} {'has' if len(waiting) == 1 else 'have'} no finished run yet)"
-        if waiting
-        else ""
-    )
+    has = "has" if len(waiting) == 1 else "have"
+    rest = f" ({listing(waiting)} {has} no finished run yet)" if waiting else ""
     if not done:
         return (
             f"None of our contenders has a finished run yet: {listing(ours) if ours else 'none is listed'}."
@@ -158,11 +153,9 @@ def budget(results: SweepResults) -> list[str]:
         return []
     millions = results.trials["parameters"].max() / 1e6
     return [
-        f"These are models of up to {number(millions)} million parameters that saw {number(ratio.max())} tokens "
-        "per parameter, "
-        f"not the {USUAL_TOKENS_PER_PARAMETER} of a trained model: they show the order at this size and budget and "
-        "neither "
-        "confirm nor refute the paper's figures."
+        f"These are models of up to {number(millions)} million parameters that saw {number(ratio.max())} tokens per "
+        f"parameter, not the {USUAL_TOKENS_PER_PARAMETER} of a trained model: they show the order at this size and "
+        "budget and neither confirm nor refute the paper's figures."
     ]
 
 
@@ -186,19 +179,13 @@ def statistics_note() -> list[str]:
     """How to read the numbers of the document."""
     return [
         "Each seed gives a run its initial weights and, from another number, its order of data; both are in its "
-        "result "
-        "file. Means are over seeds, ± is half of the 95 % t-interval, differences are paired by seed and taken "
-        "between "
-        "log-perplexities.",
+        "result file. Means are over seeds, ± is half of the 95 % t-interval, differences are paired by seed and "
+        "taken between log-perplexities.",
         "Where several comparisons stand in a table, their p are corrected together (Holm), so that the chance of "
-        "even one "
-        "false finding in it stays at 5 %.",
-        "“No difference was found” means that the interval includes zero: it bounds the difference and does not "
-        "show that "
-        f"there is none. “Equivalent within {100 * MARGIN:g} %” is a claim with a test of its own: the 90 % "
-        "interval lies "
-        "within the margin on both sides.",
+        "even one false finding in it stays at 5 %.",
+        "“No difference was found” means that the interval includes zero: it bounds the difference and does not show "
+        f"that there is none. “Equivalent within {100 * MARGIN:g} %” is a claim with a test of its own: the 90 % "
+        "interval lies within the margin on both sides.",
         "A run that diverged has no perplexity. It is counted wherever its point is shown, and a method with a "
-        "diverged run "
-        "is never called equivalent to another.",
+        "diverged run is never called equivalent to another.",
     ]

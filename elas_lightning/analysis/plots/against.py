@@ -16,6 +16,7 @@ from elas_lightning.analysis.plots.base import (
     Scale,
     complete_points,
     cut_clause,
+    draw_seeds,
     losses_clause,
     note_diverged,
     required,
@@ -73,15 +74,14 @@ def lr_curve(results: SweepResults, options: Options) -> tuple[Figure, str]:
         if len(tried) > 1 and winner.levels[x] in (tried[0], tried[-1]):
             edges.append(name or "it")
     lead = f"{metric.noun} is best at {listing(winners)} ({seeds_phrase(min(seeds))})"
-    edge = (
-        f"for {listing(edges)} that is an end of the tried range, so the optimum may lie outside"
-        if edges
-        else ""
-    )
+    clauses = [lead]
+    if edges:
+        clauses.append(
+            f"for {listing(edges)} that is an end of the tried range, so the optimum may lie outside"
+        )
     points = [point for _, line in lines for point in line]
-    return figure, sentence(
-        [lead, edge, cut_clause(cut), losses_clause(points), rest_clause(results, points)]
-    )
+    clauses += [cut_clause(cut), losses_clause(points), rest_clause(results, points)]
+    return figure, sentence(clauses)
 
 
 def _draw(
@@ -107,14 +107,8 @@ def _draw(
         shift = step * (i - (len(lines) - 1) / 2)
         _series(ax, metric, scale, x, line, style.look(i), shift)
         if last := [point.estimate for point in line if point.estimate]:
-            look = style.look(i)
-            ends.append(
-                (
-                    last[-1].mean * metric.scale,
-                    name,
-                    look._replace(linestyle="none") if scale.crowded else look,
-                )
-            )
+            look = style.look(i)._replace(linestyle="none") if scale.crowded else style.look(i)
+            ends.append((last[-1].mean * metric.scale, name, look))
     if dead := [count for point in points if (count := point.counts["diverged"])]:
         note_diverged(ax, numbered=max(dead) > 1)
     if series:
@@ -138,8 +132,7 @@ def _lines(
 def _series(
     ax: Axes, metric: Metric, scale: Scale, x: str, line: Sequence[Point], look: style.Look, shift: float
 ) -> None:
-    done = [(scale.place(point.levels[x], shift), point, point.estimate) for point in line]
-    known = [(place, point, estimate) for place, point, estimate in done if estimate is not None]
+    known = [(scale.place(point.levels[x], shift), point, e) for point in line if (e := point.estimate)]
     ax.errorbar(
         [place for place, _, _ in known],
         [estimate.mean * metric.scale for _, _, estimate in known],
@@ -157,16 +150,7 @@ def _series(
         if estimate.n > 1
         for value in point.values.values()
     ]
-    ax.plot(
-        [place for place, _ in seeds],
-        [value for _, value in seeds],
-        linestyle="none",
-        marker=look.marker,
-        markersize=3.5,
-        color=look.color,
-        alpha=style.FAINT,
-        zorder=2,
-    )
+    draw_seeds(ax, seeds, look)
     for point in line:
         if count := point.counts["diverged"]:
             # All crosses share the top edge, so they need more room between series than the means.
@@ -175,30 +159,12 @@ def _series(
 
 def _mark_diverged(ax: Axes, place: float, count: int, look: style.Look) -> None:
     # A diverged run has no height. The top edge says "off the scale" without inventing one.
-    ax.plot(
-        [place],
-        [1.0],
-        marker="x",
-        markersize=7,
-        markeredgewidth=1.8,
-        color=look.color,
-        clip_on=False,
-        linestyle="none",
-        transform=ax.get_xaxis_transform(),
-        zorder=5,
-    )
+    edge = ax.get_xaxis_transform()
+    ax.plot([place], [1.0], marker="x", markersize=7, markeredgewidth=1.8, color=look.color, clip_on=False,
+            linestyle="none", transform=edge, zorder=5)  # fmt: skip
     if count > 1:
-        ax.annotate(
-            str(count),
-            (place, 1.0),
-            xycoords=ax.get_xaxis_transform(),
-            xytext=(0, 5),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=8,
-            color=style.GREY,
-        )
+        ax.annotate(str(count), (place, 1.0), xycoords=edge, xytext=(0, 5), textcoords="offset points", ha="center",
+                    va="bottom", fontsize=8, color=style.GREY)  # fmt: skip
 
 
 def _focused(

@@ -174,6 +174,12 @@ def rest_clause(results: SweepResults, points: Sequence[Point]) -> str:
     return f"each point is at its best {labels} among those searched"
 
 
+def draw_seeds(ax: Axes, values: Sequence[tuple[float, float]], look: style.Look) -> None:
+    """The values that a mean is over, faint dots at their x and y."""
+    ax.plot([x for x, _ in values], [y for _, y in values], linestyle="none", marker=look.marker, markersize=3.5,
+            color=look.color, alpha=style.FAINT, zorder=2)  # fmt: skip
+
+
 def note_diverged(ax: Axes, numbered: bool) -> None:
     """Explain the crosses at the edge and the numbers above them, once a figure."""
     text = "\u00d7 diverged (with the number of runs)" if numbered else "\u00d7 diverged"

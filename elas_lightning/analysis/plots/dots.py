@@ -6,16 +6,18 @@ within reach; a bar cut off at 140 would exaggerate, so they are drawn as means 
 
 from __future__ import annotations
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from elas_lightning.analysis import style
 from elas_lightning.analysis.load import SweepResults
 from elas_lightning.analysis.metrics import Metric, metric_of
-from elas_lightning.analysis.parameters import level_name, side_name
+from elas_lightning.analysis.parameters import Level, Parameter, level_name, side_name
 from elas_lightning.analysis.plots.base import (
     Options,
     complete_points,
     cut_clause,
+    draw_seeds,
     losses_clause,
     picked_clause,
     required,
@@ -38,14 +40,8 @@ def bars(results: SweepResults, options: Options) -> tuple[Figure, str]:
     metric = metric_of(str(options.get("metric", results.objective)))
     points = gather(results, [x, group] if group else [x], metric.column, options.get("filter"))
     done = complete_points(points, f"a value of {x}")
-    rows = [
-        level for level in results.parameter(x).levels if any(point.levels[x] == level for point in points)
-    ]
-    groups = (
-        [g for g in results.parameter(group).levels if any(p.levels[group] == g for p in points)]
-        if group
-        else [""]
-    )
+    rows = _levels_of(points, results.parameter(x))
+    groups = _levels_of(points, results.parameter(group)) if group else [""]
     height = 0.8 / len(groups)
     figure = style.new_figure(height=1.1 + 0.27 * len(rows) * max(len(groups), 1.6))
     ax = figure.add_subplot()
@@ -58,76 +54,11 @@ def bars(results: SweepResults, options: Options) -> tuple[Figure, str]:
     else:
         cut = value_limits(ax, "x", values, spans)
     for i, level in enumerate(groups):
-        look = style.look(i)
-        name = level_name(results.parameter(group), level) if group else None
         mine = [point for point in points if not group or point.levels[group] == level]
-        places = {
-            point.levels[x]: rows.index(point.levels[x]) + (i - (len(groups) - 1) / 2) * height
-            for point in mine
-        }
-        known = [(places[point.levels[x]], point, point.estimate) for point in mine]
-        shown = [(place, point, estimate) for place, point, estimate in known if estimate is not None]
-        if metric.from_zero:
-            ax.barh(
-                [place for place, _, _ in shown],
-                [e.mean * metric.scale for _, _, e in shown],
-                height=0.85 * height,
-                color=look.color,
-                alpha=0.3,
-                zorder=1,
-            )
-        ax.errorbar(
-            [e.mean * metric.scale for _, _, e in shown],
-            [place for place, _, _ in shown],
-            xerr=[(e.half_width or 0.0) * metric.scale for _, _, e in shown],
-            color=look.color,
-            marker=look.marker,
-            linestyle="none",
-            label=name,
-            zorder=3,
-        )
-        # Below the interval, where its bar does not hide them.
-        seeds = [
-            (value * metric.scale, place + 0.3 * height)
-            for place, point, e in shown
-            if e.n > 1
-            for value in point.values.values()
-        ]
-        ax.plot(
-            [v for v, _ in seeds],
-            [place for _, place in seeds],
-            linestyle="none",
-            marker=look.marker,
-            markersize=3.5,
-            color=look.color,
-            alpha=style.FAINT,
-            zorder=2,
-        )
-        for place, point, _ in known:
-            if count := point.counts["diverged"]:
-                ax.plot(
-                    [1.0],
-                    [place],
-                    marker="x",
-                    markersize=8,
-                    markeredgewidth=2,
-                    color=look.color,
-                    clip_on=False,
-                    linestyle="none",
-                    transform=ax.get_yaxis_transform(),
-                    zorder=5,
-                )
-                note = "diverged" if count == 1 else f"{count} diverged"
-                ax.annotate(
-                    note,
-                    (1.0, place),
-                    xycoords=ax.get_yaxis_transform(),
-                    xytext=(7, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=8,
-                    color=style.GREY,
-                )
+        middle = (i - (len(groups) - 1) / 2) * height
+        places = [(rows.index(point.levels[x]) + middle, point) for point in mine]
+        name = level_name(results.parameter(group), level) if group else None
+        _draw_group(ax, metric, places, style.look(i), name, height)
     names = [style.wrap(level_name(results.parameter(x), level), 20) for level in rows]
     style.level_axis(ax, "y", range(len(rows)), names)
     ax.set_ylim(len(rows) - 0.5, -0.5)  # first level on top, as it is read
@@ -135,20 +66,57 @@ def bars(results: SweepResults, options: Options) -> tuple[Figure, str]:
     ax.set_xlabel(metric.label)
     ax.set_ylabel(results.parameter(x).label)
     if group:
+        names = [level_name(results.parameter(group), level) for level in groups]
         figure.legend(
-            loc="outside upper right",
-            ncols=style.legend_columns([level_name(results.parameter(group), level) for level in groups]),
-            frameon=False,
-            borderaxespad=0.0,
-            title=results.parameter(group).label,
-            title_fontsize=9,
-        )
+            loc="outside upper right", ncols=style.legend_columns(names), frameon=False, borderaxespad=0.0,
+            title=results.parameter(group).label, title_fontsize=9,
+        )  # fmt: skip
     clauses = [_lead(results, metric, done)]
     if group and len(groups) > 1:
         clauses.append(_by_group(results, options, metric, done))
     elif len(done) > 1:
         clauses.append(_against_first(results, options, metric, done))
     return figure, sentence([*clauses, cut_clause(cut), losses_clause(points), rest_clause(results, points)])
+
+
+def _levels_of(points: list[Point], parameter: Parameter) -> list[Level]:
+    found = {point.levels[parameter.name] for point in points}
+    return [level for level in parameter.levels if level in found]
+
+
+def _draw_group(
+    ax: Axes,
+    metric: Metric,
+    places: list[tuple[float, Point]],
+    look: style.Look,
+    name: str | None,
+    height: float,
+) -> None:
+    """Means, intervals, seeds and losses of one group, each point at its place from the top."""
+    known = [(place, point, estimate) for place, point in places if (estimate := point.estimate)]
+    rows, means = [place for place, *_ in known], [e.mean * metric.scale for *_, e in known]
+    if metric.from_zero:
+        ax.barh(rows, means, height=0.85 * height, color=look.color, alpha=0.3, zorder=1)
+    reach = [(e.half_width or 0.0) * metric.scale for *_, e in known]
+    ax.errorbar(
+        means, rows, xerr=reach, color=look.color, marker=look.marker, linestyle="none", label=name, zorder=3
+    )
+    # Below the interval, where its bar does not hide them.
+    seeds = [
+        (value * metric.scale, place + 0.3 * height)
+        for place, point, estimate in known
+        if estimate.n > 1
+        for value in point.values.values()
+    ]
+    draw_seeds(ax, seeds, look)
+    for place, point in places:
+        if count := point.counts["diverged"]:
+            edge = ax.get_yaxis_transform()
+            ax.plot([1.0], [place], marker="x", markersize=8, markeredgewidth=2, color=look.color, clip_on=False,
+                    linestyle="none", transform=edge, zorder=5)  # fmt: skip
+            note = "diverged" if count == 1 else f"{count} diverged"
+            ax.annotate(note, (1.0, place), xycoords=edge, xytext=(7, 0), textcoords="offset points", va="center",
+                        fontsize=8, color=style.GREY)  # fmt: skip
 
 
 def _lead(results: SweepResults, metric: Metric, done: list[Point]) -> str:

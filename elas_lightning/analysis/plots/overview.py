@@ -66,13 +66,11 @@ def heatmap(results: SweepResults, options: Options) -> tuple[Figure, str]:
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
             _cell(ax, i, j, cells.get((row, column)), metric, image)
-    names = [
-        [style.wrap(level_name(results.parameter(key), v), 14) for v in levels]
-        for key, levels in ((x, columns), (y, rows))
-    ]
-    style.level_axis(ax, "x", range(len(columns)), names[0])
-    style.turn_long_names(ax, [level_name(results.parameter(x), v) for v in columns])
-    style.level_axis(ax, "y", range(len(rows)), names[1])
+    for axis, key, levels in (("x", x, columns), ("y", y, rows)):
+        names = [level_name(results.parameter(key), level) for level in levels]
+        style.level_axis(ax, axis, range(len(levels)), [style.wrap(name, 14) for name in names])
+        if axis == "x":
+            style.turn_long_names(ax, names)
     ax.grid(visible=False)
     ax.set_xlabel(results.parameter(x).label)
     ax.set_ylabel(results.parameter(y).label)
@@ -80,6 +78,14 @@ def heatmap(results: SweepResults, options: Options) -> tuple[Figure, str]:
     bar = figure.colorbar(image, ax=ax, location="top", aspect=40, pad=0.02)
     bar.set_label(f"{metric.label}, {better} is better")
     style.plain_numbers(bar.ax, "x")
+    clauses = _ends(results, done, metric)
+    if absent := len(rows) * len(columns) - len(cells):
+        clauses.append(f"{plural(absent, 'pair')} of values without a run")
+    return figure, sentence([*clauses, losses_clause(points), rest_clause(results, points)])
+
+
+def _ends(results: SweepResults, done: list[Point], metric: Metric) -> list[str]:
+    """What the caption says of the best point and of the worst."""
     top, bottom = best(done, metric.column), _worst(done, metric)
     assert top is not None  # every point of `done` has a finished run
     assert top.estimate is not None
@@ -95,9 +101,7 @@ def heatmap(results: SweepResults, options: Options) -> tuple[Figure, str]:
         found = difference(top, bottom, metric.column)
         clauses.append(compare(found, "the best", "the worst"))
         clauses.append(picked_clause(found, "they were picked as the two ends", len(done)))
-    if absent := len(rows) * len(columns) - len(cells):
-        clauses.append(f"{plural(absent, 'pair')} of values without a run")
-    return figure, sentence([*clauses, losses_clause(points), rest_clause(results, points)])
+    return clauses
 
 
 def _norm(values: np.ndarray) -> Normalize:
@@ -168,14 +172,17 @@ def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
     )
     ax = figure.add_subplot()
     colours = ScalarMappable(norm, _COLOURS if metric.lower_is_better else _COLOURS.removesuffix("_r"))
+
+    def heights_of(point: Point) -> list[float]:
+        return [scale[point.levels[name]] for name, scale in zip(names, scales, strict=True)]
+
     lost = [point for point in points if not point.values]
     for point in lost:
-        heights = [scale[point.levels[name]] for name, scale in zip(names, scales, strict=True)]
-        ax.plot(range(len(names)), heights, color=style.GREY, linestyle=(0, (1, 2)), linewidth=1.0, zorder=1)
+        ax.plot(range(len(names)), heights_of(point), color=style.GREY, linestyle=(0, (1, 2)), linewidth=1.0,
+                zorder=1)  # fmt: skip
     # Drawn from worst to best, so that the good ones are not buried.
     for point in sorted(done, key=lambda p: means[id(p)], reverse=metric.lower_is_better):
-        heights = [scale[point.levels[name]] for name, scale in zip(names, scales, strict=True)]
-        heights.append(float(norm(means[id(point)])))
+        heights = [*heights_of(point), float(norm(means[id(point)]))]
         chosen = point is top
         ax.plot(
             range(len(heights)),
@@ -185,11 +192,8 @@ def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
             marker="o" if chosen else None,
             zorder=4 if chosen else 2,
         )
-    for i, found in enumerate(ticks):
+    for i, found in enumerate([*ticks, _three_marks(norm)]):
         _upright(ax, i, found)
-    low, high = norm.vmin or 0.0, norm.vmax or 0.0
-    marks = [low, (low * high) ** 0.5 if isinstance(norm, LogNorm) else (low + high) / 2, high]
-    _upright(ax, len(names), {number(value): float(norm(value)) for value in marks})
     labels = [style.wrap(parameter.label, 13) for parameter in results.parameters]
     better = "lower" if metric.lower_is_better else "higher"
     style.level_axis(
@@ -202,13 +206,18 @@ def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
     ax.spines[["left", "bottom"]].set_visible(False)
     ax.tick_params(axis="x", length=0)
     clauses = [
-        f"the best of {plural(len(done), 'finished point')} (thick orange line) is "
-        f"{describe(results, top.levels)}: "
+        f"the best of {plural(len(done), 'finished point')} (thick orange line) is {describe(results, top.levels)}: "
         f"{metric.noun} {plus_minus(top.estimate, metric.scale)} ({seeds_phrase(top.estimate.n)})"
     ]
     if lost:
         clauses.append(f"dotted grey lines are {plural(len(lost), 'point')} without a finished run")
     return figure, sentence([*clauses, losses_clause(points)])
+
+
+def _three_marks(norm: Normalize) -> dict[str, float]:
+    low, high = norm.vmin or 0.0, norm.vmax or 0.0
+    middle = (low * high) ** 0.5 if isinstance(norm, LogNorm) else (low + high) / 2
+    return {number(value): float(norm(value)) for value in (low, middle, high)}
 
 
 def _unit_scale(parameter: Parameter) -> dict[Level, float]:
@@ -229,13 +238,8 @@ def _ticks(parameter: Parameter, scale: Mapping[Level, float]) -> dict[str, floa
     if parameter.numeric and len(levels) > _MOST_TICKS:
         # A continuous search: its ends and the tried values nearest to the quarters.
         levels = [min(levels, key=lambda v: abs(scale[v] - q)) for q in (0, 0.25, 0.5, 0.75, 1)]
-    names = {
-        level: number(float(level), 2)
-        if parameter.numeric and len(parameter.levels) > _MOST_TICKS
-        else level_name(parameter, level)
-        for level in levels
-    }
-    return {style.wrap(names[level], 11): scale[level] for level in levels}
+        return {style.wrap(number(float(level), 2), 11): scale[level] for level in levels}
+    return {style.wrap(level_name(parameter, level), 11): scale[level] for level in levels}
 
 
 def _upright(ax: Axes, i: int, ticks: Mapping[str, float]) -> None:

@@ -71,11 +71,8 @@ def telemetry(results: SweepResults, options: Options) -> tuple[Figure, str]:
         options: ``value`` (one of ``QUANTITIES``); optionally ``site``
             (``ffn_hidden``), ``x`` (``step``), ``filter``.
     """
-    value, site, x = (
-        str(options.get("value", "")),
-        str(options.get("site", "ffn_hidden")),
-        time_axis(options, "step"),
-    )
+    value, site = str(options.get("value", "")), str(options.get("site", "ffn_hidden"))
+    x = time_axis(options, "step")
     if value not in QUANTITIES:
         raise UserError(
             f"plots: telemetry value={value!r} is not allowed; use one of {', '.join(QUANTITIES)}."

@@ -62,17 +62,3 @@ def weight_rules(model: nn.Module) -> Iterator[tuple[WeightRule, nn.Parameter]]:
     for module in model.modules():
         if isinstance(module, parametrize.ParametrizationList) and isinstance(module[0], WeightRule):
             yield module[0], module.original  # type: ignore[misc]
-
-
-def plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """What ``state_dict`` of a model without rules would hold: each weight as its rule makes it, under its own name.
-
-    For whoever hands the weights to other code. SLTrain's and ReLoRA's layers come out as full-rank matrices.
-    """
-    state: dict[str, Tensor] = {}
-    for name, module in model.named_modules():
-        if parametrize.is_parametrized(module):
-            made = module.parametrizations
-            state |= {f"{name}.{tensor}": getattr(module, tensor).detach() for tensor in made}
-    own = {name: value for name, value in model.state_dict().items() if ".parametrizations." not in name}
-    return {**own, **state}

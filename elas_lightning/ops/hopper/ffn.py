@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elas_lightning.ops.hardware_layout import round_up
 from elas_lightning.ops.hopper.compiler import Source
 from elas_lightning.ops.hopper.driver import TensorMap, group_map, launch, row_map
-from elas_lightning.ops.hopper.fragments import FEATURES, TOKENS, empty_fragments, round_up
+from elas_lightning.ops.hopper.fragments import FEATURES, TOKENS, empty_fragments
 
 FUSED_RANK = 256
 RESIDENT_RANK = 512

@@ -16,13 +16,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from elas_lightning.ops.hardware_layout import round_up
+
 TOKENS = 128
 FEATURES = 64
-
-
-def round_up(size: int, multiple: int) -> int:
-    """The next multiple."""
-    return -(-size // multiple) * multiple
 
 
 def empty_fragments(like: Tensor, tokens: int, features: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from elas_lightning.nn import Llama, ModelConfig
-from elas_lightning.nn.weights.attach import plain_state, weight_rules
+from elas_lightning.nn.weights.attach import weight_rules
 from elas_lightning.nn.weights.rule import Place
 
 METHODS = ["sltrain", "relora", "sr_ste", "s_ste", "transposable", "asp"]
@@ -22,24 +22,21 @@ Make = Callable[..., ModelConfig]
 def _plain_twin(model: Llama) -> Llama:
     """The model that has the rules' weights as its own."""
     config = model.config
+    same = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "ffn")
     twin = Llama(
         ModelConfig(
-            **{
-                key: getattr(config, key)
-                for key in (
-                    "vocab_size",
-                    "hidden_size",
-                    "intermediate_size",
-                    "num_layers",
-                    "num_heads",
-                    "ffn",
-                )
-            },
+            **{key: getattr(config, key) for key in same},
             attention_rank=config.layer_rank("attention"),
             ffn_rank=config.layer_rank("ffn"),
         )
     )
-    twin.load_state_dict(plain_state(model))
+    state = {name: value for name, value in model.state_dict().items() if ".parametrizations." not in name}
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            state |= {
+                f"{name}.{tensor}": getattr(module, tensor).detach() for tensor in module.parametrizations
+            }
+    twin.load_state_dict(state)
     return twin
 
 

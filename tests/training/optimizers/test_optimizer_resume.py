@@ -1,15 +1,11 @@
 """Every optimizer goes on from its checkpoint bit for bit; what it saves is plain; clipping and bfloat16 work."""
 
-import csv
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from stopped_runs import StopAfter, curve
 
 from elas_lightning.configuration import ElasCLI, command_line
 from elas_lightning.errors import UserError
@@ -32,25 +28,6 @@ def _overrides(optimizer: dict[str, Any], **others: Any) -> dict[str, Any]:
     return {**own, **{key.replace("__", "."): value for key, value in others.items()}}
 
 
-def _losses(directory: Path) -> list[tuple[str, ...]]:
-    columns = ("step", "train_loss", "val_loss", "lr")
-    with (directory / "curve.csv").open() as file:
-        return [tuple(row[c] for c in columns) for row in csv.DictReader(file)]
-
-
-class _StopAfter(Callback):
-    """Has the run save itself and stop, as Ctrl-C would."""
-
-    def __init__(self, batches: int) -> None:
-        self.batches = batches
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if batch_idx + 1 == self.batches:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_resumed_equals_unbroken(overlay: Path, tmp_path: Path, optimizer: dict[str, Any]) -> None:
     _break_and_resume(overlay, tmp_path, _overrides(optimizer))
@@ -67,10 +44,10 @@ def _break_and_resume(overlay: Path, tmp_path: Path, overrides: dict[str, Any]) 
     request = RunRequest(tmp_path / "broken", [overlay], overrides)
     for batches in (2, 6):  # before the first exact step or new subspace, and right after the second
         with pytest.raises(Interrupted):
-            run(request, [_StopAfter(batches)])
+            run(request, [StopAfter(batches)])
     resumed = run(request)
     assert resumed.metrics["val_loss"] == whole.metrics["val_loss"]
-    assert _losses(tmp_path / "broken") == _losses(tmp_path / "whole")
+    assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
@@ -89,9 +66,9 @@ def test_resumed_equals_unbroken_under_terms_of_the_trainer(
     run(RunRequest(tmp_path / "whole", [overlay], overrides))
     request = RunRequest(tmp_path / "broken", [overlay], overrides)
     with pytest.raises(Interrupted):
-        run(request, [_StopAfter(6)])
+        run(request, [StopAfter(6)])
     run(request)
-    assert _losses(tmp_path / "broken") == _losses(tmp_path / "whole")
+    assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
@@ -109,7 +86,7 @@ def test_clipping_and_bfloat16_work_and_the_checkpoint_is_plain(
 def test_another_optimizer_is_refused_when_resuming(overlay: Path, tmp_path: Path) -> None:
     muon = {"name": "muon"}
     with pytest.raises(Interrupted):
-        run(RunRequest(tmp_path / "run", [overlay], _overrides(muon)), [_StopAfter(3)])
+        run(RunRequest(tmp_path / "run", [overlay], _overrides(muon)), [StopAfter(3)])
     other = RunRequest(tmp_path / "run", [overlay], _overrides({**muon, "muon_momentum": 0.5}))
     with pytest.raises(
         UserError, match=r"model\.optimizer\.muon_momentum is 0\.5 but the checkpoint has 0\.95"
