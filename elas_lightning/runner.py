@@ -23,6 +23,7 @@ from elas_lightning.layout import (
     RESULT_NAME,
     RUNS,
     Before,
+    Occupied,
     checkpoint_folder,
     handed_over,
     handing_over,
@@ -165,6 +166,8 @@ class RunCommand(ElasCLI):
             except MisconfigurationException as error:  # Lightning's, of settings that only the loop looks at
                 self._leave_nothing()
                 raise UserError(f"trainer: {error}") from error
+            except Occupied:  # whatever is new there is the other process's
+                raise
             except UserError:
                 self._leave_nothing()
                 raise
@@ -177,6 +180,8 @@ class RunCommand(ElasCLI):
         if self.subcommand != "fit":
             handed = handed_over()
             directory = Path(handed["directory"]) if handed else super().choose_directory(given)
+            if is_first_rank():
+                self._held.enter_context(hold(directory))
             self._held.enter_context(handing_over({"directory": str(directory), "checkpoint": None}))
             return directory
         self._beginning = begin(self.resolved, self._held)
@@ -189,15 +194,16 @@ class RunCommand(ElasCLI):
             self._before.restore(self.directory)
 
     def before_validate(self) -> None:
-        """Refuse a checkpoint that is not there or cannot be read.
+        """Refuse a checkpoint that is not given, not there or cannot be read.
 
         Raises:
-            UserError: The path is wrong, or the file is.
+            UserError: The path is missing or wrong, or the file is.
         """
         given = self.config["validate"]["ckpt_path"]
-        if given is not None:
-            verify(Path(given))
-            read(Path(given), mmap=True)
+        if given is None:
+            raise UserError("validate measures a checkpoint: give --ckpt_path FILE, a *.ckpt file")
+        verify(Path(given))
+        read(Path(given), mmap=True)
 
     def fit(self, **kwargs: Any) -> None:
         """Train, validate at the end, leave a result file; a finished run is left as it is."""

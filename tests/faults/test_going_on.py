@@ -13,7 +13,9 @@ import pytest
 import torch
 import yaml
 
+from elas_lightning import runner
 from elas_lightning.cli import main
+from elas_lightning.continuation import Beginning, begin
 from elas_lightning.layout import hold
 from elas_lightning.training.checkpoints import read, verify
 
@@ -118,6 +120,28 @@ def test_another_configuration_is_refused_with_what_differs(fit: Fit) -> None:
     with hold(Path("mine")):
         code, _, error = fit(ONCE, "--trainer.default_root_dir=mine")
     assert (code, "another process is at work in mine" in error) == (2, True)
+
+
+def test_the_second_of_two_that_were_typed_at_once_takes_nothing_from_the_first(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def second(*arguments: Any) -> Beginning:
+        with hold(Path("mine")):  # the first one, since the second has looked what was there
+            Path("mine/curve.csv").write_text("the first one's")
+            return begin(*arguments)
+
+    monkeypatch.setattr(runner, "begin", second)
+    code, _, error = fit("--trainer.default_root_dir=mine")
+    assert (code, "another process is at work in mine" in error) == (2, True)
+    assert Path("mine/curve.csv").read_text() == "the first one's"
+
+
+def test_a_validation_waits_for_the_run_in_its_directory(fit: Fit, overlay: Path) -> None:
+    _stop(fit, "--trainer.default_root_dir=mine")
+    arguments = ["validate", f"--config={overlay}", "--trainer.default_root_dir=mine"]
+    with hold(Path("mine")):
+        assert main([*arguments, "--ckpt_path=mine/checkpoints/last.ckpt"]) == 2
+    assert main([*arguments, "--ckpt_path=mine/checkpoints/last.ckpt"]) == 0
 
 
 @pytest.mark.parametrize(
