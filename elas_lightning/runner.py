@@ -1,5 +1,6 @@
 """One run: configuration in, :class:`RunResult` out, which is also what lies on disk afterwards."""
 
+import errno
 import json
 import math
 import shlex
@@ -39,13 +40,21 @@ from elas_lightning.nn.account import (
     memory_account,
 )
 from elas_lightning.nn.ffn import ffn_choice, ffn_path
-from elas_lightning.training.checkpoints import newest_usable, read, take_up, verify, write_atomically
+from elas_lightning.training.checkpoints import (
+    newest_usable,
+    not_written,
+    read,
+    take_up,
+    verify,
+    write_atomically,
+)
 from elas_lightning.training.hardware import describe_environment, peak_flops
 from elas_lightning.training.interruption import Interrupted, RunEnded
 from elas_lightning.training.optimizers import optimizer_state_entries
 
 # a process that was told to stop and is still saving itself
 _PATIENCE_SECONDS = 60.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # by the beginning of the precision's name
 _DTYPES = {"bf16": "bfloat16", "16": "float16", "64": "float64"}
 
@@ -239,6 +248,8 @@ def execute(
         launcher = cli.trainer.strategy.launcher
         if launcher is not None and not (isinstance(error, Interrupted) and error.together):
             launcher.kill(signal.SIGKILL)  # the other ranks would wait for this one
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:  # a logger's
+            raise not_written(Path(str(error.filename or cli.directory)), error) from error
         raise
     result = _collect(cli, request, state, reason, started)
     if cli.trainer.is_global_zero:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +49,11 @@ def remembered(cache: Path, key: str) -> float | None:
 
 
 def remember(cache: Path, key: str, value: float) -> None:
-    """Note a value under ``key`` for later runs."""
+    """Note a value under ``key`` for later runs, which find it anew where the cache cannot be written to."""
     folder = cache / "unigram"
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(dir=folder)
-    with os.fdopen(handle, "w") as file:
-        json.dump({"unigram_perplexity": value}, file)
-    os.replace(unfinished, folder / f"{key}.json")  # a reader sees all of it or nothing
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, unfinished = tempfile.mkstemp(dir=folder)
+        with os.fdopen(handle, "w") as file:
+            json.dump({"unigram_perplexity": value}, file)
+        os.replace(unfinished, folder / f"{key}.json")  # a reader sees all of it or nothing

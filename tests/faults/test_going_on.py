@@ -1,5 +1,6 @@
 """``elas fit`` typed again: which run it goes on with, what it refuses, and its exit codes."""
 
+import errno
 import json
 import os
 import re
@@ -8,10 +9,12 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch.loggers import CSVLogger
 
 from elas_lightning import runner
 from elas_lightning.cli import main
@@ -228,6 +231,16 @@ def test_a_disk_that_is_full_in_the_midst_of_the_curve_is_said_in_one_line(fit: 
     assert (code, error.count("\n")) == (2, 1)
     assert "mine/curve.csv cannot be written (File too large): what was saved before is untouched" in error
     assert read(Path("mine/checkpoints/last.ckpt"))["global_step"] == 3
+
+
+def test_a_disk_that_is_full_where_a_logger_writes_is_said_in_one_line(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_space = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(CSVLogger, "save", Mock(side_effect=no_space))
+    code, _, error = fit("--trainer.default_root_dir=mine", "--trainer.logger=true")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "mine cannot be written (No space left on device): what was saved before is untouched" in error
 
 
 def test_a_torn_newest_checkpoint_costs_its_steps_and_not_the_run(
