@@ -118,7 +118,9 @@ def _begin(folder: Path, plan: Manifest, tokenizer: TextTokenizer) -> bool:
                     "name another folder with --out, or delete it"
                 )
             return name == PLAN_NAME
-    if any(path.name != _LOCK_NAME for path in folder.iterdir()):
+    # a kill may have come before the plan was written
+    ours = (_LOCK_NAME, TOKENIZER_NAME, *map(_unfinished, (TOKENIZER_NAME, PLAN_NAME)))
+    if any(path.name not in ours for path in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no token shards; name another folder with --out")
     _write(folder / TOKENIZER_NAME, tokenizer.definition)
     _write(folder / PLAN_NAME, plan.as_json())
@@ -203,7 +205,7 @@ def _make_shard(shard: str, name: str) -> None:
     folder, tokenizer = _task.folder, _task.tokenizer
     reader = TextReader((shard,))
     tokens_path, offsets_path = folder / (name + TOKENS_SUFFIX), folder / (name + OFFSETS_SUFFIX)
-    unfinished = folder / f".{name}.unfinished"
+    unfinished = folder / _unfinished(name)
     offsets, text_bytes = [0], 0
     with unfinished.open("wb") as file:
         _write_header(file, _task.dtype, 0)
@@ -238,11 +240,16 @@ def _record(folder: Path, name: str) -> ShardRecord:
 
 
 def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = path.with_name(_unfinished(path.name))
     with unfinished.open("wb") as file:
         file.write(text.encode("utf-8"))
         _to_disk(file)
     unfinished.replace(path)
+
+
+def _unfinished(name: str) -> str:
+    """How a file is called while it is written."""
+    return f".{name}.unfinished"
 
 
 def _to_disk(file: IO[bytes]) -> None:

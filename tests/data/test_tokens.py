@@ -187,6 +187,24 @@ def test_what_is_there_is_not_made_again_and_nothing_else_is_overwritten(tokens,
         prepare.prepare(again.corpus, again.text_tokenizer, tmp_path / "third", 1)
 
 
+@pytest.mark.parametrize(
+    "written", ["nothing", "tokenizer.json.part", "tokenizer.json", "unfinished.json.part"]
+)
+def test_a_preparation_killed_at_its_beginning_goes_on(make_data, tmp_path, written):
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    (folder / ".lock").touch()
+    if written.endswith(".part"):
+        (folder / f".{written.removesuffix('.part')}.unfinished").write_text("{")
+    if written in ("tokenizer.json", "unfinished.json.part"):
+        (folder / "tokenizer.json").write_text("{}")
+    data = make_data()
+    plan = prepare._plan(data.corpus, data.text_tokenizer)
+    assert prepare._begin(folder, plan, data.text_tokenizer)
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "tokenizer.json", "unfinished.json"]
+    assert (folder / "tokenizer.json").read_text() == data.text_tokenizer.definition
+
+
 @pytest.mark.slow
 def test_a_damaged_text_shard_ends_the_preparation_which_then_goes_on(make_data, corpus, tmp_path):
     text, folder = shutil.copytree(corpus, tmp_path / "text"), tmp_path / "tokens"
