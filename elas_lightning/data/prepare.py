@@ -117,6 +117,11 @@ def _begin(folder: Path, plan: Manifest, tokenizer: TextTokenizer) -> bool:
                     f"{folder} holds token shards of {_in_words(former.origin)}, not of {_in_words(plan.origin)}; "
                     "name another folder with --out, or delete it"
                 )
+            if lost := _missing(folder, former):
+                raise UserError(
+                    f"{folder} has lost {len(lost)} of its files, {lost[0]} among them; put them back, or name another "
+                    "folder with --out"
+                )
             return name == PLAN_NAME
     # a kill may have come before the plan was written
     ours = (_LOCK_NAME, TOKENIZER_NAME, *map(_unfinished, (TOKENIZER_NAME, PLAN_NAME)))
@@ -125,6 +130,12 @@ def _begin(folder: Path, plan: Manifest, tokenizer: TextTokenizer) -> bool:
     _write(folder / TOKENIZER_NAME, tokenizer.definition)
     _write(folder / PLAN_NAME, plan.as_json())
     return True
+
+
+def _missing(folder: Path, manifest: Manifest) -> list[str]:
+    """Files of the shards that were made and are not there."""
+    made = [name + suffix for name in manifest.records for suffix in (TOKENS_SUFFIX, OFFSETS_SUFFIX)]
+    return [file for file in made if not (folder / file).is_file()]
 
 
 def _in_words(origin: Origin) -> str:

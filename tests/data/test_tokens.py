@@ -165,7 +165,9 @@ def test_other_folders_are_refused(make_tokens, corpus):
 
 def test_a_manifest_that_is_none_is_refused(make_tokens, tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(UserError, match=r"manifest\.json cannot be read .*elas data prepare"):
+    with pytest.raises(
+        UserError, match=r"manifest\.json cannot be read .*elas data prepare, in another folder"
+    ):
         make_tokens(path=str(tmp_path)).setup("fit")
 
 
@@ -175,6 +177,11 @@ def test_what_is_there_is_not_made_again_and_nothing_else_is_overwritten(tokens,
     before = (folder / "c4-train.00000-of-00004.tokens.npy").stat().st_mtime_ns
     assert prepare.prepare(data.corpus, data.text_tokenizer, folder, 1) == open_manifest(folder)
     assert (folder / "c4-train.00000-of-00004.tokens.npy").stat().st_mtime_ns == before
+    (folder / "c4-train.00001-of-00004.offsets.npy").unlink()
+    with pytest.raises(
+        UserError, match=r"has lost 1 of its files, c4-train\.00001-of-00004\.offsets\.npy among"
+    ):
+        prepare.prepare(data.corpus, data.text_tokenizer, folder, 1)
     other = shutil.copytree(corpus, tmp_path / "other")
     write_shard(other / "c4-train.00000-of-00004.json.gz", sentences("x", 9))
     changed = make_data(path=str(other))
