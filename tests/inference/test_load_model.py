@@ -1,6 +1,7 @@
 """A checkpoint becomes a model again, with its tokenizer and its run."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -40,6 +41,18 @@ def test_a_sharded_checkpoint_knows_the_directory_of_its_run(trained: ElasCLI, t
         UserError, match=r"whole\.pt is one file of the checkpoint .*last\.ckpt: give that folder"
     ):
         load_model(last / "whole.pt")
+
+
+def test_the_newest_checkpoint_of_a_directory_is_taken_whatever_its_name(
+    trained: ElasCLI, tmp_path: Path
+) -> None:
+    """A run of another checkpoint.filename was stopped, which wrote last.ckpt, and went on."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name, age in (("previous.ckpt", 0), ("step=12.ckpt", 1), ("last.ckpt", 9)):
+        shutil.copy(trained.checkpoint_path, folder / name)
+        os.utime(folder / name, (1e9 - age, 1e9 - age))
+    assert load_model(tmp_path).path == folder / "step=12.ckpt"
 
 
 def test_a_directory_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
