@@ -108,6 +108,10 @@ def test_a_corpus_of_empty_documents_is_one_line(source, corpus, tmp_path, capsy
     error = capsys.readouterr().err
     assert "there is no document with text in 4 training shards" in error
     assert error.count("\n") == 1
+    assert main(["data", "inspect", *source, "--path", str(folder), "--documents", "4"]) == 2
+    error = capsys.readouterr().err
+    assert "no text in the 4 documents looked at in 4 training shards" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.slow
