@@ -263,3 +263,5 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
     # the directory of a run that is being resumed is not empty, and is meant not to be
     warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
+    # a checkpoint may be measured, or gone on with, elsewhere; which others are kept there is settled there
+    warnings.filterwarnings("ignore", message=r"The dirpath has changed from .* to ")

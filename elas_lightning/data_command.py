@@ -1,6 +1,7 @@
 """``elas data``: token shards made, and what a model will see of a corpus, in a terminal."""
 
 import math
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,8 +61,9 @@ def prepare(overlays: Sequence[Path], overrides: dict[str, Any], out: Path, work
     )
     console.print(
         f"{out}: {len(manifest.train)} training and {len(manifest.validation)} validation shards, {documents:,} "
-        f"documents, {tokens:,} tokens ({text_bytes / tokens:.2f} bytes a token)",
+        f"documents, {tokens:,} tokens ({text_bytes / max(1, tokens):.2f} bytes a token)",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
     if seen.documents:
@@ -69,8 +71,9 @@ def prepare(overlays: Sequence[Path], overrides: dict[str, Any], out: Path, work
             f"{seen.documents / (time.perf_counter() - began):,.0f} documents a second", highlight=False
         )
     console.print(
-        f"train from them by stacking: --config experiments/data/tokens.yaml --data.path={out}",
+        f"train from them by stacking: --config experiments/data/tokens.yaml {shlex.quote(f'--data.path={out}')}",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
 

@@ -104,6 +104,10 @@ def new_run_directory(kind: str) -> Path:
             return directory
 
 
+class Occupied(UserError):
+    """Another process holds the folder."""
+
+
 class Before:
     """What was there before a run was begun, so that one that is refused leaves nothing behind.
 
@@ -175,7 +179,8 @@ def hold(folder: Path, wait_seconds: float = 0.0) -> Iterator[None]:
         wait_seconds: How long to wait for another holder to leave.
 
     Raises:
-        UserError: Another process has it, or it cannot be written to.
+        Occupied: Another process has it.
+        UserError: It cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +192,7 @@ def hold(folder: Path, wait_seconds: float = 0.0) -> Iterator[None]:
         deadline = time.monotonic() + wait_seconds
         while not _lock(file):
             if time.monotonic() >= deadline:
-                raise UserError(f"another process is at work in {folder}: wait for it or stop it")
+                raise Occupied(f"another process is at work in {folder}: wait for it or stop it")
             time.sleep(_LOCK_POLL_SECONDS)
         yield
 

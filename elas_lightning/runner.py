@@ -1,5 +1,6 @@
 """One run: configuration in, :class:`RunResult` out, which is also what lies on disk afterwards."""
 
+import errno
 import json
 import math
 import shlex
@@ -23,6 +24,7 @@ from elas_lightning.layout import (
     RESULT_NAME,
     RUNS,
     Before,
+    Occupied,
     checkpoint_folder,
     handed_over,
     handing_over,
@@ -38,7 +40,14 @@ from elas_lightning.nn.account import (
     memory_account,
 )
 from elas_lightning.nn.ffn import ffn_choice, ffn_path
-from elas_lightning.training.checkpoints import newest_usable, read, take_up, verify, write_atomically
+from elas_lightning.training.checkpoints import (
+    newest_usable,
+    not_written,
+    read,
+    take_up,
+    verify,
+    write_atomically,
+)
 from elas_lightning.training.hardware import describe_environment, peak_flops
 from elas_lightning.training.interruption import Interrupted, RunEnded
 from elas_lightning.training.optimizers import optimizer_state_entries
@@ -48,6 +57,7 @@ _VALIDATED = (
 )  # fmt: skip
 # a process that was told to stop and is still saving itself
 _PATIENCE_SECONDS = 60.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # by the beginning of the precision's name
 _DTYPES = {"bf16": "bfloat16", "16": "float16", "64": "float64"}
 
@@ -168,6 +178,8 @@ class RunCommand(ElasCLI):
             except MisconfigurationException as error:  # Lightning's, of settings that only the loop looks at
                 self._leave_nothing()
                 raise UserError(f"trainer: {error}") from error
+            except Occupied:  # whatever is new there is the other process's
+                raise
             except UserError:
                 self._leave_nothing()
                 raise
@@ -180,6 +192,8 @@ class RunCommand(ElasCLI):
         if self.subcommand != "fit":
             handed = handed_over()
             directory = Path(handed["directory"]) if handed else super().choose_directory(given)
+            if is_first_rank():
+                self._held.enter_context(hold(directory))
             self._held.enter_context(handing_over({"directory": str(directory), "checkpoint": None}))
             return directory
         self._beginning = begin(self.resolved, self._held)
@@ -192,15 +206,16 @@ class RunCommand(ElasCLI):
             self._before.restore(self.directory)
 
     def before_validate(self) -> None:
-        """Refuse a checkpoint that is not there or cannot be read.
+        """Refuse a checkpoint that is not given, not there or cannot be read.
 
         Raises:
-            UserError: The path is wrong, or the file is.
+            UserError: The path is missing or wrong, or the file is.
         """
         given = self.config["validate"]["ckpt_path"]
-        if given is not None:
-            verify(Path(given))
-            read(Path(given), mmap=True)
+        if given is None:
+            raise UserError("validate measures a checkpoint: give --ckpt_path FILE, a *.ckpt file")
+        verify(Path(given))
+        read(Path(given), mmap=True)
 
     def fit(self, **kwargs: Any) -> None:
         """Train, validate at the end, leave a result file; a finished run is left as it is."""
@@ -236,6 +251,8 @@ def execute(
         launcher = cli.trainer.strategy.launcher
         if launcher is not None and not (isinstance(error, Interrupted) and error.together):
             launcher.kill(signal.SIGKILL)  # the other ranks would wait for this one
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:  # a logger's
+            raise not_written(Path(str(error.filename or cli.directory)), error) from error
         raise
     result = _collect(cli, request, state, reason, started)
     if cli.trainer.is_global_zero:

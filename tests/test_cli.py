@@ -74,6 +74,7 @@ def test_fit_leaves_a_result_and_validate_measures_its_checkpoint(overlay: Path,
     validate = _elas("validate", *arguments, "--ckpt_path", checkpoint, cwd=tmp_path)
     assert validate.returncode == 0, validate.stderr
     assert "val_perplexity" in validate.stdout
+    assert validate.stderr == ""
 
 
 def test_print_config_shows_the_whole_stack(overlay: Path) -> None:

@@ -27,11 +27,11 @@ def source(corpus, tokenizer_file, tmp_path, monkeypatch):
 
 
 def test_prepare_then_train_from_the_shards(source, tmp_path, overlay, capsys):
-    out = tmp_path / "tokens"
+    out = tmp_path / "my [v2] tokens"
     assert main(["data", "prepare", *source, "--out", str(out), "--workers", "1"]) == 0
     said = capsys.readouterr().out
     assert f"{out}: 4 training and 2 validation shards, 122 documents, " in said
-    assert f"--config experiments/data/tokens.yaml --data.path={out}" in said
+    assert f"--config experiments/data/tokens.yaml '--data.path={out}'" in said
     assert main(["data", "prepare", *source, "--out", str(out), "--workers", "1"]) == 0
     run = tmp_path / "run"
     tokens = ["--data.source=tokens", f"--data.path={out}", "--data.tokenizer=auto"]
@@ -108,6 +108,19 @@ def test_a_corpus_of_empty_documents_is_one_line(source, corpus, tmp_path, capsy
     error = capsys.readouterr().err
     assert "there is no document with text in 4 training shards" in error
     assert error.count("\n") == 1
+    assert main(["data", "inspect", *source, "--path", str(folder), "--documents", "4"]) == 2
+    error = capsys.readouterr().err
+    assert "no text in the 4 documents looked at in 4 training shards" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_corpus_of_no_documents_is_prepared(source, corpus, tmp_path, capsys):
+    folder, out = shutil.copytree(corpus, tmp_path / "empty"), str(tmp_path / "tokens")
+    for shard in folder.iterdir():
+        write_shard(shard, [])
+    assert main(["data", "prepare", *source, "--path", str(folder), "--out", out, "--workers", "1"]) == 0
+    assert "4 training and 2 validation shards, 0 documents, 0 tokens" in capsys.readouterr().out
 
 
 def test_verify_names_damaged_text(source, corpus, tmp_path, capsys):

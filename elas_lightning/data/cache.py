@@ -48,18 +48,27 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     Args:
         target: folder to make.
         build: fills the empty folder it is given.
+
+    Raises:
+        UserError: the cache cannot be written to.
     """
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if not target.exists():
-            unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-            try:
-                build(unfinished)
-                unfinished.chmod(0o755)  # mkdtemp's 0700 would shut out the others who share the cache
-                unfinished.rename(target)
-            except BaseException:
-                shutil.rmtree(unfinished, ignore_errors=True)
-                raise
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not target.exists():
+                unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+                try:
+                    build(unfinished)
+                    unfinished.chmod(0o755)  # mkdtemp's 0700 would shut out the others who share the cache
+                    unfinished.rename(target)
+                except BaseException:
+                    shutil.rmtree(unfinished, ignore_errors=True)
+                    raise
+    except OSError as error:
+        raise UserError(
+            f"data.cache_dir: {target} cannot be made ({error.strerror or error}); name a folder with room that you "
+            "may write to, there or in $ELAS_CACHE_DIR"
+        ) from error
     return target

@@ -59,9 +59,12 @@ def sample_lengths(data: C4DataModule, documents: int) -> np.ndarray:
         stored = reader.read(-(-(documents - len(lengths)) // left))
         lengths += map(len, encoded(stored, data.text_tokenizer))
     if max(lengths, default=0) < 2:  # an empty one is its end token alone
-        raise UserError(
-            f"there is no document with text in {len(spread)} training shards from {shards[0]} on"
-        )
+        where = f"{len(spread)} training shards from {shards[0]} on"
+        if len(lengths) == documents:
+            raise UserError(
+                f"no text in the {documents:,} documents looked at in {where}: give more --documents"
+            )
+        raise UserError(f"there is no document with text in {where}")
     return np.array(lengths)
 
 

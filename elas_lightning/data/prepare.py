@@ -117,12 +117,25 @@ def _begin(folder: Path, plan: Manifest, tokenizer: TextTokenizer) -> bool:
                     f"{folder} holds token shards of {_in_words(former.origin)}, not of {_in_words(plan.origin)}; "
                     "name another folder with --out, or delete it"
                 )
+            if lost := _missing(folder, former):
+                raise UserError(
+                    f"{folder} has lost {len(lost)} of its files, {lost[0]} among them; put them back, or name another "
+                    "folder with --out"
+                )
             return name == PLAN_NAME
-    if any(path.name != _LOCK_NAME for path in folder.iterdir()):
+    # a kill may have come before the plan was written
+    ours = (_LOCK_NAME, TOKENIZER_NAME, *map(_unfinished, (TOKENIZER_NAME, PLAN_NAME)))
+    if any(path.name not in ours for path in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no token shards; name another folder with --out")
     _write(folder / TOKENIZER_NAME, tokenizer.definition)
     _write(folder / PLAN_NAME, plan.as_json())
     return True
+
+
+def _missing(folder: Path, manifest: Manifest) -> list[str]:
+    """Files of the shards that were made and are not there."""
+    made = [name + suffix for name in manifest.records for suffix in (TOKENS_SUFFIX, OFFSETS_SUFFIX)]
+    return [file for file in made if not (folder / file).is_file()]
 
 
 def _in_words(origin: Origin) -> str:
@@ -203,7 +216,7 @@ def _make_shard(shard: str, name: str) -> None:
     folder, tokenizer = _task.folder, _task.tokenizer
     reader = TextReader((shard,))
     tokens_path, offsets_path = folder / (name + TOKENS_SUFFIX), folder / (name + OFFSETS_SUFFIX)
-    unfinished = folder / f".{name}.unfinished"
+    unfinished = folder / _unfinished(name)
     offsets, text_bytes = [0], 0
     with unfinished.open("wb") as file:
         _write_header(file, _task.dtype, 0)
@@ -238,11 +251,16 @@ def _record(folder: Path, name: str) -> ShardRecord:
 
 
 def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = path.with_name(_unfinished(path.name))
     with unfinished.open("wb") as file:
         file.write(text.encode("utf-8"))
         _to_disk(file)
     unfinished.replace(path)
+
+
+def _unfinished(name: str) -> str:
+    """How a file is called while it is written."""
+    return f".{name}.unfinished"
 
 
 def _to_disk(file: IO[bytes]) -> None:

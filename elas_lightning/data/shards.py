@@ -260,7 +260,12 @@ def _text_of(line: str, number: int, shard: str) -> str:
         if isinstance(text, str):
             text.encode()  # a lone surrogate has no UTF-8 form, and every tokenizer wants one
             return text
-    except (json.JSONDecodeError, UnicodeEncodeError, KeyError, TypeError):
+    except (
+        ValueError,
+        RecursionError,
+        KeyError,
+        TypeError,
+    ):  # also numbers of too many digits, and deep nesting
         pass
     raise DamagedShard(
         f"the shard {shard} has a record without a string field 'text' (number {number}: {line[:60]!r}); every line "

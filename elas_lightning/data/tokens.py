@@ -105,7 +105,8 @@ class Manifest:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path} cannot be read ({error}); make the token shards again with elas data prepare"
+                f"{path} cannot be read ({error}); make the token shards again with elas data prepare, in another "
+                "folder"
             ) from error
 
 

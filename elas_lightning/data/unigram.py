@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,8 @@ def remembered(cache: Path, key: str) -> float | None:
 
 
 def remember(cache: Path, key: str, value: float) -> None:
-    """Note a value under ``key`` for later runs."""
+    """Note a value under ``key`` for later runs, which find it anew where the cache cannot be written to."""
     folder = cache / "unigram"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / f"{key}.json", json.dumps({"unigram_perplexity": value}))
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / f"{key}.json", json.dumps({"unigram_perplexity": value}))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from elas_lightning.errors import UserError
@@ -145,14 +146,14 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     environment = found["environment"]
     console.print(
         f"{found['checkpoint']}, step {found['step']}; windows of {found['length']} tokens; {environment['hardware']}",
-        soft_wrap=True, highlight=False,
+        soft_wrap=True, highlight=False, markup=False,
     )  # fmt: skip
     if found["text"]:
         table = _table(("text", "sparsity"), ("documents", "tokens", "loss", "perplexity", "bits/byte"))
         for row in found["text"]:
             score = TextScore(**{key: value for key, value in row.items() if key != "sparsity"})
             table.add_row(
-                Path(score.source).name, row["sparsity"], f"{score.documents:,}", f"{score.tokens:,}",
+                escape(Path(score.source).name), row["sparsity"], f"{score.documents:,}", f"{score.tokens:,}",
                 f"{score.loss:.4f}", f"{score.perplexity:.2f}", f"{score.bits_per_byte:.4f}",
             )  # fmt: skip
         console.print(table)

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from elas_lightning.configuration import CHECKPOINT_NAME
 from elas_lightning.data.module import C4DataModule
 from elas_lightning.data.tokenizer import TextTokenizer, read_tokenizer
 from elas_lightning.errors import UserError
+from elas_lightning.layout import checkpoint_folder
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.folder import is_model_folder, read_facts, read_weights
 from elas_lightning.nn.llama import Llama
 from elas_lightning.runner import RESULT_NAME, RunResult
-from elas_lightning.training.checkpoints import read, verify
+from elas_lightning.training.checkpoints import candidates, read, verify
 from elas_lightning.training.folder_checkpoints import files_of
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -49,15 +49,16 @@ class TrainedModel:
     @property
     def directory(self) -> Path:
         """Where the run's other files lie, if they are still there."""
-        return self.path if self.path.is_dir() else self.path.parent.parent
+        # a sharded checkpoint is a folder, too
+        return self.path if is_model_folder(self.path) else self.path.parent.parent
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> TrainedModel:
     """Load a model for use.
 
     Args:
-        path: A ``*.ckpt`` file, the directory of a run that still has one, or a folder that ``elas export --form
-            factors`` or ``elas import`` wrote.
+        path: A ``*.ckpt`` file, the directory of a run that still has one (the newest is taken), or a folder that
+            ``elas export --form factors`` or ``elas import`` wrote.
         device: Where the weights go.
 
     Raises:
@@ -148,13 +149,13 @@ def _in_use(
 def _checkpoint_of(path: Path) -> Path:
     if not path.is_dir() or files_of(path):
         return path
-    inside = path / "checkpoints" / f"{CHECKPOINT_NAME}.ckpt"
-    if not files_of(inside):
+    inside = candidates(checkpoint_folder(path))
+    if not inside:
         raise UserError(
             f"there is no checkpoint in {path}: give the directory of a run of `elas fit`, a *.ckpt file (a sweep "
             "removes the checkpoints of finished runs) or a folder of `elas export --form factors`"
         )
-    return inside
+    return inside[0]
 
 
 def _result_in(directory: Path) -> RunResult | None:

@@ -25,7 +25,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from elas_lightning.errors import UserError
-from elas_lightning.training.folder_checkpoints import files_of, put_together
+from elas_lightning.training.folder_checkpoints import (
+    WHOLE_NAME,
+    files_of,
+    put_together,
+    steps_of,
+)
 from elas_lightning.training.interruption import is_between_steps, validation_follows
 
 logger = logging.getLogger(__name__)
@@ -100,12 +105,14 @@ def verify(path: Path) -> None:
 
     Raises:
         TornCheckpoint: It is torn, or no file that ``torch.save`` wrote.
-        UserError: There is no such file.
+        UserError: There is no such file, or it is a part of a folder.
     """
     if not (files := files_of(path)):
-        if path.is_dir() and path.suffix == _SUFFIX:  # a kill has come between its removal's steps
+        if path.suffix == _SUFFIX and path.is_dir():  # a kill has come between its removal's steps
             raise TornCheckpoint(_torn(path, "its files are missing"))
         raise UserError(f"there is no checkpoint {path}; give the path of a *.ckpt file")
+    if path.name == WHOLE_NAME:
+        raise UserError(f"{path} is one file of the checkpoint {path.parent}: give that folder")
     for file in files:
         try:
             with zipfile.ZipFile(file) as archive:
@@ -114,6 +121,8 @@ def verify(path: Path) -> None:
             raise TornCheckpoint(_torn(path, str(error) or type(error).__name__)) from error
         if broken is not None:
             raise TornCheckpoint(_torn(path, f"the checksum of {broken} in {file.name} is wrong"))
+    if len(files) > 1 and len(steps := steps_of(files)) > 1:
+        raise TornCheckpoint(_torn(path, f"its files are of steps {' and '.join(map(str, sorted(steps)))}"))
 
 
 def _torn(path: Path, why: str) -> str:
@@ -124,8 +133,12 @@ def _torn(path: Path, why: str) -> str:
 
 
 def candidates(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, newest first."""
-    return sorted(folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    """The checkpoints of a folder, newest first; the previous one, which another has replaced, last.
+
+    A clock that was set back, or a copy of the folder, may give it the latest date.
+    """
+    by_age = sorted(folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return sorted(by_age, key=lambda path: path.name == PREVIOUS_NAME)
 
 
 def newest_usable(folder: Path, verify: Callable[[Path], None] = verify) -> Path | None:

@@ -2,10 +2,12 @@
 
 ``whole.pt`` is an ordinary checkpoint with empty places where tensors are sharded; ``shard-00001-of-00004.pt`` is a
 dict from the paths of those places to the rows that the second of four processes holds. Rows of all shards one below
-the other are the tensor. All files are what ``torch.save`` makes of plain types, so that reading runs no code;
+the other are the tensor. Every file names its step: a folder that is copied while training saves may come to have files
+of two. All files are what ``torch.save`` makes of plain types, so that reading runs no code;
 ``torch.distributed.checkpoint`` has a pickle in its folders.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 WHOLE_NAME = "whole.pt"
+_STEP = "global_step"
 
 
 def shard_name(rank: int, count: int) -> str:
@@ -27,13 +30,19 @@ def files_of(checkpoint: Path) -> list[Path]:
 
     Whether all of them are there is for the reader to find out; none where it is another folder, or nothing.
     """
-    if not checkpoint.is_dir():
-        return [checkpoint] if checkpoint.exists() else []
+    if not os.path.isdir(checkpoint):  # unlike a Path's own, false where a name is too long
+        return [checkpoint] if os.path.exists(checkpoint) else []
     shards = sorted(checkpoint.glob("shard-*-of-*.pt"))
     if not shards:
         return []
     count = int(shards[0].stem.rpartition("-")[2])
     return [checkpoint / WHOLE_NAME, *(checkpoint / shard_name(rank, count) for rank in range(count))]
+
+
+def steps_of(files: Sequence[Path]) -> set[int]:
+    """The steps that the files of a folder are of: one, or they do not belong together."""
+    contents = (torch.load(file, map_location="cpu", weights_only=True, mmap=True) for file in files)
+    return {int(content[_STEP]) for content in contents if _STEP in content}
 
 
 def each_tensor(value: Any, change: Callable[[str, Tensor], Any], path: str = "") -> Any:
@@ -54,7 +63,7 @@ def take_apart(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     Returns:
         The content of ``whole.pt``, which is the same on every process, and of this process's shard.
     """
-    rows: dict[str, Tensor] = {}
+    rows: dict[str, Tensor] = {_STEP: torch.tensor(checkpoint[_STEP])}
 
     def keep(path: str, tensor: Tensor) -> Tensor:
         if not isinstance(tensor, DTensor):

@@ -7,6 +7,7 @@ which stays gathered from the beginning of forward to the end of backward.
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,7 @@ from elas_lightning.nn.experts import MixtureOfExperts
 from elas_lightning.nn.llama import Llama
 from elas_lightning.training.checkpoints import (
     TEMPORARY,
+    not_written,
     read,
     remove,
     retire,
@@ -126,25 +128,35 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def _save_folder(self, checkpoint: dict[str, Any], path: Path) -> None:
         common, rows = take_apart(checkpoint)
         staged, first = path.with_name(path.name + TEMPORARY), self.is_global_zero
-        if first:
+
+        def begin() -> None:
             remove(staged)
             staged.mkdir(parents=True)
-        self.barrier()
-        error: UserError | None = None
-        try:
+
+        def write() -> None:
             own = {shard_name(self.global_rank, self.world_size): rows}
             for name, content in (own | {WHOLE_NAME: common} if first else own).items():
                 write_atomically(staged / name, partial(write_archive, content), verify)
-        except UserError as failure:
-            error = failure
-        if self.reduce_boolean_decision(error is not None, all=False):
-            if first:
-                remove(staged)
-            raise error or UserError(f"another process could not write its part of {path}")
-        if first:
+
+        def put_in_place() -> None:
             retire(path)
             os.replace(staged, path)
             sync_folder(path.parent)
+
+        for part, by_all in ((begin, False), (write, True), (put_in_place, False)):
+            error: UserError | None = None
+            try:
+                if first or by_all:
+                    part()
+            except UserError as failure:
+                error = failure
+            except OSError as failure:
+                error = not_written(path, failure)
+            if self.reduce_boolean_decision(error is not None, all=False):
+                if first:
+                    with suppress(OSError):
+                        remove(staged)
+                raise error or UserError(f"another process could not write its part of {path}")
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read what any number of processes have written.

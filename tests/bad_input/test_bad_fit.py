@@ -130,8 +130,13 @@ VALUES = {
     "--ckpt_path=run.yaml": "run.yaml",
     "--ckpt_path=experiments": "experiments",
     "--ckpt_path=last": "--ckpt_path last…leave it out",
+    f"--ckpt_path={'x' * 300}": "there is no checkpoint xxx",
     "--model.init_from=nowhere": "nowhere",
 }
+
+
+def test_a_validation_of_no_checkpoint(place: Any) -> None:
+    place.refuses("validate", *FIT[1:], saying="validate measures a checkpoint…--ckpt_path")
 
 
 @pytest.mark.parametrize("option", VALUES)

@@ -1,3 +1,5 @@
+import errno
+import os
 import threading
 import time
 from pathlib import Path
@@ -54,3 +56,18 @@ def test_nothing_is_left_of_a_build_that_fails(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
     build_once(tmp_path / "entry", lambda folder: (folder / "a").touch())
     assert (tmp_path / "entry/a").exists()
+
+
+def test_a_cache_that_cannot_be_written_to_is_the_users_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        UserError, match=r"data\.cache_dir: .*entry cannot be made \(.*\); name a folder with room"
+    ):
+        build_once(tmp_path / "file/entry", lambda folder: None)
+    with pytest.raises(UserError, match="No space left on device"):
+        build_once(tmp_path / "entry", full)
+    assert not (tmp_path / "entry").exists()
+
+
+def full(folder):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

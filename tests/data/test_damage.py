@@ -36,6 +36,8 @@ DAMAGE = {
     "no JSON": lambda content: with_line(content, b"{"),
     "no text": lambda content: with_line(content, b'{"body": "x"}'),
     "not UTF-8": lambda content: with_line(content, b'{"text": "\xff"}'),
+    "nested too deep": lambda content: with_line(content, b'{"text": "x", "y": ' + b"[" * 99_999),
+    "too long a number": lambda content: with_line(content, b'{"text": "x", "y": ' + b"9" * 5000 + b"}"),
     "a lone surrogate": lambda content: with_line(content, b'{"text": "\\ud800"}'),
 }
 

@@ -165,7 +165,9 @@ def test_other_folders_are_refused(make_tokens, corpus):
 
 def test_a_manifest_that_is_none_is_refused(make_tokens, tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(UserError, match=r"manifest\.json cannot be read .*elas data prepare"):
+    with pytest.raises(
+        UserError, match=r"manifest\.json cannot be read .*elas data prepare, in another folder"
+    ):
         make_tokens(path=str(tmp_path)).setup("fit")
 
 
@@ -175,6 +177,11 @@ def test_what_is_there_is_not_made_again_and_nothing_else_is_overwritten(tokens,
     before = (folder / "c4-train.00000-of-00004.tokens.npy").stat().st_mtime_ns
     assert prepare.prepare(data.corpus, data.text_tokenizer, folder, 1) == open_manifest(folder)
     assert (folder / "c4-train.00000-of-00004.tokens.npy").stat().st_mtime_ns == before
+    (folder / "c4-train.00001-of-00004.offsets.npy").unlink()
+    with pytest.raises(
+        UserError, match=r"has lost 1 of its files, c4-train\.00001-of-00004\.offsets\.npy among"
+    ):
+        prepare.prepare(data.corpus, data.text_tokenizer, folder, 1)
     other = shutil.copytree(corpus, tmp_path / "other")
     write_shard(other / "c4-train.00000-of-00004.json.gz", sentences("x", 9))
     changed = make_data(path=str(other))
@@ -185,6 +192,24 @@ def test_what_is_there_is_not_made_again_and_nothing_else_is_overwritten(tokens,
     again = make_data(source="tokens", path=str(folder), tokenizer="auto")
     with pytest.raises(UserError, match=r"is prepared already"):
         prepare.prepare(again.corpus, again.text_tokenizer, tmp_path / "third", 1)
+
+
+@pytest.mark.parametrize(
+    "written", ["nothing", "tokenizer.json.part", "tokenizer.json", "unfinished.json.part"]
+)
+def test_a_preparation_killed_at_its_beginning_goes_on(make_data, tmp_path, written):
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    (folder / ".lock").touch()
+    if written.endswith(".part"):
+        (folder / f".{written.removesuffix('.part')}.unfinished").write_text("{")
+    if written in ("tokenizer.json", "unfinished.json.part"):
+        (folder / "tokenizer.json").write_text("{}")
+    data = make_data()
+    plan = prepare._plan(data.corpus, data.text_tokenizer)
+    assert prepare._begin(folder, plan, data.text_tokenizer)
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "tokenizer.json", "unfinished.json"]
+    assert (folder / "tokenizer.json").read_text() == data.text_tokenizer.definition
 
 
 @pytest.mark.slow

@@ -28,3 +28,11 @@ def test_is_computed_once(make_data, monkeypatch):
     assert make_data(seed=5, batch_size=1).unigram_perplexity() == value
     with pytest.raises(TypeError):
         make_data(validation_tokens=10).unigram_perplexity()
+
+
+def test_a_cache_that_cannot_be_written_to_costs_no_result(make_data, tmp_path):
+    data = make_data()
+    assert data.unigram_perplexity() > 1
+    (tmp_path / "cache" / "unigram").rename(tmp_path / "elsewhere")
+    (tmp_path / "cache" / "unigram").touch()
+    assert make_data().unigram_perplexity() == data.unigram_perplexity()

@@ -1,5 +1,6 @@
 """``elas fit`` typed again: which run it goes on with, what it refuses, and its exit codes."""
 
+import errno
 import json
 import os
 import re
@@ -8,13 +9,17 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch.loggers import CSVLogger
 from stopped_runs import curve
 
+from elas_lightning import runner
 from elas_lightning.cli import main
+from elas_lightning.continuation import Beginning, begin
 from elas_lightning.layout import hold
 from elas_lightning.training.checkpoints import read, verify
 
@@ -111,6 +116,28 @@ def test_another_configuration_is_refused_with_what_differs(fit: Fit) -> None:
     assert (code, "another process is at work in mine" in error) == (2, True)
 
 
+def test_the_second_of_two_that_were_typed_at_once_takes_nothing_from_the_first(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def second(*arguments: Any) -> Beginning:
+        with hold(Path("mine")):  # the first one, since the second has looked what was there
+            Path("mine/curve.csv").write_text("the first one's")
+            return begin(*arguments)
+
+    monkeypatch.setattr(runner, "begin", second)
+    code, _, error = fit("--trainer.default_root_dir=mine")
+    assert (code, "another process is at work in mine" in error) == (2, True)
+    assert Path("mine/curve.csv").read_text() == "the first one's"
+
+
+def test_a_validation_waits_for_the_run_in_its_directory(fit: Fit, overlay: Path) -> None:
+    _stop(fit, "--trainer.default_root_dir=mine")
+    arguments = ["validate", f"--config={overlay}", "--trainer.default_root_dir=mine"]
+    with hold(Path("mine")):
+        assert main([*arguments, "--ckpt_path=mine/checkpoints/last.ckpt"]) == 2
+    assert main([*arguments, "--ckpt_path=mine/checkpoints/last.ckpt"]) == 0
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
@@ -195,6 +222,16 @@ def test_a_disk_that_is_full_in_the_midst_of_the_curve_is_said_in_one_line(fit: 
     assert (code, error.count("\n")) == (2, 1)
     assert "mine/curve.csv cannot be written (File too large): what was saved before is untouched" in error
     assert read(Path("mine/checkpoints/last.ckpt"))["global_step"] == 3
+
+
+def test_a_disk_that_is_full_where_a_logger_writes_is_said_in_one_line(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_space = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(CSVLogger, "save", Mock(side_effect=no_space))
+    code, _, error = fit("--trainer.default_root_dir=mine", "--trainer.logger=true")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "mine cannot be written (No space left on device): what was saved before is untouched" in error
 
 
 def test_a_torn_newest_checkpoint_costs_its_steps_and_not_the_run(

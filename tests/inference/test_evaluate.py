@@ -12,7 +12,7 @@ from elas_lightning.configuration import ElasCLI
 
 @pytest.fixture
 def prose(tmp_path: Path) -> Path:
-    path = tmp_path / "prose.txt"
+    path = tmp_path / "a[b].txt"  # no markup of the terminal
     path.write_text("the old stone wall runs past every small lane " * 20)
     return path
 
@@ -24,6 +24,7 @@ def test_text_with_and_without_the_sparsity_goes_to_screen_and_file(
     assert main(["eval", str(trained.directory), "--text", str(prose), "--dense", "--json", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "step 12; windows of 16 tokens" in shown
+    assert "a[b].txt" in shown
     found = json.loads(out.read_text())
     on, off = found["text"]
     assert (on["sparsity"], off["sparsity"]) == ("2:4 on", "2:4 off")

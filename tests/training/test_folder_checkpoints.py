@@ -1,14 +1,21 @@
 """How rows go from one number of processes to another."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from elas_lightning.errors import UserError
-from elas_lightning.training.checkpoints import take_up, verify
-from elas_lightning.training.folder_checkpoints import files_of, put_together, rows_of, shard_name
+from elas_lightning.training.checkpoints import TornCheckpoint, take_up, verify
+from elas_lightning.training.folder_checkpoints import (
+    files_of,
+    put_together,
+    rows_of,
+    shard_name,
+    take_apart,
+)
 
 
 @pytest.mark.parametrize("before", [1, 2, 3, 5])
@@ -48,6 +55,33 @@ def test_a_folder_is_put_together_from_its_files(tmp_path: Path) -> None:
     assert found["optimizer_states"][0]["param_groups"] == [{"params": [0]}]
 
 
+def test_files_of_two_steps_are_no_checkpoint(tmp_path: Path) -> None:
+    """What a copy made while training saves may come to."""
+    for step in (4, 8):
+        folder = tmp_path / f"{step}"
+        folder.mkdir()
+        whole, rows = take_apart({"global_step": step, "state_dict": {"w": torch.ones(2)}})
+        torch.save(whole, folder / "whole.pt")
+        for rank in range(2):
+            torch.save(rows, folder / shard_name(rank, 2))
+        verify(folder)
+    shutil.copy(tmp_path / "4" / shard_name(1, 2), tmp_path / "8")
+    with pytest.raises(TornCheckpoint, match=r"8 cannot be read \(its files are of steps 4 and 8\)"):
+        verify(tmp_path / "8")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_the_previous_one_is_not_the_newest_whatever_its_date(tmp_path: Path, kind: str) -> None:
+    """A clock was set back, or the run was copied."""
+    for name, age in (("last.ckpt", 9), ("previous.ckpt", 1)):
+        if kind == "folder":
+            _write(tmp_path / name, age)
+        else:
+            torch.save({}, tmp_path / name)
+            os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    assert take_up(tmp_path) == tmp_path / "last.ckpt"
+
+
 def test_what_is_no_checkpoint_has_no_files(tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("")
     assert files_of(tmp_path) == files_of(tmp_path / "missing") == []
@@ -74,7 +108,8 @@ def test_a_half_removed_folder_costs_no_run(tmp_path: Path, which: str, left: in
         file.unlink()
     other = tmp_path / ("previous.ckpt" if which == "last" else "last.ckpt")
     assert take_up(tmp_path) == other
-    assert (tmp_path / f"{which}.torn").is_dir()
+    if which == "last":  # what is left of a previous one stands in nobody's way: the next save removes it
+        assert (tmp_path / "last.torn").is_dir()
 
 
 def test_a_folder_may_be_torn_twice(tmp_path: Path) -> None:

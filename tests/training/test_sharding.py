@@ -6,13 +6,16 @@ up otherwise; all else is compared bit for bit.
 """
 
 import csv
+import errno
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -238,6 +241,22 @@ def test_a_full_disk_of_one_process_leaves_the_folder_that_was_there(made: Made)
     assert "No space left on device): what was saved before is untouched" in second
     assert list((directory / "checkpoints").iterdir()) == [made.end("full_folder")]
     assert list(differing(made.middle("loro_folder"), made.end("full_folder"))) == []
+
+
+@pytest.mark.parametrize("fails", ["pathlib.Path.mkdir", "elas_lightning.training.sharding.retire"])
+def test_a_folder_that_cannot_be_made_or_put_in_its_place_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    strategy, last = FullyShardedStrategy(sharded_checkpoints=True), tmp_path / "last.ckpt"
+    monkeypatch.setattr(FullyShardedStrategy, "world_size", 1)
+    monkeypatch.setattr(strategy, "reduce_boolean_decision", lambda decision, all: decision)
+    strategy._save_folder({"global_step": 4}, last)
+    no_space = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(fails, Mock(side_effect=no_space))
+    with pytest.raises(UserError, match=r"last\.ckpt cannot be written \(No space left on device\)"):
+        strategy._save_folder({"global_step": 8}, last)
+    assert list(tmp_path.iterdir()) == [last]
+    assert torch.load(last / "whole.pt")["global_step"] == 4
 
 
 def _copy(made: Made, folder: Path) -> Path:
