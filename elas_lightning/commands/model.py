@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from elas_lightning.errors import UserError
+
 
 def add(commands: Any) -> None:
     """Declare the subcommands."""
@@ -99,7 +101,10 @@ def _generate(options: argparse.Namespace) -> int:
     from elas_lightning.inference.load import load_model
 
     trained = load_model(options.model, options.device)
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    try:
+        prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    except UnicodeDecodeError as error:
+        raise UserError(f"the prompt is not UTF-8 text ({error.reason} at byte {error.start})") from error
     try:
         print_continuation(trained, prompt, max_new_tokens=options.max_new_tokens, temperature=options.temperature,
                            top_p=options.top_p, seed=options.seed)  # fmt: skip
