@@ -125,8 +125,10 @@ def _eval(options: argparse.Namespace) -> int:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     given = {key: value for key, value in vars(options).items() if key not in ("run", "json", "arguments")}
     request = evaluate.Evaluation(**given, command=shlex.join(["elas", *options.arguments]))
+    if options.json:
+        evaluate.make_room(options.json)
     found = evaluate.evaluate(request)
-    evaluate.show(found, Console())
+    evaluate.show(found, Console(markup=False))  # brackets in a name are a part of it
     if options.json:
         evaluate.write(found, options.json)
         print(f"results: {options.json}")

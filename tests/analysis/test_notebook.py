@@ -45,7 +45,12 @@ def test_a_run_without_curve_or_result(tmp_path: Path) -> None:
     (folder / "result.json").write_text("{}")
     with pytest.raises(UserError, match="has no run, state, seed, config, metrics"):
         load_run(folder)
-    with pytest.raises(UserError, match="a run has one when it has ended"):
+    (folder / "result.json").write_text(
+        '{"run": "a", "state": "complete", "seed": 0, "config": {}, "metrics": null}'
+    )
+    with pytest.raises(UserError, match="has no table as config or metrics"):
+        load_run(folder)
+    with pytest.raises(UserError, match="give the directory of a run that has ended"):
         load_run(tmp_path / "nothing")
 
 
