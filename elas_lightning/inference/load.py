@@ -49,7 +49,8 @@ class TrainedModel:
     @property
     def directory(self) -> Path:
         """Where the run's other files lie, if they are still there."""
-        return self.path if self.path.is_dir() else self.path.parent.parent
+        # a checkpoint of several processes is a folder, too
+        return self.path if is_model_folder(self.path) else self.path.parent.parent
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> TrainedModel:

@@ -1,6 +1,7 @@
 """A checkpoint becomes a model again, with its tokenizer and its run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,15 @@ def test_weights_phase_tokenizer_and_result_come_back(trained: ElasCLI, given: s
     assert loaded.tokenizer.fingerprint == trained.datamodule.text_tokenizer.fingerprint
     assert loaded.result is not None
     assert loaded.result.state == "complete"
+
+
+def test_a_checkpoint_that_is_a_folder_lies_in_its_runs_directory(
+    tokenizer_file: Path, tmp_path: Path
+) -> None:
+    """Where several processes write it; the card looks for other seeds beside the run."""
+    folder = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    folder.mkdir(parents=True)
+    assert replace(as_trained(random_model(), tokenizer_file), path=folder).directory == tmp_path / "run"
 
 
 def test_a_directory_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
