@@ -11,6 +11,8 @@ from typing import Any
 
 from elas_lightning.errors import UserError
 
+_MODEL = "a *.ckpt, a run's directory, or a folder of `elas export --form factors` or `elas import`"
+
 
 def add(commands: Any) -> None:
     """Declare the subcommands."""
@@ -58,15 +60,11 @@ def add(commands: Any) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", help="a *.ckpt, a run's directory, or a folder of `elas export --form factors`"
-    )
+    parser.add_argument("model", help=_MODEL)
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "checkpoint", type=Path, help="a *.ckpt file, or the directory of a run that still has one"
-    )
+    parser.add_argument("checkpoint", type=Path, help=_MODEL)
     parser.add_argument("--text", nargs="+", type=Path, default=[], metavar="FILE",
                         help="UTF-8 text, C4-format shards (.jsonl, .json.gz), or folders of them")  # fmt: skip
     parser.add_argument(

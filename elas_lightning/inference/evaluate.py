@@ -28,7 +28,7 @@ class Evaluation:
     """What to measure of a checkpoint.
 
     Args:
-        checkpoint: A ``*.ckpt`` file or a run's directory.
+        checkpoint: A model, as :func:`~elas_lightning.inference.load.load_model` takes it.
         text: Files and folders of text; each gives one row.
         tasks: Names of lm-eval tasks.
         include: A folder of task files.
