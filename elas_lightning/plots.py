@@ -39,6 +39,18 @@ __all__ = [
     "telemetry",
 ]
 
+_OPTIONS = {
+    "curves": ("value", "x", "series", "style", "filter"),
+    "pareto": ("x", "metric", "series", "filter"),
+    "bars": ("x", "group", "metric", "baseline", "focus", "filter"),
+    "telemetry": ("value", "site", "x", "filter"),
+    "metric_by": ("x", "series", "metric", "log_x", "baseline", "focus", "filter"),
+    "lr_curve": ("x", "series", "metric", "baseline", "filter"),
+    "heatmap": ("x", "y", "metric", "baseline", "filter"),
+    "parallel": ("metric", "filter"),
+    "importance": (),
+}
+
 
 def curves(*results: SweepResults | RunResults, **options: Any) -> Figure:
     """The loss while training, whole and its last third enlarged.
@@ -86,11 +98,18 @@ def telemetry(*results: SweepResults | RunResults, **options: Any) -> Figure:
 
     Args:
         results: One sweep, or runs of one configuration.
-        options: ``value``: ``natural_zeros`` (default), ``dropped_energy`` or ``dropped_nonzeros``; ``site``.
+        options: ``value``: ``natural_zeros`` (default), or another column of ``telemetry.csv``; ``site``, ``x``
+            (``step``, ``tokens`` or ``seconds``); of a sweep also ``filter``.
 
     Raises:
-        UserError: As :func:`curves`.
+        UserError: As :func:`curves`, or runs of several configurations.
     """
+    runs = [item for item in results if isinstance(item, RunResults)]
+    names = [contender.name for contender in group(runs)[0]] if runs else []
+    if len(names) > 1:
+        raise UserError(
+            f"plots: telemetry shows one configuration, and these runs have {len(names)}: {', '.join(names)}"
+        )
     return _draw(KINDS["telemetry"], results, {}, {"value": "natural_zeros", **options})
 
 
@@ -170,8 +189,12 @@ def _draw(
         raise UserError(
             "plots: give one sweep (load_sweep) or runs (load_run), and the options by name, e.g. value='train_loss'"
         )
+    kind = draw.__name__
+    if unknown := [name for name in options if name not in _OPTIONS[kind]]:
+        known = ", ".join(_OPTIONS[kind]) or "none"
+        raise UserError(f"plots: {kind} has no option {unknown[0]!r}: there are {known}")
     source = sweeps[0] if sweeps else as_sweep(group(runs)[0])
-    chosen = options if sweeps else {**defaults_of_runs, **options}
+    chosen = {"kind": kind, **({} if sweeps else defaults_of_runs), **options}
     try:
         figure, _ = draw(source, chosen)
     except CannotDraw as reason:

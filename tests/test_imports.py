@@ -39,7 +39,8 @@ ALLOWED = {
     "inference": (
         # analysis: a model card's interval over seeds is the report's
         {"inference", "runner", "configuration", "layout", "training", "data", "nn", "ops", "analysis"},
-        {"torch", "tokenizers"},
+        # datasets: its errors, where the data of lm-eval's tasks is damaged
+        {"torch", "tokenizers", "datasets"},
     ),
     "sweep": (
         {"sweep", "runner", "configuration", "layout", "training", "data"},

@@ -49,7 +49,7 @@ _ABREAST = 3  # contenders beside the first that a terminal of 80 columns has ro
 def show(comparison: Comparison, console: Console) -> None:
     """Print warnings, each metric with its difference from the first contender, and the configuration."""
     for warning in (*comparison.warnings, *comparison.notes):
-        console.print(f"! {warning}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"! {warning}", soft_wrap=True, highlight=False)
     results, configuration = results_table(comparison), configuration_table(comparison)
     differences = {(row[0], row[1]): row for row in differences_table(comparison).rows}
     first, *others = range(len(comparison.contenders))

@@ -43,11 +43,11 @@ class Contender:
     config: Mapping[str, Any]
 
     def values(self, column: str) -> dict[int, float]:
-        """A metric by seed, of complete runs that measured it."""
+        """A metric by seed, of complete runs that measured it; zero is what a counter says that saw nothing."""
         found = {}
         for run in self.runs:
             value = run.metrics.get(column)
-            if run.result["state"] == "complete" and value is not None and np.isfinite(value):
+            if run.result["state"] == "complete" and value is not None and 0 < value < np.inf:
                 found[int(run.result["seed"])] = float(value)
         return found
 

@@ -123,6 +123,9 @@ def load_sweep(folder: str | Path) -> SweepResults:
     if not folder.is_dir():
         raise UserError(f"no sweep in {folder}: the directory does not exist; {advice}.")
     summary = read_json(folder / "summary.json", advice)
+    if parts := summary.get("parts"):
+        names = ", ".join(str(folder.with_name(part["folder"])) for part in parts)
+        raise UserError(f"{folder} is of several sweeps: name one of {names}")
     for key in ("name", "search"):
         if key not in summary:
             raise UserError(f"{folder / 'summary.json'}: key {key!r} is missing; {advice}.")

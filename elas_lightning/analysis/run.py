@@ -100,10 +100,14 @@ def load_run(folder: str | Path) -> RunResults:
         UserError: There is no result, or a file cannot be read.
     """
     folder = Path(folder)
-    advice = "a run has one when it has ended: give the directory that `elas fit` printed behind `results:`"
+    advice = "give the directory of a run that has ended, which `elas fit` printed behind `results:`"
     result = read_json(folder / "result.json", advice)
     if absent := [key for key in _NEEDED if key not in result]:
         raise UserError(f"{folder / 'result.json'} has no {', '.join(absent)}: it is no result of a run")
+    if not all(isinstance(result[key], dict) for key in ("config", "metrics")):
+        raise UserError(
+            f"{folder / 'result.json'} has no table as config or metrics: it is no result of a run"
+        )
     return RunResults(folder, result, _table(folder / "curve.csv"), _table(folder / "telemetry.csv"))
 
 

@@ -40,7 +40,9 @@ def _add_account(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, help="sequences of a micro-batch (default: data.batch_size)")
     parser.add_argument("--sequence", type=int, help="tokens of each (default: data.sequence_length)")
     parser.add_argument(
-        "--dtype", metavar="PRECISION", help="32-true, bf16-mixed or bf16-true (default: trainer.precision)"
+        "--dtype",
+        metavar="PRECISION",
+        help="32-true, bf16-mixed, 16-mixed, bf16-true or 16-true (default: trainer.precision)",
     )
     parser.add_argument(
         "--device",

@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from elas_lightning.errors import UserError
+
+_MODEL = "a *.ckpt, a run's directory, or a folder of `elas export --form factors` or `elas import`"
+
 
 def add(commands: Any) -> None:
     """Declare the subcommands."""
@@ -55,15 +59,11 @@ def add(commands: Any) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", help="a *.ckpt, a run's directory, or a folder of `elas export --form factors`"
-    )
+    parser.add_argument("model", help=_MODEL)
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "checkpoint", type=Path, help="a *.ckpt file, or the directory of a run that still has one"
-    )
+    parser.add_argument("checkpoint", type=Path, help=_MODEL)
     parser.add_argument("--text", nargs="+", type=Path, default=[], metavar="FILE",
                         help="UTF-8 text, C4-format shards (.jsonl, .json.gz), or folders of them")  # fmt: skip
     parser.add_argument(
@@ -98,7 +98,10 @@ def _generate(options: argparse.Namespace) -> int:
     from elas_lightning.inference.load import load_model
 
     trained = load_model(options.model, options.device)
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    try:
+        prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    except UnicodeDecodeError as error:
+        raise UserError(f"the prompt is not UTF-8 text ({error.reason} at byte {error.start})") from error
     try:
         print_continuation(trained, prompt, max_new_tokens=options.max_new_tokens, temperature=options.temperature,
                            top_p=options.top_p, seed=options.seed)  # fmt: skip
@@ -119,8 +122,10 @@ def _eval(options: argparse.Namespace) -> int:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     given = {key: value for key, value in vars(options).items() if key not in ("run", "json", "arguments")}
     request = evaluate.Evaluation(**given, command=shlex.join(["elas", *options.arguments]))
+    if options.json:
+        evaluate.make_room(options.json)
     found = evaluate.evaluate(request)
-    evaluate.show(found, Console())
+    evaluate.show(found, Console(markup=False))  # brackets in a name are a part of it
     if options.json:
         evaluate.write(found, options.json)
         print(f"results: {options.json}")

@@ -184,7 +184,7 @@ def _compare(options: argparse.Namespace) -> int:
     from elas_lightning.analysis import compare, compare_page
 
     comparison = compare.compare(options.runs)
-    compare_page.show(comparison, Console())
+    compare_page.show(comparison, Console(markup=False))  # brackets in a name are a part of it
     if options.out:
         print(
             f"page: {compare_page.write(comparison, options.out, shlex.join(['elas', *options.arguments]))}"

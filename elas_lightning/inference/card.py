@@ -20,6 +20,7 @@ _CORPORA = {
     "c4": "C4 `en` (allenai/c4), streamed from the hub",
     "local": "local shards in C4's format",
     "pydocs": "`pydocs`: the English documentation of Python packages (about 25 MB)",
+    "tokens": "token shards of `elas data prepare`",
 }
 # what two runs may differ in and still be the same experiment with another seed
 _NOT_THE_EXPERIMENT = {
@@ -136,7 +137,8 @@ def write_card(
         trained=trained,
         result=result,
         at_the_end=result is not None and trained.step == result.config["trainer"]["max_steps"],
-        corpus=_CORPORA.get(trained.data.get("source", "")),
+        # a result names the text that token shards were made of
+        corpus=_CORPORA.get((result or trained).data.get("source", "")),
         training_time=_duration(seconds) if seconds else None,
         merged=merged,
         dtype=dtype,

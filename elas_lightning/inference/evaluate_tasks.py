@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets.exceptions import DatasetGenerationError, DatasetsError
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -181,9 +182,16 @@ def run_tasks(
     """
     lm.truncated = 0
     manager = _manager_for(names, include)
+    tasks = [task for name in names for task in _load(manager, name)]
+    try:
+        manager.load(tasks)  # as lm-eval will
+    except ValueError as error:
+        raise UserError(
+            f"--tasks {','.join(names)}: {error}; name a group or tasks of it, not both"
+        ) from error
     found = simple_evaluate(
         model=lm,
-        tasks=[task for name in names for task in _load(manager, name)],
+        tasks=tasks,
         num_fewshot=num_fewshot,
         batch_size=lm.batch_size,
         limit=limit,
@@ -217,8 +225,9 @@ def _load(manager: TaskManager, name: str) -> list[Any]:
     try:
         loaded = manager.load([name])
     # datasets raises a FileNotFoundError or ConnectionError of its own, both OSError, where data cannot be had
-    except OSError as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (OSError, DatasetsError) as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
+        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         raise UserError(
             f"--tasks {name}: its data cannot be had ({reason}); tasks fetch their data from the hub on first use, "
             "or name local files under dataset_kwargs.data_files"

@@ -98,13 +98,16 @@ def write_factors(
         How many numbers the weights are.
 
     Raises:
-        UserError: safetensors is not installed.
+        UserError: A weight has no finite value in ``dtype``, or safetensors is not installed.
     """
     # masks, indices and seeds of the weights' rules are no numbers to round
     weights = {
         name: weight.to(dtype) if weight.is_floating_point() else weight
         for name, weight in trained.model.state_dict().items()
     }
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise UserError(f"the weights of {name} are not finite in {dtype}: export with --dtype float32")
     data = {key: value for key, value in trained.data.items() if key != "cache_dir"}  # this machine's own
     tokenizer = {"name": trained.tokenizer.name, "fingerprint": trained.tokenizer.fingerprint}
     write_model(

@@ -20,6 +20,7 @@ from elas_lightning.errors import UserError
 from elas_lightning.inference.card import write_card
 from elas_lightning.inference.export import write_factors
 from elas_lightning.inference.load import TOKENIZER_NAME, TrainedModel, assemble
+from elas_lightning.nn.checks import is_int, is_number
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.folder import CONFIG_NAME, WEIGHTS_NAME, new_folder, require
 
@@ -83,8 +84,14 @@ def import_model(
     notes = _notes(theirs, text, tokenizer_path)
     weights = _read_weights(source)
     _ungroup(weights, theirs)
-    if theirs.get("tie_word_embeddings"):
+    # transformers ties no head that the checkpoint has a weight of its own for
+    if (
+        theirs.get("tie_word_embeddings")
+        and "lm_head.weight" not in weights
+        and "embed_tokens.weight" in weights
+    ):
         weights["lm_head.weight"] = weights["embed_tokens.weight"].clone()
+        notes.append("the head was tied to the embedding and is a copy of it now")
     layers = _truncate(weights, rank) if rank is not None else []
     trained = TrainedModel(
         model=assemble(config, weights),
@@ -140,19 +147,23 @@ def _read_config(source: Path) -> dict[str, Any]:
         ) from error
     if kind not in _ACTIVATIONS:
         raise UserError(f"{source} holds a model of type {kind!r}: only llama and arcee can be imported")
-    if missing := [key for key in _REQUIRED if theirs.get(key) is None]:
-        raise UserError(f"{path} lacks {', '.join(missing)}: it is no complete configuration")
+    if missing := [key for key in _REQUIRED if not is_number(theirs.get(key)) or theirs[key] <= 0]:
+        raise UserError(
+            f"{path} lacks a number above 0 as {', '.join(missing)}: it is no complete configuration"
+        )
     heads, width = theirs["num_attention_heads"], theirs["hidden_size"]
-    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+    groups = theirs.get("num_key_value_heads") or heads
+    rope = _rope(theirs)
     scaling = rope.get("rope_type", rope.get("type", "default"))
     for key, fine, why in (
         ("hidden_act", theirs.get("hidden_act", _ACTIVATIONS[kind]) == _ACTIVATIONS[kind],
-         f"a {kind} has {_ACTIVATIONS[kind]} here"),
+         f"{kind} has {_ACTIVATIONS[kind]} here"),
         ("attention_bias", not theirs.get("attention_bias"), "this project's layers have no biases"),
         ("mlp_bias", not theirs.get("mlp_bias"), "this project's layers have no biases"),
         ("head_dim", (theirs.get("head_dim") or width // heads) * heads == width, "it must be hidden_size / heads"),
-        ("rope_parameters", scaling == "default", "rotary frequencies are not scaled here"),
-        ("num_key_value_heads", heads % (theirs.get("num_key_value_heads") or heads) == 0, "it must divide the heads"),
+        ("rope_scaling" if theirs.get("rope_scaling") else "rope_parameters", scaling == "default",
+         "rotary frequencies are not scaled here"),
+        ("num_key_value_heads", is_int(groups) and groups > 0 and heads % groups == 0, "it must divide the heads"),
         ("intermediate_size", kind == "llama" or theirs["intermediate_size"] % 16 == 0,
          "an ungated width must be a multiple of 16"),
     ):  # fmt: skip
@@ -161,12 +172,17 @@ def _read_config(source: Path) -> dict[str, Any]:
     return theirs
 
 
+def _rope(theirs: dict[str, Any]) -> dict[str, Any]:
+    """What is said of rotary embedding; of the two names for it the older one wins, as in ``transformers``."""
+    given = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
+    return given if isinstance(given, dict) else {"rope_type": None}
+
+
 def _model_config(theirs: dict[str, Any], rank: int | None) -> ModelConfig:
     gated, width = theirs["model_type"] == "llama", theirs["intermediate_size"]
     largest = min(theirs["hidden_size"], width)
     if rank is not None and not 1 <= rank <= largest:
         raise UserError(f"--rank {rank} is not possible: give 1 to {largest}, or leave it out for full rank")
-    rope = theirs.get("rope_parameters") or {}
     return ModelConfig(
         vocab_size=theirs["vocab_size"],
         hidden_size=theirs["hidden_size"],
@@ -179,7 +195,7 @@ def _model_config(theirs: dict[str, Any], rank: int | None) -> ModelConfig:
         ffn="swiglu" if gated else "relu2",
         norm_eps=theirs["rms_norm_eps"],
         # Llama's first configurations had no such key
-        rope_theta=float(rope.get("rope_theta") or theirs.get("rope_theta") or 10000.0),
+        rope_theta=float(_rope(theirs).get("rope_theta") or theirs.get("rope_theta") or 10000.0),
     )
 
 
@@ -189,8 +205,6 @@ def _notes(theirs: dict[str, Any], text: TextTokenizer, tokenizer_path: Path) ->
     groups = theirs.get("num_key_value_heads") or heads
     if groups != heads:
         notes.append(f"{groups} key and value heads were repeated for {heads} query heads")
-    if theirs.get("tie_word_embeddings"):
-        notes.append("the head was tied to the embedding and is a copy of it now")
     ends = theirs.get("eos_token_id")
     if text.end_id not in (ends if isinstance(ends, list) else [ends]):
         notes.append(f"texts end with id {text.end_id} here, and by the model's configuration with {ends}")
@@ -214,11 +228,13 @@ def _read_weights(source: Path) -> dict[str, Tensor]:
         for name in names:
             for key, weight in require("safetensors.torch").load_file(source / name).items():
                 weights[key.removeprefix("model.")] = weight.float()
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise UserError(
             f"the weights in {source} cannot be read ({type(error).__name__}: {error}): whole *.safetensors files are "
             "needed"
         ) from error
+    if broken := [key for key, weight in weights.items() if not weight.isfinite().all()]:
+        raise UserError(f"the weights in {source} are not all finite ({broken[0]}): give another checkpoint")
     # older checkpoints keep the rotary frequencies, which the configuration gives
     return {key: weight for key, weight in weights.items() if not key.endswith("rotary_emb.inv_freq")}
 

@@ -111,8 +111,10 @@ def next_token_probabilities(logits_V: Tensor, temperature: float, top_p: float)
     p_V = ((logits_V - logits_V.max()) / max(temperature, _COLDEST)).softmax(-1)
     if top_p < 1:
         sorted_V, order_V = p_V.sort(descending=True, stable=True)
-        # a token is in as long as those before it do not reach top_p
-        sorted_V = sorted_V.masked_fill(sorted_V.cumsum(-1) - sorted_V >= top_p, 0)
+        # a token is in as long as those before it do not reach top_p; before the first there is nothing to do so
+        outside_V = sorted_V.cumsum(-1) - sorted_V >= top_p
+        outside_V[0] = False
+        sorted_V = sorted_V.masked_fill(outside_V, 0)
         p_V = torch.zeros_like(p_V).scatter_(0, order_V, sorted_V)
     return p_V / p_V.sum()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class LayerCache:
-    """What one attention layer remembers, in memory that is allocated once."""
+    """What one attention layer remembers, in memory that grows twofold: a limit that is not reached costs nothing."""
 
     def __init__(self, capacity: int) -> None:
         """Begin empty.
@@ -44,10 +44,16 @@ class LayerCache:
         start, self.length = self.length, self.length + new
         if self.length > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} positions and would need {self.length}")
-        if self._keys is None or self._values is None:
+        if self._keys is None or self._values is None or self._keys.shape[2] < self.length:
             # only now are batch, dtype (autocast's, perhaps) and device known
-            self._keys = k_BHTD.new_empty(batch, heads, self.capacity, size)
-            self._values = torch.empty_like(self._keys)
+            shape = (batch, heads, min(2 * self.length, self.capacity), size)
+            keys, values = k_BHTD.new_empty(shape), v_BHTD.new_empty(shape)
+            if self._keys is not None and self._values is not None:
+                keys[:, :, :start], values[:, :, :start] = (
+                    self._keys[:, :, :start],
+                    self._values[:, :, :start],
+                )
+            self._keys, self._values = keys, values
         self._keys[:, :, start : self.length] = k_BHTD
         self._values[:, :, start : self.length] = v_BHTD
         return self._keys[:, :, : self.length], self._values[:, :, : self.length]

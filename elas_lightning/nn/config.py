@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from elas_lightning.errors import UserError
 from elas_lightning.nn.checks import check_choice, check_int, check_number, is_int, refuse
 from elas_lightning.nn.experts_config import ExpertsConfig
 from elas_lightning.nn.sparsity_config import Placement, SparsityConfig
@@ -107,14 +108,19 @@ class ModelConfig:
         """The config that ``dataclasses.asdict`` wrote, as checkpoints and result files hold it.
 
         Raises:
-            UserError: As the constructor.
+            UserError: As the constructor, or there are other fields.
         """
-        parts = {
-            "sparsity": SparsityConfig(**fields["sparsity"]),
-            "weights": WeightsConfig(**fields["weights"]),
-            "experts": ExpertsConfig(**fields.get("experts", {})),  # older ones have none
-        }
-        return cls(**{**fields, **parts})
+        try:
+            parts = {
+                "sparsity": SparsityConfig(**fields["sparsity"]),
+                "weights": WeightsConfig(**fields["weights"]),
+                "experts": ExpertsConfig(**fields.get("experts", {})),  # older ones have none
+            }
+            return cls(**{**fields, **parts})
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"the model's configuration is not of this version of elas-lightning ({error}): use that which wrote it"
+            ) from error
 
     @property
     def head_dim(self) -> int:

@@ -145,7 +145,12 @@ class ElasModule(L.LightningModule):
                 f"model.init_from={folder} was made with another tokenizer than data.tokenizer gives, so its ids "
                 f"mean other text: set data.tokenizer to {folder / 'tokenizer.json'}"
             )
-        self.model.load_state_dict(weights)
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(
+                f"the weights in model.init_from={folder} do not fit their configuration: {error}"
+            ) from error
 
     @property
     def sparse_phase(self) -> bool:

@@ -268,6 +268,18 @@ def test_energy_is_shown_where_it_was_measured_and_nowhere_else(tmp_path: Path, 
     assert dict(zip(table.columns, table.rows[1], strict=True))["Tokens per joule"] == "not measured"
 
 
+def test_a_counter_that_saw_nothing_has_measured_nothing(tmp_path: Path) -> None:
+    """A run may be over before a GPU counts its first joule."""
+    write_run(tmp_path / "a", "a", 0, energy_joules=5000.0)
+    write_run(tmp_path / "b", "b", 0, energy_joules=0.0)
+    found = compare([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert (
+        results_table(found).rows[1][results_table(found).columns.index("Energy of a run (kJ)")]
+        == "not measured"
+    )
+    assert next(d for d in against_first(found) if d.column == "energy_joules").difference is None
+
+
 def test_differing_configuration_keys_are_listed(methods: Path) -> None:
     rows = {row[0]: row[1:] for row in configuration_table(compare([str(methods)])).rows}
     assert rows == {
@@ -344,3 +356,16 @@ def test_the_command_prints_and_writes(
     (tmp_path / "file").touch()
     assert main(["compare", str(methods), "--out", str(tmp_path / "file")]) == 2
     assert "--out" in capsys.readouterr().err
+
+
+def test_the_screen_shows_a_name_with_its_brackets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    command = "elas fit --model.config.sparsity.placement=[ffn_hidden]"
+    write_run(tmp_path / "a", "a", 0)
+    write_run(tmp_path / "b", "b", 0, environment={"command": command})
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert (
+        capsys.readouterr().out.count("placement=[ffn_hidden]") >= 3
+    )  # in a warning and in the heads of both tables

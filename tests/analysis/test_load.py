@@ -64,6 +64,14 @@ def test_complete_run_without_a_value_is_left_out_and_named(tmp_path):
     assert all(point.estimate.n == 2 for point in gather(results, ["rank", "method"], "val_perplexity"))
 
 
+def test_a_folder_of_several_sweeps_names_them(tmp_path):
+    (tmp_path / "paper").mkdir()
+    parts = [{"name": "table", "folder": "table_60m"}, {"name": "scaling", "folder": "scaling"}]
+    (tmp_path / "paper/summary.json").write_text(json.dumps({"name": "paper", "parts": parts}))
+    with pytest.raises(UserError, match=r"is of several sweeps: name one of .*/table_60m, .*/scaling"):
+        load_sweep(tmp_path / "paper")
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [

@@ -16,6 +16,7 @@ from synthetic_runs import three_methods, write_run
 import elas_lightning
 from elas_lightning import load_run, load_sweep, plots
 from elas_lightning.errors import UserError
+from elas_lightning.sweep import spec
 
 
 def test_a_run_is_an_object(tmp_path: Path) -> None:
@@ -45,7 +46,12 @@ def test_a_run_without_curve_or_result(tmp_path: Path) -> None:
     (folder / "result.json").write_text("{}")
     with pytest.raises(UserError, match="has no run, state, seed, config, metrics"):
         load_run(folder)
-    with pytest.raises(UserError, match="a run has one when it has ended"):
+    (folder / "result.json").write_text(
+        '{"run": "a", "state": "complete", "seed": 0, "config": {}, "metrics": null}'
+    )
+    with pytest.raises(UserError, match="has no table as config or metrics"):
+        load_run(folder)
+    with pytest.raises(UserError, match="give the directory of a run that has ended"):
         load_run(tmp_path / "nothing")
 
 
@@ -109,3 +115,20 @@ def test_everything_public_is_there() -> None:
     for name in elas_lightning.__all__:
         assert getattr(elas_lightning, name) is not None
     assert set(plots.__all__) <= set(dir(plots))
+
+
+def test_the_options_are_those_of_a_sweeps_plots() -> None:
+    theirs = {kind: set(names) | set(others) for kind, (names, others) in spec._PLOT_OPTIONS.items()}
+    assert {kind: set(options) for kind, options in plots._OPTIONS.items()} == theirs
+
+
+def test_what_would_be_drawn_otherwise_than_asked_is_refused(tmp_path: Path) -> None:
+    home = three_methods(tmp_path / "runs")
+    runs = [load_run(path) for path in sorted(home.iterdir())]
+    with pytest.raises(UserError, match="curves has no option 'valu': there are value, x, series"):
+        plots.curves(*runs, valu="train_loss")
+    with pytest.raises(UserError, match="a metric_by plot needs `x`"):
+        plots.metric_by(load_sweep(rank_sweep(tmp_path / "sweep")))
+    # the best of them, without a word
+    with pytest.raises(UserError, match="one configuration, and these runs have 3: elas, full, lowrank"):
+        plots.telemetry(*runs)

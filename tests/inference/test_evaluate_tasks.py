@@ -219,6 +219,20 @@ def test_a_missing_folder_or_file_of_a_task_is_refused(ours: ElasLM, task_files:
         run_tasks(ours, ["small_choice"], include=task_files)
 
 
+def test_damaged_data_of_a_task_is_refused(ours: ElasLM, task_files: Path) -> None:
+    (task_files / "small_choice.jsonl").write_text("{torn")
+    with pytest.raises(UserError, match="--tasks small_choice: its data cannot be had"):
+        run_tasks(ours, ["small_choice"], include=task_files)
+
+
+def test_a_task_beside_its_group_is_refused(ours: ElasLM, task_files: Path) -> None:
+    (task_files / "all_of_it.yaml").write_text("group: all_of_it\ntask: [small_choice, small_prose]\n")
+    with pytest.raises(
+        UserError, match=r"Duplicate task 'small_prose'.*name a group or tasks of it, not both"
+    ):
+        run_tasks(ours, ["all_of_it", "small_prose"], include=task_files)
+
+
 def test_limit_takes_the_first_examples(ours: ElasLM, task_files: Path) -> None:
     found = run_tasks(ours, ["small_choice"], include=task_files, limit=5)
     assert found["n-samples"]["small_choice"] == {"original": 31, "effective": 5}

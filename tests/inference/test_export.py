@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -236,14 +237,16 @@ def test_a_layer_that_is_no_matrix_is_refused() -> None:
         merged_weights(model, torch.float32)
 
 
-def test_weights_that_overflow_are_refused(tokenizer_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["merged", "factors"])
+def test_weights_that_overflow_are_refused(form: Any, tokenizer_file: Path, tmp_path: Path) -> None:
     model = random_model()
     with torch.no_grad():
         model.embed_tokens.weight[5, 5] = 1e6
     with pytest.raises(
-        UserError, match=r"embed_tokens are not finite in torch\.float16: export with --dtype float32"
+        UserError,
+        match=r"embed_tokens(\.weight)? are not finite in torch\.float16: export with --dtype float32",
     ):
-        export_model(as_trained(model, tokenizer_file), tmp_path / "out", dtype="float16")
+        export_model(as_trained(model, tokenizer_file), tmp_path / "out", dtype="float16", form=form)
 
 
 def test_an_activation_of_ones_own_goes_by_its_name(
@@ -317,6 +320,44 @@ def test_the_measured_effect_is_that_of_the_mask_on_the_runs_validation_tokens(r
     assert trained.result is not None
     whole = measure_mask_effect(trained, trained.data["validation_tokens"])
     assert whole.kept == pytest.approx(trained.result.metrics["val_perplexity"], rel=1e-5)
+
+
+def test_the_effect_is_measured_in_float32_whatever_the_folder_holds(run: ElasCLI, tmp_path: Path) -> None:
+    export_model(
+        load_model(run.directory), tmp_path / "half", form="factors", dtype="bfloat16", eval_tokens=0
+    )
+    half, whole = load_model(tmp_path / "half"), load_model(tmp_path / "half")
+    whole.model.float()
+    assert measure_mask_effect(half, 150) == measure_mask_effect(whole, 150)
+    assert half.model.lm_head.weight.dtype == torch.bfloat16
+    assert half.model.sparsity_active
+
+
+def test_the_card_of_a_run_on_token_shards_names_their_text(
+    write_overlay: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    overlay = write_overlay(tmp_path)
+    prepare_arguments = [
+        "data",
+        "prepare",
+        "--config",
+        str(overlay),
+        "--out",
+        str(tmp_path / "tokens"),
+        "--workers=1",
+    ]
+    assert main(prepare_arguments) == 0
+    own = {"trainer.default_root_dir": str(tmp_path / "run"), "checkpoint.every_n_train_steps": 12,
+           "data.source": "tokens", "data.path": str(tmp_path / "tokens"), "data.tokenizer": "auto"}  # fmt: skip
+    cli = ElasCLI(command_line([overlay], own), run=False)
+    result = execute(cli)
+    export_model(load_model(tmp_path / "run"), tmp_path / "out", eval_tokens=0)
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"| Data | local shards in C4's format, fingerprint `{result.data['fingerprint']}` |" in card
+    assert "| Batching | pack, 16 tokens a row |" in card
+    (tmp_path / "run/result.json").unlink()
+    export_model(load_model(tmp_path / "run"), tmp_path / "alone", eval_tokens=0)
+    assert "| Data | token shards of `elas data prepare` |" in (tmp_path / "alone/README.md").read_text()
 
 
 def test_the_card_tells_the_run(run: ElasCLI, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

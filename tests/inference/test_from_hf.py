@@ -1,6 +1,8 @@
 """A checkpoint of Hugging Face becomes a model of ours: exact at full rank, the closest of its rank otherwise."""
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from elas_lightning.inference.load import load_model
 from elas_lightning.nn.linear import LowRankLinear
 
 transformers = pytest.importorskip("transformers", reason="checkpoints are written by transformers")
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 SIZES: dict[str, Any] = {
     "vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -103,6 +106,49 @@ def test_low_rank_is_the_closest_of_its_rank_and_says_what_it_kept(
     )
 
 
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change the weights of a folder."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("rank", [None, 6])
+def test_weights_that_are_not_finite_are_refused(
+    rank: int | None, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    checkpoint(tmp_path / "hf", tokenizer_file)
+    rewrite(tmp_path / "hf", lambda w: w["model.layers.1.mlp.up_proj.weight"].view(-1)[3:4].fill_(math.nan))
+    with pytest.raises(UserError, match=r"are not all finite \(layers\.1\.mlp\.up_proj\.weight\)"):
+        import_model(tmp_path / "hf", tmp_path / "out", rank=rank)
+
+
+@torch.no_grad()
+def test_a_head_of_its_own_stays_though_the_configuration_ties_it(
+    tokenizer_file: Path, tmp_path: Path
+) -> None:
+    checkpoint(tmp_path / "hf", tokenizer_file)
+    path = tmp_path / "hf/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tie_word_embeddings": True}))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    assert import_model(tmp_path / "hf", tmp_path / "out").notes == []
+    ids_BT = torch.randint(320, (2, 9))
+    ours = load_model(tmp_path / "out").model
+    torch.testing.assert_close(ours(ids_BT), theirs(input_ids=ids_BT).logits, rtol=1e-4, atol=1e-4)
+    rewrite(tmp_path / "hf", lambda w: [w.pop("lm_head.weight"), w.pop("model.embed_tokens.weight")])
+    with pytest.raises(UserError, match="Missing key"):
+        import_model(tmp_path / "hf", tmp_path / "none")
+
+
+@pytest.mark.parametrize("index", ['{"weight_map": []}', '{"weight_map": {"a": 3}}', "[]"])
+def test_an_index_that_is_none_is_refused(index: str, tokenizer_file: Path, tmp_path: Path) -> None:
+    checkpoint(tmp_path / "hf", tokenizer_file)
+    (tmp_path / "hf/model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match="the weights in"):
+        import_model(tmp_path / "hf", tmp_path / "out")
+
+
 def test_there_and_back_again(tokenizer_file: Path, tmp_path: Path) -> None:
     model = random_model(ffn="relu2", attention_rank=8, ffn_rank=8)
     export_model(as_trained(model, tokenizer_file), tmp_path / "hf")
@@ -121,17 +167,21 @@ def test_there_and_back_again(tokenizer_file: Path, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"model_type": "gpt2"}, "type 'gpt2': only llama and arcee can be imported"),
-        ({"hidden_size": None}, "lacks hidden_size"),
+        ({"hidden_size": None}, "lacks a number above 0 as hidden_size"),
         ({"attention_bias": True}, "attention_bias = True, which cannot be imported"),
         ({"mlp_bias": True}, "mlp_bias = True, which cannot be imported"),
         ({"head_dim": 16}, "head_dim = 16, which cannot be imported"),
-        ({"hidden_act": "gelu"}, "hidden_act = 'gelu', which cannot be imported: a llama has silu"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu', which cannot be imported: llama has silu"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rotary frequencies are not scaled here"),
         (
             {"rope_parameters": None, "rope_scaling": {"type": "linear"}},
             "rotary frequencies are not scaled here",
         ),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling = .*, which cannot be imported"),
+        ({"rope_parameters": "default"}, "rope_parameters = 'default', which cannot be imported"),
         ({"num_key_value_heads": 3}, "num_key_value_heads = 3, which cannot be imported"),
+        ({"num_key_value_heads": -1}, "num_key_value_heads = -1, which cannot be imported"),
+        ({"num_attention_heads": "4"}, "lacks a number above 0 as num_attention_heads"),
         ({"model_type": "arcee", "hidden_act": "relu2", "intermediate_size": 65}, "must be a multiple of 16"),
         ({"vocab_size": 200}, "has 300 ids and the model rows for 200"),
         ({"num_hidden_layers": 3}, "the weights do not fit their configuration"),

@@ -53,7 +53,7 @@ def independent_nucleus(logits: list[float], temperature: float, top_p: float) -
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.31, 1e-6])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.31, 1e-6, 1e-300])
 def test_probabilities_by_the_definition(temperature: float, top_p: float) -> None:
     logits = torch.randn(50, generator=torch.Generator().manual_seed(4)) * 2
     expected = torch.tensor(independent_nucleus(logits.tolist(), temperature, top_p))
@@ -196,12 +196,16 @@ def test_the_command_refuses_an_empty_prompt(folder: Path, capsys: pytest.Captur
 
 
 def test_the_command_refuses_a_prompt_that_is_not_utf_8(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # as Python hands over a byte of the command line, or of standard input, that is none
+    # as Python hands over a byte of the command line that is none
     assert main(["generate", str(folder), b"bad \xff byte".decode("utf-8", "surrogateescape")]) == 2
     error = capsys.readouterr().err
     assert error == "error: the prompt is not UTF-8 text (surrogates not allowed at character 4)\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"bad \xff byte"), encoding="utf-8"))
+    assert main(["generate", str(folder), "-"]) == 2
+    error = capsys.readouterr().err
+    assert error == "error: the prompt is not UTF-8 text (invalid start byte at byte 4)\n"
 
 
 @pytest.mark.parametrize("device", ["abacus", "meta:x", *([] if torch.cuda.is_available() else ["cuda"])])

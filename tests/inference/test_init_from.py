@@ -13,9 +13,11 @@ from elas_lightning.configuration import ElasCLI, command_line
 from elas_lightning.errors import UserError
 from elas_lightning.inference.export import export_model
 from elas_lightning.inference.load import TrainedModel, load_model
+from elas_lightning.nn.folder import WEIGHTS_NAME, read_weights
 from elas_lightning.runner import execute
 
 pytest.importorskip("safetensors", reason="folders are written with safetensors")
+from safetensors.torch import save_file
 
 
 @pytest.fixture
@@ -59,6 +61,28 @@ def test_the_run_starts_there_and_records_it(
 def test_another_shape_is_refused(make_run: Callable[..., ElasCLI]) -> None:
     with pytest.raises(UserError, match=r"model\.config\.ffn_rank is 8 but .* has 4"):
         execute(make_run(**{"model.config.ffn_rank": 8}))
+
+
+def test_weights_that_are_not_whole_are_refused(make_run: Callable[..., ElasCLI], tmp_path: Path) -> None:
+    weights = read_weights(tmp_path / "start")
+    del weights["norm.weight"]
+    save_file(weights, tmp_path / "start" / WEIGHTS_NAME)
+    with pytest.raises(UserError, match=r"do not fit their configuration: [^~]*Missing key[^~]*norm\.weight"):
+        execute(make_run())
+
+
+@pytest.mark.parametrize("part", [None, "sparsity", "weights"])
+def test_a_folder_of_another_version_is_refused(
+    part: str | None, make_run: Callable[..., ElasCLI], tmp_path: Path
+) -> None:
+    path = tmp_path / "start/config.json"
+    facts = json.loads(path.read_text())
+    (facts["config"][part] if part else facts["config"])["novelty"] = 1
+    path.write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=r"not of this version of elas-lightning .*'novelty'"):
+        load_model(tmp_path / "start")
+    with pytest.raises(UserError, match="not of this version of elas-lightning"):
+        execute(make_run())
 
 
 def test_other_ids_are_refused(make_run: Callable[..., ElasCLI], tmp_path: Path) -> None:

@@ -101,3 +101,13 @@ def test_more_than_it_holds_is_refused() -> None:
     cache.append(torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 3, 8))
     with pytest.raises(ValueError, match="holds 4 positions and would need 5"):
         cache.append(torch.zeros(1, 2, 2, 8), torch.zeros(1, 2, 2, 8))
+
+
+def test_a_limit_that_is_not_reached_costs_nothing() -> None:
+    """Someone who wants all that there is until the end token gives a large number."""
+    cache = LayerCache(10**15)
+    k_BHTD = torch.randn(1, 2, 9, 8)
+    for part in k_BHTD.split([4, 1, 1, 1, 1, 1], 2):
+        keys, values = cache.append(part, -part)
+    assert torch.equal(keys, k_BHTD)
+    assert torch.equal(values, -k_BHTD)
