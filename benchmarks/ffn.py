@@ -114,9 +114,7 @@ def modes(name: str, ffn: FFN, options: argparse.Namespace) -> dict[str, Way]:
     return found
 
 
-def run_case(
-    shape: str, tokens: int, options: argparse.Namespace, x: Tensor, record: Record
-) -> dict[str, Any]:
+def run_case(shape: str, tokens: int, options: argparse.Namespace, x: Tensor, record: Record) -> dict[str, Any]:
     """Measure all contenders at one shape and number of tokens."""
     grad = torch.randn_like(x)
     rows: dict[str, dict[str, Any]] = {}

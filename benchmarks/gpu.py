@@ -59,8 +59,7 @@ class Part:
             return []
         each = product(*([(option, value) for value in values] for option, values in self.cases))
         return [
-            [*self.command, *(word for pair in case for word in pair), *self.rehearsal, "--rehearse"]
-            for case in each
+            [*self.command, *(word for pair in case for word in pair), *self.rehearsal, "--rehearse"] for case in each
         ]
 
 
@@ -135,9 +134,7 @@ def finish(process: subprocess.Popen[bytes], seconds: float) -> int | None:
 def rehearse(parts: list[Part], seconds: float, logs: Path) -> None:
     """Run every case of the parts at once, untimed, and say how many came to their end."""
     commands = {
-        f"rehearsal-{part.name}-{number}": command
-        for part in parts
-        for number, command in enumerate(part.rehearsals())
+        f"rehearsal-{part.name}-{number}": command for part in parts for number, command in enumerate(part.rehearsals())
     }
     if not commands:
         return

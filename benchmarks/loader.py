@@ -62,19 +62,14 @@ class AloneAndPadded(IterableDataset[dict[str, torch.Tensor]]):
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = get_worker_info()
-        texts = (
-            self._texts() if worker is None else islice(self._texts(), worker.id, None, worker.num_workers)
-        )
+        texts = self._texts() if worker is None else islice(self._texts(), worker.id, None, worker.num_workers)
         while True:
             rows = [
-                self.tokenizer(
-                    text, max_length=self.length, truncation=True, padding="max_length", return_tensors="pt"
-                )
+                self.tokenizer(text, max_length=self.length, truncation=True, padding="max_length", return_tensors="pt")
                 for text in islice(texts, self.batch_size)
             ]
             yield {
-                name: torch.stack([row[name].squeeze(0) for row in rows])
-                for name in ("input_ids", "attention_mask")
+                name: torch.stack([row[name].squeeze(0) for row in rows]) for name in ("input_ids", "attention_mask")
             }
 
 
@@ -132,9 +127,7 @@ def turn(batches: Callable[[], Generator[int, None, None]], count: int, workers:
     return seconds / tokens * 1e6
 
 
-def run_case(
-    text: dict[str, Any], prepared: Path, workers: int, options: argparse.Namespace
-) -> dict[str, Any]:
+def run_case(text: dict[str, Any], prepared: Path, workers: int, options: argparse.Namespace) -> dict[str, Any]:
     """All contenders with one number of workers, taking turns."""
 
     def data(**changes: Any) -> C4DataModule:
@@ -191,9 +184,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--path", help="of local shards")
     parser.add_argument("--tokenizer", default="auto", help="as data.tokenizer")
     parser.add_argument("--lanes", type=int, default=16)
-    parser.add_argument(
-        "--workers", nargs="+", type=int, default=[0, 2], help="loader processes, a case each"
-    )
+    parser.add_argument("--workers", nargs="+", type=int, default=[0, 2], help="loader processes, a case each")
     parser.add_argument("--batch", type=int, default=16, help="rows")
     parser.add_argument("--sequence", type=int, default=256, help="positions of a row")
     parser.add_argument("--batches", type=int, default=100, help="of a turn")

@@ -73,9 +73,7 @@ def add_options(parser: argparse.ArgumentParser, rounds: int, in_turns: bool = T
         in_turns: Whether the modes are measured beside each other in one run, and not one mode a run.
     """
     cuda = torch.cuda.is_available()
-    parser.add_argument(
-        "--only", nargs="+", help="contenders whose names contain one of these; the twin runs anyway"
-    )
+    parser.add_argument("--only", nargs="+", help="contenders whose names contain one of these; the twin runs anyway")
     if in_turns:
         parser.add_argument("--without-eager", action="store_true", help="leave out the eager forms")
         parser.add_argument(
@@ -100,9 +98,7 @@ def add_options(parser: argparse.ArgumentParser, rounds: int, in_turns: bool = T
     return options
 
 
-def measure(
-    calls: Mapping[Key, Call], device: torch.device, rounds: int, warmup: int = 1
-) -> dict[Key, list[float]]:
+def measure(calls: Mapping[Key, Call], device: torch.device, rounds: int, warmup: int = 1) -> dict[Key, list[float]]:
     """Seconds of one call of every contender in every round.
 
     A turn repeats its call until it is long enough to be timed; the order turns too, so that nobody always goes

@@ -66,11 +66,7 @@ def compile_blocks(model: Llama) -> None:
 def add_compile(parser: argparse.ArgumentParser) -> None:
     """The option that says how a whole model is compiled."""
     parser.add_argument(
-        "--compile",
-        nargs="?",
-        const="whole",
-        choices=COMPILED,
-        help="in one graph (default) or block by block",
+        "--compile", nargs="?", const="whole", choices=COMPILED, help="in one graph (default) or block by block"
     )
 
 
@@ -129,8 +125,7 @@ def drop_without_measure(calls: Calls, plain: str) -> list[dict[str, str]]:
     if (TWIN, plain) in calls:
         return []
     absent = [
-        {"contender": name, "mode": mode, "reason": "the twin, its measure, could not run"}
-        for name, mode in calls
+        {"contender": name, "mode": mode, "reason": "the twin, its measure, could not run"} for name, mode in calls
     ]
     calls.clear()
     return absent

@@ -31,9 +31,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"--from {path} cannot be read ({error}): name a record of `elas bench ffn`"
-        ) from None
+        raise UserError(f"--from {path} cannot be read ({error}): name a record of `elas bench ffn`") from None
     benchmark = record.get("benchmark") if isinstance(record, dict) else None
     if benchmark != "ffn":
         raise UserError(f"--from {path} is of benchmark {benchmark!r}: name a record of `elas bench ffn`")
@@ -81,17 +79,13 @@ def convert(paths: list[Path]) -> tuple[str, dict[str, Any], list[dict[str, Any]
     records = {path: read(path) for path in paths}
     devices = sorted({record["device"] for record in records.values()})
     if len(devices) > 1:
-        raise UserError(
-            f"--from names records of {' and '.join(devices)}: convert those of one device at a time"
-        )
+        raise UserError(f"--from names records of {' and '.join(devices)}: convert those of one device at a time")
     cases: dict[str, dict[str, Any]] = {}
     for path, record in records.items():
         for case in cases_of(path, record):
             identity = ", ".join(f"{key} {value}" for key, value in case.items() if key != "seconds")
             if identity in cases:
-                raise UserError(
-                    f"--from {path} has a case that another record has, too ({identity}): name one"
-                )
+                raise UserError(f"--from {path} has a case that another record has, too ({identity}): name one")
             cases[identity] = case
     if not cases:
         raise UserError(

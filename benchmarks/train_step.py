@@ -183,11 +183,7 @@ def run_case(shape: str, batch: int, options: argparse.Namespace, record: Record
 
 
 def _build(
-    config: ModelConfig | None,
-    full: ModelConfig,
-    input_ids: Tensor,
-    labels: Tensor,
-    options: argparse.Namespace,
+    config: ModelConfig | None, full: ModelConfig, input_ids: Tensor, labels: Tensor, options: argparse.Namespace
 ) -> Contender:
     if config is not None:
         return ours(config, input_ids, labels, options)

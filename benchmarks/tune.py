@@ -113,9 +113,7 @@ def backends_here(device: torch.device) -> list[str]:
     return found
 
 
-def measure_case(
-    case: Case, backends: list[str], device: torch.device, options: argparse.Namespace
-) -> dict[str, Any]:
+def measure_case(case: Case, backends: list[str], device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of every path of some backends, as a record holds them; prints what it finds."""
     print(case)
     steps: dict[str, Step] = {}
@@ -162,9 +160,7 @@ def write(path: Path, device: str, about: dict[str, Any], cases: list[dict[str, 
     if path.exists():
         before = json.loads(path.read_text())
     if before["device"] != device:
-        raise UserError(
-            f"{path} holds measurements of {before['device']}, not of {device}: name another file"
-        )
+        raise UserError(f"{path} holds measurements of {before['device']}, not of {device}: name another file")
     new = {identity(case) for case in cases}
     record = {
         "device": device,
@@ -182,9 +178,7 @@ def parse() -> argparse.Namespace:
     parser = Parser("elas bench --tune", description="Measure what `backend: auto` chooses from.")
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES)[1:] if cuda else ["60m"])
     parser.add_argument("--tokens", nargs="+", type=int, default=[4096, 16384, 65536] if cuda else [256])
-    parser.add_argument(
-        "--direction", nargs="+", choices=("forward", "training"), default=["forward", "training"]
-    )
+    parser.add_argument("--direction", nargs="+", choices=("forward", "training"), default=["forward", "training"])
     parser.add_argument("--dtype", choices=TOLERANCE, default="bfloat16" if cuda else "float32")
     parser.add_argument("--compile", action="store_true", help="measure under torch.compile, too")
     parser.add_argument("--rounds", type=int, default=10, help="measured rounds")
@@ -197,9 +191,7 @@ def parse() -> argparse.Namespace:
         metavar="RECORD",
         help="measure nothing: take the eager and compiled figures of records of `elas bench ffn` (of the whole FFN)",
     )
-    parser.add_argument(
-        "--out", type=Path, help="the record (default: one that `auto` reads, in the cache folder)"
-    )
+    parser.add_argument("--out", type=Path, help="the record (default: one that `auto` reads, in the cache folder)")
     options = parser.parse_args()
     if options.records:
         given = [name for name in MEASURING if getattr(options, name) != parser.get_default(name)]

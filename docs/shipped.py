@@ -24,16 +24,13 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def on_page_content(html: str, **_: Any) -> str:
     """Show the docstrings' cross-references (``:class:`~a.b.C```) as the names that they are."""
-    return re.sub(
-        r":(?:class|func|meth|attr|mod):<code>(?:~[\w.]*\.)?([^<]+)</code>", r"<code>\1</code>", html
-    )
+    return re.sub(r":(?:class|func|meth|attr|mod):<code>(?:~[\w.]*\.)?([^<]+)</code>", r"<code>\1</code>", html)
 
 
 def _methods() -> str:
     """Each overlay of a method with the comment it begins with."""
     rows = [
-        f"| `{path.stem}` | {_comment(path)} |"
-        for path in sorted((ROOT / "experiments" / "methods").glob("*.yaml"))
+        f"| `{path.stem}` | {_comment(path)} |" for path in sorted((ROOT / "experiments" / "methods").glob("*.yaml"))
     ]
     return "\n".join(["| method | is |", "|---|---|", *rows])
 

@@ -64,9 +64,7 @@ class StepRequest:
             resolved["model"]["config"]["checkpointing"],
         )
 
-    def _over(
-        self, batch: int, sequence: int, precision: str, device: str, checkpointing: str
-    ) -> TrainingStep:
+    def _over(self, batch: int, sequence: int, precision: str, device: str, checkpointing: str) -> TrainingStep:
         precision = self.precision or precision
         return TrainingStep(
             batch=batch if self.batch is None else self.batch,

@@ -66,9 +66,7 @@ class ElasCLI(LightningCLI):
     recorder: RunRecorder
     stop: StopBetweenSteps
 
-    def __init__(
-        self, args: list[str] | None = None, *, run: bool, callbacks: Sequence[Callback] = ()
-    ) -> None:
+    def __init__(self, args: list[str] | None = None, *, run: bool, callbacks: Sequence[Callback] = ()) -> None:
         self._callbacks = list(callbacks)
         self.arguments = list(sys.argv[1:] if args is None else args)
         one_line: dict[str, Any] = {"exit_on_error": False}

@@ -71,9 +71,7 @@ def begin(config: dict[str, Any], held: ExitStack) -> Beginning:
     """
     handed = handed_over()
     if handed is not None:
-        return Beginning(
-            Path(handed["directory"]), Path(handed["checkpoint"]) if handed["checkpoint"] else None
-        )
+        return Beginning(Path(handed["directory"]), Path(handed["checkpoint"]) if handed["checkpoint"] else None)
     wish: str | None = config["ckpt_path"]
     directory = _asked_for(config)
     beginning = _anywhere(config, wish, held) if directory is None else _in(directory, config, wish, held)
@@ -120,17 +118,13 @@ def _in(directory: Path, config: dict[str, Any], wish: str | None, held: ExitSta
         return Beginning(directory, explicit)
     checkpoint = take_up(folder) if first else newest_usable(folder)
     if checkpoint is None and wish == LAST:
-        raise UserError(
-            f"--ckpt_path {LAST}: there is no checkpoint in {folder}; leave it out to begin the run"
-        )
+        raise UserError(f"--ckpt_path {LAST}: there is no checkpoint in {folder}; leave it out to begin the run")
     return Beginning(directory, checkpoint)
 
 
 def _anywhere(config: dict[str, Any], wish: str | None, held: ExitStack) -> Beginning:
     """Go on with the newest unfinished run of the same configuration that nobody is at work on, or begin a new one."""
-    configured = (
-        [path.parent for path in (RUNS / "fit").glob(f"*/{CONFIG_NAME}")] if wish in (None, LAST) else []
-    )
+    configured = [path.parent for path in (RUNS / "fit").glob(f"*/{CONFIG_NAME}")] if wish in (None, LAST) else []
     for directory in sorted(configured, key=lambda path: path.name, reverse=True):
         stored = _stored_config(directory)
         if stored is None or differences(config, stored):
@@ -169,9 +163,7 @@ def _note(beginning: Beginning, config: dict[str, Any], held: ExitStack) -> None
     directory, checkpoint = beginning.directory, beginning.checkpoint
     if checkpoint is not None:
         step = read(checkpoint, mmap=True)["global_step"]
-        print(
-            f"going on with {directory} from step {step} ({checkpoint}); --ckpt_path {NEW} begins a new run"
-        )
+        print(f"going on with {directory} from step {step} ({checkpoint}); --ckpt_path {NEW} begins a new run")
     elif (directory / CONFIG_NAME).exists():
         print(f"going on with {directory}, which has no checkpoint yet; --ckpt_path {NEW} begins a new run")
     text = yaml.safe_dump(config, sort_keys=False)
@@ -196,9 +188,7 @@ def _stored_config(directory: Path) -> dict[str, Any] | None:
             return None
         return dict(stored)
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise UserError(
-            f"{directory} holds a run whose configuration cannot be read: delete it ({error})"
-        ) from error
+        raise UserError(f"{directory} holds a run whose configuration cannot be read: delete it ({error})") from error
 
 
 def differences(mine: dict[str, Any], stored: dict[str, Any], prefix: str = "") -> list[str]:

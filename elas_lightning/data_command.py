@@ -67,9 +67,7 @@ def prepare(overlays: Sequence[Path], overrides: dict[str, Any], out: Path, work
         soft_wrap=True,
     )
     if seen.documents:
-        console.print(
-            f"{seen.documents / (time.perf_counter() - began):,.0f} documents a second", highlight=False
-        )
+        console.print(f"{seen.documents / (time.perf_counter() - began):,.0f} documents a second", highlight=False)
     console.print(
         f"train from them by stacking: --config experiments/data/tokens.yaml {shlex.quote(f'--data.path={out}')}",
         highlight=False,
@@ -78,9 +76,7 @@ def prepare(overlays: Sequence[Path], overrides: dict[str, Any], out: Path, work
     )
 
 
-def inspect(
-    overlays: Sequence[Path], overrides: dict[str, Any], documents: int, rows: int, verify: bool
-) -> None:
+def inspect(overlays: Sequence[Path], overrides: dict[str, Any], documents: int, rows: int, verify: bool) -> None:
     """Print what a configuration's model will see.
 
     Args:
@@ -94,9 +90,7 @@ def inspect(
         UserError: the configuration or the corpus will not do, or a file is damaged.
     """
     if documents < 1 or rows < 0:
-        raise UserError(
-            f"--documents {documents} --rows {rows}: at least one document and no fewer than 0 rows"
-        )
+        raise UserError(f"--documents {documents} --rows {rows}: at least one document and no fewer than 0 rows")
     config = resolve(overlays, overrides)
     data = C4DataModule(**config["data"])
     data.prepare_data()

@@ -63,9 +63,7 @@ def sweep_path(name: str) -> Path:
         given = Path(name)
         if given.is_file():
             return given
-        raise UserError(
-            f"there is no file {name}: give the path of a sweep's YAML file or a name from sweeps/"
-        )
+        raise UserError(f"there is no file {name}: give the path of a sweep's YAML file or a name from sweeps/")
     folder = shipped_folder("sweeps")
     path = folder / f"{name}.yaml"
     if not path.is_file():

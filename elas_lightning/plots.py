@@ -27,17 +27,7 @@ from elas_lightning.analysis.plots.write import KINDS, Draw
 from elas_lightning.analysis.run import RunResults
 from elas_lightning.errors import UserError
 
-__all__ = [
-    "bars",
-    "curves",
-    "heatmap",
-    "importance",
-    "lr_curve",
-    "metric_by",
-    "parallel",
-    "pareto",
-    "telemetry",
-]
+__all__ = ["bars", "curves", "heatmap", "importance", "lr_curve", "metric_by", "parallel", "pareto", "telemetry"]
 
 _OPTIONS = {
     "curves": ("value", "x", "series", "style", "filter"),

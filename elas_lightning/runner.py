@@ -31,23 +31,9 @@ from elas_lightning.layout import (
     hold,
     is_first_rank,
 )
-from elas_lightning.nn.account import (
-    Device,
-    Precision,
-    TrainingStep,
-    count_parameters,
-    flops_per_token,
-    memory_account,
-)
+from elas_lightning.nn.account import Device, Precision, TrainingStep, count_parameters, flops_per_token, memory_account
 from elas_lightning.nn.ffn import ffn_choice, ffn_path
-from elas_lightning.training.checkpoints import (
-    newest_usable,
-    not_written,
-    read,
-    take_up,
-    verify,
-    write_atomically,
-)
+from elas_lightning.training.checkpoints import newest_usable, not_written, read, take_up, verify, write_atomically
 from elas_lightning.training.hardware import describe_environment, peak_flops
 from elas_lightning.training.interruption import Interrupted, RunEnded
 from elas_lightning.training.optimizers import optimizer_state_entries
@@ -227,9 +213,7 @@ class RunCommand(ElasCLI):
         self.result = execute(self, ckpt_path=self._beginning.checkpoint)
 
 
-def execute(
-    cli: ElasCLI, ckpt_path: str | Path | None = None, request: RunRequest | None = None
-) -> RunResult:
+def execute(cli: ElasCLI, ckpt_path: str | Path | None = None, request: RunRequest | None = None) -> RunResult:
     """Train what ``cli`` holds to its last step, validate, and write the result into its directory.
 
     A run that ends early (``diverged``, ``pruned``) is a result like any other.
@@ -260,18 +244,12 @@ def execute(
     return result
 
 
-def _collect(
-    cli: ElasCLI, request: RunRequest | None, state: str, reason: str | None, started: str
-) -> RunResult:
+def _collect(cli: ElasCLI, request: RunRequest | None, state: str, reason: str | None, started: str) -> RunResult:
     model, trainer = cli.model, cli.trainer
     device = trainer.strategy.root_device  # not the model's, which Lightning has moved to the CPU by now
     tokens = cli.datamodule.batch_size * cli.datamodule.sequence_length
     backend = ffn_choice(
-        model.config,
-        device,
-        tokens,
-        _dtype(str(trainer.precision)),
-        compiled=bool(model.hparams["compile"]),
+        model.config, device, tokens, _dtype(str(trainer.precision)), compiled=bool(model.hparams["compile"])
     )
     resolved = cli.resolved
     command = request.command if request else shlex.join(["elas", *cli.arguments])

@@ -78,9 +78,7 @@ def _check_overlay(path: Path, content: Any) -> None:
                 break
             inner = inner[name]
             if not isinstance(inner, dict):
-                raise UserError(
-                    f"the overlay {path} has {section}: {inner!r}, which must hold keys of its own"
-                )
+                raise UserError(f"the overlay {path} has {section}: {inner!r}, which must hold keys of its own")
 
 
 def check_settings(config: Mapping[str, Any]) -> None:
@@ -112,9 +110,7 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         raise UserError(f"trainer.gradient_clip_val is {clip}: give a finite number, 0 or more")
     for name in ("limit_train_batches", "max_epochs"):
         if trainer[name] == 0:
-            raise UserError(
-                f"trainer.{name} is 0, which trains nothing: leave it out, trainer.max_steps ends a run"
-            )
+            raise UserError(f"trainer.{name} is 0, which trains nothing: leave it out, trainer.max_steps ends a run")
     limit = trainer["limit_train_batches"]
     if limit is not None and (isinstance(limit, int) or limit != 1.0):
         raise UserError(

@@ -25,9 +25,7 @@ from elas_lightning.data.tokenizer import END_OF_TEXT
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--kills", type=int, default=None, help="how often tests/faults/test_kills.py kills its run"
-    )
+    parser.addoption("--kills", type=int, default=None, help="how often tests/faults/test_kills.py kills its run")
 
 
 @pytest.fixture

@@ -38,12 +38,7 @@ class MariaDB:
             f"CREATE USER IF NOT EXISTS elas@'127.0.0.1' IDENTIFIED BY '{PASSWORD}';\n"
             "GRANT ALL ON *.* TO elas@'127.0.0.1';\n"
         )
-        install = [
-            "mariadb-install-db",
-            *common,
-            "--auth-root-authentication-method=normal",
-            "--skip-test-db",
-        ]
+        install = ["mariadb-install-db", *common, "--auth-root-authentication-method=normal", "--skip-test-db"]
         subprocess.run(install, check=True, capture_output=True)
         self._server: subprocess.Popen[bytes] | None = None
 

@@ -5,9 +5,7 @@ import json
 import random
 from pathlib import Path
 
-SENTENCE = (
-    "the a lane of small dry words runs past every old stone wall and turns twice née café — before noon"
-)
+SENTENCE = "the a lane of small dry words runs past every old stone wall and turns twice née café — before noon"
 WORDS = SENTENCE.split()
 
 

@@ -9,16 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-_COLUMNS = (
-    "step",
-    "tokens",
-    "train_loss",
-    "val_loss",
-    "val_perplexity",
-    "val_bits_per_byte",
-    "lr",
-    "loss_spike",
-)
+_COLUMNS = ("step", "tokens", "train_loss", "val_loss", "val_perplexity", "val_bits_per_byte", "lr", "loss_spike")
 
 
 class StopAfter(Callback):

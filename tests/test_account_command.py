@@ -69,9 +69,7 @@ def test_all_sizes_and_methods_in_one_table(
     assert by_name["1b", "full_rank_swiglu"]["parameters"] == 1_339_082_752
     assert by_name["1b", "full_rank_swiglu"]["weights"] == 2 * 1_339_082_752
     assert by_name["7b", "elas"]["flops_with_24"] < by_name["7b", "elas"]["flops_per_token"]
-    assert (
-        by_name["7b", "lowrank_relu2"]["flops_with_24"] == by_name["7b", "lowrank_relu2"]["flops_per_token"]
-    )
+    assert by_name["7b", "lowrank_relu2"]["flops_with_24"] == by_name["7b", "lowrank_relu2"]["flops_per_token"]
     assert "…" not in printed
 
 
@@ -87,9 +85,7 @@ def test_all_sizes_and_methods_in_one_table(
         ([*STACK, "--json=/nowhere/account.json"], "--json /nowhere/account.json cannot be written"),
     ],
 )
-def test_refusals_are_one_line(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refusals_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["account", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error

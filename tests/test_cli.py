@@ -47,9 +47,7 @@ def test_help_is_instant_because_it_imports_no_torch() -> None:
     best = 60.0
     for _ in range(3):
         start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
-        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
         best = min(best, time.perf_counter() - start)
     assert done.stdout.endswith("False\n")
     for command in (
@@ -65,11 +63,7 @@ def test_fit_leaves_a_result_and_validate_measures_its_checkpoint(overlay: Path,
     fit = _elas("fit", *arguments, cwd=tmp_path)
     assert fit.returncode == 0, fit.stderr
     assert fit.stdout.splitlines()[-1] == "results: runs/fit/000"
-    assert {p.name for p in (tmp_path / "runs/fit/000").iterdir()} >= {
-        "result.json",
-        "curve.csv",
-        "telemetry.csv",
-    }
+    assert {p.name for p in (tmp_path / "runs/fit/000").iterdir()} >= {"result.json", "curve.csv", "telemetry.csv"}
     checkpoint = "runs/fit/000/checkpoints/last.ckpt"
     validate = _elas("validate", *arguments, "--ckpt_path", checkpoint, cwd=tmp_path)
     assert validate.returncode == 0, validate.stderr
@@ -121,11 +115,7 @@ def test_fit_refuses_in_one_line(
 
 
 def test_a_corrupt_shard_is_named(
-    overlay: Path,
-    corpus: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    overlay: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     mine = tmp_path / "mine"
@@ -149,10 +139,7 @@ def test_an_empty_stack_says_what_is_missing(
     ("arguments", "message"),
     [
         (["sweep", "gird"], "there is no sweep named 'gird': choose one of activation_ablation"),
-        (
-            ["sweep", "rank_ablation", "--size", "61m"],
-            "no overlay experiments/sizes/61m.yaml: choose one of 130m",
-        ),
+        (["sweep", "rank_ablation", "--size", "61m"], "no overlay experiments/sizes/61m.yaml: choose one of 130m"),
         (["sweep", "rank_ablation", "--data", "c5"], "no overlay experiments/data/c5.yaml: choose one of c4"),
         (["sweep", "rank_ablation", "--set", "model.config.rnak=1", "--dry-run"], "model.config.rnak"),
         (
@@ -205,9 +192,7 @@ def test_a_dry_run_lists_the_commands_of_its_runs_and_leaves_nothing(
     assert main(["sweep", "rank_ablation", "--size", "tiny", "--data", "pydocs", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 24
-    assert lines[0].startswith(
-        "low-rank ReLU², rank 1, seed 0: elas fit --config experiments/sizes/tiny.yaml"
-    )
+    assert lines[0].startswith("low-rank ReLU², rank 1, seed 0: elas fit --config experiments/sizes/tiny.yaml")
     assert not (tmp_path / "runs").exists()
 
 
@@ -215,9 +200,7 @@ def test_sigterm_stops_a_fit_with_its_exit_code_and_a_checkpoint(overlay: Path, 
     command = [sys.executable, "-m", "elas_lightning", "fit", "--config", str(overlay)]
     command += ["--trainer.max_steps=100000", "--trainer.default_root_dir=mine"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
         curve = tmp_path / "mine/curve.csv"
         deadline = time.monotonic() + 60
         while not (curve.exists() and curve.read_text().count("\n") > 3):

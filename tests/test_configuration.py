@@ -39,9 +39,7 @@ def test_later_overlays_win_and_overrides_win_over_all(tmp_path: Path) -> None:
     assert resolve(stack, {"model.config.ffn_rank": 16})["model"]["config"]["ffn_rank"] == 16
 
 
-@pytest.mark.parametrize(
-    "value", [None, True, 3, 1e-30, "a b", "yes", [], ["ffn_hidden", "attention_input"], [0, 2]]
-)
+@pytest.mark.parametrize("value", [None, True, 3, 1e-30, "a b", "yes", [], ["ffn_hidden", "attention_input"], [0, 2]])
 def test_values_survive_the_command_line(value: Any) -> None:
     (argument,) = command_line([], {"key": value})
     assert yaml.safe_load(argument.removeprefix("--key=")) == value
@@ -141,6 +139,4 @@ def test_a_run_logs_for_csv_and_tensorboard_beside_its_result(overlay: Path, tmp
     own = {"trainer.logger": None, "trainer.default_root_dir": str(tmp_path / "run")}
     cli = ElasCLI(command_line([overlay], own), run=False)
     assert {type(logger).__name__ for logger in cli.trainer.loggers} == {"CSVLogger", "TensorBoardLogger"}
-    assert {str(Path(logger.log_dir or "")) for logger in cli.trainer.loggers} == {
-        str(tmp_path / "run/logs/version_0")
-    }
+    assert {str(Path(logger.log_dir or "")) for logger in cli.trainer.loggers} == {str(tmp_path / "run/logs/version_0")}

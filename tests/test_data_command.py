@@ -14,16 +14,7 @@ from elas_lightning.data import inspection
 def source(corpus, tokenizer_file, tmp_path, monkeypatch):
     monkeypatch.setenv("ELAS_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "160")
-    return [
-        "--source",
-        "local",
-        "--path",
-        str(corpus),
-        "--tokenizer",
-        str(tokenizer_file),
-        "--set",
-        "data.lanes=4",
-    ]
+    return ["--source", "local", "--path", str(corpus), "--tokenizer", str(tokenizer_file), "--set", "data.lanes=4"]
 
 
 def test_prepare_then_train_from_the_shards(source, tmp_path, overlay, capsys):
@@ -37,12 +28,7 @@ def test_prepare_then_train_from_the_shards(source, tmp_path, overlay, capsys):
     tokens = ["--data.source=tokens", f"--data.path={out}", "--data.tokenizer=auto"]
     arguments = ["fit", "--config", str(overlay), *tokens, f"--trainer.default_root_dir={run}"]
     assert main(arguments) == 0
-    assert (
-        main(
-            ["data", "inspect", "--source", "tokens", "--path", str(out), "--set", "data.lanes=4", "--verify"]
-        )
-        == 0
-    )
+    assert main(["data", "inspect", "--source", "tokens", "--path", str(out), "--set", "data.lanes=4", "--verify"]) == 0
     said = capsys.readouterr().out
     assert "every file was read to its end and is whole" in said
     assert "read as token shards" in said
@@ -51,28 +37,14 @@ def test_prepare_then_train_from_the_shards(source, tmp_path, overlay, capsys):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert (
-        main(
-            ["data", "inspect", "--source", "tokens", "--path", str(out), "--set", "data.lanes=4", "--verify"]
-        )
-        == 2
-    )
+    assert main(["data", "inspect", "--source", "tokens", "--path", str(out), "--set", "data.lanes=4", "--verify"]) == 2
     assert "1 damaged file(s): " in (error := capsys.readouterr().err)
     assert path.name in error
     assert error.count("\n") == 1
 
 
 def test_inspect_shows_what_the_model_will_see(source, overlay, capsys):
-    arguments = [
-        "--config",
-        str(overlay),
-        "--set",
-        "data.batching=truncate",
-        "--rows",
-        "2",
-        "--documents",
-        "1000",
-    ]
+    arguments = ["--config", str(overlay), "--set", "data.batching=truncate", "--rows", "2", "--documents", "1000"]
     assert main(["data", "inspect", *arguments, "--verify"]) == 0
     said = capsys.readouterr().out
     assert "Tokens of a document (sample of 92)" in said

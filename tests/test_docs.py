@@ -41,9 +41,7 @@ class Block:
 
 
 def _blocks(page: Path) -> list[Block]:
-    found = re.findall(
-        r'^```(\w+)(?: title="([^"]*)")?\n(.*?)^```', page.read_text(), re.DOTALL | re.MULTILINE
-    )
+    found = re.findall(r'^```(\w+)(?: title="([^"]*)")?\n(.*?)^```', page.read_text(), re.DOTALL | re.MULTILINE)
     return [Block(*parts) for parts in found]
 
 
@@ -236,9 +234,7 @@ def _check_printed(said: str, printed: str) -> None:
     for line in said.splitlines():
         parts = re.split(r"(\s+|…|[+-]?\d[\d,]*(?:\.\d+)?)", line.strip())
         kinds = ["0" if part[-1:].isdigit() else part[:1] for part in parts]
-        pattern = "".join(
-            anything.get(kind, re.escape(part)) for kind, part in zip(kinds, parts, strict=True)
-        )
+        pattern = "".join(anything.get(kind, re.escape(part)) for kind, part in zip(kinds, parts, strict=True))
         found = re.compile(pattern).search(printed, place)
         assert found, f"the page shows {line!r}, printed was:\n{printed}"
         place = found.end()

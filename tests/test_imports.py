@@ -10,17 +10,7 @@ import pytest
 import elas_lightning
 
 ROOT = Path(elas_lightning.__file__).parent
-HEAVY = {
-    "torch",
-    "lightning",
-    "torchmetrics",
-    "datasets",
-    "tokenizers",
-    "optuna",
-    "pandas",
-    "scipy",
-    "matplotlib",
-}
+HEAVY = {"torch", "lightning", "torchmetrics", "datasets", "tokenizers", "optuna", "pandas", "scipy", "matplotlib"}
 # room -> (rooms of ours it may import, outside packages of HEAVY it may import)
 ALLOWED = {
     "ops": ({"ops"}, {"torch"}),
@@ -32,20 +22,14 @@ ALLOWED = {
     "continuation": ({"training", "layout"}, {"lightning"}),
     "account_command": ({"configuration", "training", "nn", "layout"}, set()),
     "data_command": ({"configuration", "data"}, set()),
-    "runner": (
-        {"configuration", "continuation", "training", "nn", "ops", "data", "layout"},
-        {"torch", "lightning"},
-    ),
+    "runner": ({"configuration", "continuation", "training", "nn", "ops", "data", "layout"}, {"torch", "lightning"}),
     "inference": (
         # analysis: a model card's interval over seeds is the report's
         {"inference", "runner", "configuration", "layout", "training", "data", "nn", "ops", "analysis"},
         # datasets: its errors, where the data of lm-eval's tasks is damaged
         {"torch", "tokenizers", "datasets"},
     ),
-    "sweep": (
-        {"sweep", "runner", "configuration", "layout", "training", "data"},
-        {"torch", "lightning", "optuna"},
-    ),
+    "sweep": ({"sweep", "runner", "configuration", "layout", "training", "data"}, {"torch", "lightning", "optuna"}),
     "analysis": ({"analysis"}, {"pandas", "scipy", "matplotlib"}),
     "plots": ({"analysis"}, {"matplotlib"}),
     "layout": (set(), set()),
@@ -83,10 +67,7 @@ def test_rooms_import_only_what_lies_before_them(room: str) -> None:
     ("statement", "absent"),
     [
         ("import elas_lightning.cli", {"torch", "lightning", "pandas", "optuna"}),
-        (
-            "import elas_lightning.ops, elas_lightning.nn.llama",
-            {"lightning", "datasets", "optuna", "jsonargparse"},
-        ),
+        ("import elas_lightning.ops, elas_lightning.nn.llama", {"lightning", "datasets", "optuna", "jsonargparse"}),
         ("import elas_lightning.analysis.report", {"torch", "lightning", "optuna"}),
         ("from elas_lightning import load_run, load_sweep, plots", {"torch", "lightning", "optuna"}),
     ],
@@ -98,9 +79,5 @@ def test_light_doors_stay_light(statement: str, absent: set[str]) -> None:
 
 
 def test_every_file_reads_in_one_sitting() -> None:
-    long = {
-        str(p.relative_to(ROOT)): n
-        for p in ROOT.rglob("*.py")
-        if (n := len(p.read_text().splitlines())) > 400
-    }
+    long = {str(p.relative_to(ROOT)): n for p in ROOT.rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
     assert long == {}

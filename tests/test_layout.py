@@ -10,14 +10,7 @@ from pathlib import Path
 import pytest
 
 from elas_lightning.errors import UserError
-from elas_lightning.layout import (
-    hold,
-    new_run_directory,
-    overlay_path,
-    shipped_folder,
-    sweep_folder,
-    sweep_path,
-)
+from elas_lightning.layout import hold, new_run_directory, overlay_path, shipped_folder, sweep_folder, sweep_path
 
 
 def test_the_working_directorys_folder_comes_before_the_checkouts(
@@ -52,9 +45,7 @@ def test_asked_for_sizes_and_data_have_folders_of_their_own() -> None:
     assert sweep_folder("some/rank_ablation.yaml", "60m", "c4") == Path("runs/rank_ablation_60m_c4")
 
 
-def test_run_directories_are_numbered_and_never_shared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_directories_are_numbered_and_never_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert [new_run_directory("fit").name for _ in range(3)] == ["000", "001", "002"]
     (tmp_path / "runs/fit/mine").mkdir()

@@ -42,8 +42,7 @@ def answer(results: SweepResults, captions: list[dict[str, Any]]) -> list[str]:
     if len(found) > 1:
         clear = sum(d.found for d in found)
         kept = sum(
-            d.found and p is not None and p < ALPHA
-            for d, p in zip(found, holm([d.p for d in found]), strict=True)
+            d.found and p is not None and p < ALPHA for d, p in zip(found, holm([d.p for d in found]), strict=True)
         )
         # each interval stands on its own: of many, one in twenty leaves zero out by chance
         corrected = f" ({kept} after correction for all {len(found)}, Holm)" if kept < clear else ""
@@ -119,9 +118,7 @@ def limits(results: SweepResults) -> list[str]:
         said.append("Peak memory was not measured on this device.")
     hardware = {str((r.get("environment") or {}).get("hardware")) for r in results.results.values()}
     if len(hardware) > 1:
-        said.append(
-            f"Runs ran on different hardware ({listing(sorted(hardware))}): their speeds are not comparable."
-        )
+        said.append(f"Runs ran on different hardware ({listing(sorted(hardware))}): their speeds are not comparable.")
     return said
 
 

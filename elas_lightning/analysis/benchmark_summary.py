@@ -9,14 +9,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from elas_lightning.analysis import style
-from elas_lightning.analysis.benchmark_records import (
-    FULL,
-    KINDS,
-    Measurement,
-    backend_of,
-    fastest,
-    place_order,
-)
+from elas_lightning.analysis.benchmark_records import FULL, KINDS, Measurement, backend_of, fastest, place_order
 from elas_lightning.analysis.tables import Table
 
 _MARK = "†"
@@ -88,9 +81,7 @@ def summary_table(found: Sequence[Line]) -> Table:
         "out of the way where both are replayed as CUDA graphs."
     )
     if any(line.bound for line in found):
-        caption += (
-            f" {_MARK}: one of the two is bound by launches, so the ratio says little about the kernels."
-        )
+        caption += f" {_MARK}: one of the two is bound by launches, so the ratio says little about the kernels."
     return Table(caption, ("Call", "Tokens", "Launches", *(shape.upper() for shape in shapes)), cells, 3)
 
 

@@ -146,13 +146,7 @@ def memory_figure(rows: Sequence[Measurement]) -> Figure:
     left = [0.0] * len(held)
     for index, part in enumerate(_PARTS):
         widths = [(row.memory or {}).get(part) or 0 for row in held]
-        axis.barh(
-            range(len(held)),
-            [w / _MIB for w in widths],
-            left=left,
-            color=style.look(index).color,
-            label=part,
-        )
+        axis.barh(range(len(held)), [w / _MIB for w in widths], left=left, color=style.look(index).color, label=part)
         left = [before + w / _MIB for before, w in zip(left, widths, strict=True)]
     style.level_axis(
         axis, "y", range(len(held)), [f"{r.shape.upper()}, {r.tokens:,} tokens: {r.contender}" for r in held]
@@ -229,9 +223,7 @@ def write_benchmark_report(folder: Path, out: Path) -> Path:
         by_device.setdefault(record["device"], []).extend(rows)
         for kind in KINDS:
             if own := [row for row in rows if row.kind == kind]:
-                name = f"{path.relative_to(folder).with_suffix('')}-{kind}".replace("/", "-").replace(
-                    " ", "-"
-                )
+                name = f"{path.relative_to(folder).with_suffix('')}-{kind}".replace("/", "-").replace(" ", "-")
                 about = {"record": str(path), "absent": _absent(record["cases"], kind)}
                 sections.append({**_section(record, kind, own, plots / name), **about})
     overviews: list[dict[str, Any]] = []
@@ -255,9 +247,7 @@ def _section(record: Mapping[str, Any], kind: str, rows: list[Measurement], stem
         for word, part in _in_figures(rows)
     ]
     if with_memory:
-        figures.append(
-            _figure(memory_figure(rows), stem.with_name(f"{stem.name}-memory"), f"{title}: memory")
-        )
+        figures.append(_figure(memory_figure(rows), stem.with_name(f"{stem.name}-memory"), f"{title}: memory"))
     return {
         "title": title,
         "device": record["device"],

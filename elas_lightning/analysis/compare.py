@@ -10,25 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from elas_lightning.analysis.compare_select import (
-    ENERGY_COLUMNS,
-    Contender,
-    config_differences,
-    select,
-)
+from elas_lightning.analysis.compare_select import ENERGY_COLUMNS, Contender, config_differences, select
 from elas_lightning.analysis.metrics import Metric, metric_of
 from elas_lightning.analysis.run import RunResults
 from elas_lightning.analysis.statistics import CONFIDENCE, Difference, paired_difference
 from elas_lightning.analysis.tables import Table
-from elas_lightning.analysis.wording import (
-    decimals_of,
-    interval,
-    listing,
-    number,
-    plural,
-    plus_minus,
-    signed,
-)
+from elas_lightning.analysis.wording import decimals_of, interval, listing, number, plural, plus_minus, signed
 from elas_lightning.errors import UserError
 
 _ENERGY = {
@@ -116,18 +103,14 @@ def against_first(comparison: Comparison) -> list[Against]:
             shared = set(a) & set(b)
             # one shared seed gives no interval; several that are not shared do
             if len(shared) >= 2 or (shared and min(len(a), len(b)) < 2):
-                found.append(
-                    Against(other.name, column, paired_difference(a, b, unit), "paired", (len(shared),) * 2)
-                )
+                found.append(Against(other.name, column, paired_difference(a, b, unit), "paired", (len(shared),) * 2))
             else:
                 unpaired = unpaired_difference(list(a.values()), list(b.values()), unit)
                 found.append(Against(other.name, column, unpaired, "unpaired", (len(a), len(b))))
     return found
 
 
-def unpaired_difference(
-    a: Sequence[float], b: Sequence[float], unit: Literal["%", "absolute"]
-) -> Difference | None:
+def unpaired_difference(a: Sequence[float], b: Sequence[float], unit: Literal["%", "absolute"]) -> Difference | None:
     """Welch's interval of a difference of means, for sides that share no seeds.
 
     Args:
@@ -153,9 +136,7 @@ def unpaired_difference(
     if error == 0:
         return Difference(scale(mean), scale(mean), scale(mean), float(mean == 0), n, unit)
     # Welch and Satterthwaite: how many seeds two unequal spreads are worth
-    freedom = sum(parts) ** 2 / sum(
-        p**2 / (side.size - 1) for p, side in zip(parts, (left, right), strict=True)
-    )
+    freedom = sum(parts) ** 2 / sum(p**2 / (side.size - 1) for p, side in zip(parts, (left, right), strict=True))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, freedom))
     return Difference(scale(mean), scale(mean - half), scale(mean + half), p, n, unit)
@@ -289,9 +270,7 @@ def differences_table(comparison: Comparison) -> Table:
         "shared, else unpaired (Welch). Each interval stands on its own; with many of them one in twenty leaves zero "
         "out by chance. “Not found” bounds a difference and does not show that there is none."
     )
-    return Table(
-        caption, ("Contender", "Metric", "Difference", "95 % interval", "How", "Reading"), tuple(rows), 2
-    )
+    return Table(caption, ("Contender", "Metric", "Difference", "95 % interval", "How", "Reading"), tuple(rows), 2)
 
 
 def _reading(d: Difference, metric: Metric) -> str:

@@ -25,14 +25,7 @@ from elas_lightning.analysis.page import data_uri, render, table_html
 from elas_lightning.analysis.plots.base import CannotDraw
 from elas_lightning.analysis.plots.curves import curves
 from elas_lightning.analysis.plots.pareto import pareto
-from elas_lightning.analysis.wording import (
-    compare,
-    listing,
-    number,
-    plural,
-    plus_minus,
-    sentence,
-)
+from elas_lightning.analysis.wording import compare, listing, number, plural, plus_minus, sentence
 from elas_lightning.errors import UserError
 
 _FIGURES: Mapping[str, tuple[str, Any, dict[str, str]]] = {
@@ -124,25 +117,16 @@ def _draw(comparison: Comparison, home: Path) -> tuple[list[dict[str, str]], lis
             continue
         _, svg = style.save(figure, home / name)
         shown = ("val_perplexity", options["x"]) if "x" in options else ("val_loss",)
-        reasons = dict.fromkeys(
-            reason for (_, column), reason in comparison.unfair.items() if column in shown
-        )
+        reasons = dict.fromkeys(reason for (_, column), reason in comparison.unfair.items() if column in shown)
         for why in reasons:
             caption += f" Not all comparable: {why}."
         figures.append({"title": title, "caption": caption, "source": data_uri(svg)})
     return figures, not_drawn
 
 
-def _page(
-    comparison: Comparison,
-    figures: list[dict[str, str]],
-    not_drawn: list[tuple[str, str]],
-    command: str,
-) -> str:
+def _page(comparison: Comparison, figures: list[dict[str, str]], not_drawn: list[tuple[str, str]], command: str) -> str:
     first, *others = (contender.name for contender in comparison.contenders)
-    question = (
-        f"{first} against {listing(others)}" if len(others) < 4 else f"{first} against {len(others)} others"
-    )
+    question = f"{first} against {listing(others)}" if len(others) < 4 else f"{first} against {len(others)} others"
     return render(
         "compare.html.j2",
         name="Comparison",
@@ -157,9 +141,7 @@ def _page(
         facts=_facts(comparison),
         command=command,
         commands=[
-            (run.folder, run.command or "not recorded")
-            for contender in comparison.contenders
-            for run in contender.runs
+            (run.folder, run.command or "not recorded") for contender in comparison.contenders for run in contender.runs
         ],
     )
 
@@ -247,11 +229,7 @@ def frames(comparison: Comparison) -> dict[str, pd.DataFrame]:
         row: dict[str, Any] = {"contender": contender.name}
         for column in comparison.columns:
             if found := contender.estimate(column):
-                row |= {
-                    column: found.mean,
-                    f"{column}_half_width": found.half_width,
-                    f"{column}_seeds": found.n,
-                }
+                row |= {column: found.mean, f"{column}_half_width": found.half_width, f"{column}_seeds": found.n}
         contenders.append(row)
         for run in contender.runs:
             measured = {column: run.metrics.get(column) for column in comparison.columns}

@@ -106,9 +106,7 @@ def _group(named: Sequence[_Named]) -> tuple[list[Contender], list[str]]:
             by_seed[int(item.run.result["seed"])] = item.run
         repeated = len({item.run.folder.resolve() for item in same}) - len(by_seed)
         if repeated:
-            notes.append(
-                f"{name}: {plural(repeated, 'run')} with a seed that another has; the last to finish counts."
-            )
+            notes.append(f"{name}: {plural(repeated, 'run')} with a seed that another has; the last to finish counts.")
         runs = tuple(by_seed[seed] for seed in sorted(by_seed))
         contenders.append(Contender(name, runs, comparable_config(runs[0])))
     return contenders, notes
@@ -180,9 +178,7 @@ def _read_sweep(sweep: SweepResults, given: str, labels: str) -> list[_Named]:
     if not found:
         if not wanted:
             raise UserError(f"no run of {sweep.folder} has finished")
-        raise UserError(
-            f"no finished run of {sweep.folder} is labelled {labels!r}; there are: {', '.join(known)}"
-        )
+        raise UserError(f"no finished run of {sweep.folder} is labelled {labels!r}; there are: {', '.join(known)}")
     return found
 
 
@@ -223,9 +219,7 @@ def _words(run: RunResults) -> list[str]:
 
 def as_sweep(contenders: Sequence[Contender]) -> SweepResults:
     """Contenders as a sweep over one parameter, which is what plots are drawn from."""
-    parameter = Parameter(
-        "contender", "Contender", tuple(contender.name for contender in contenders), numeric=False
-    )
+    parameter = Parameter("contender", "Contender", tuple(contender.name for contender in contenders), numeric=False)
     trials, curves, telemetry = [], [], []
     for i, contender in enumerate(contenders):
         for run in contender.runs:
@@ -235,9 +229,7 @@ def as_sweep(contenders: Sequence[Contender]) -> SweepResults:
             }  # fmt: skip
             complete = run.result["state"] == "complete"
             measured = {
-                column: float(run.metrics[column])
-                if complete and run.metrics.get(column) is not None
-                else np.nan
+                column: float(run.metrics[column]) if complete and run.metrics.get(column) is not None else np.nan
                 for column in METRIC_COLUMNS
             }
             trials.append({"trial": str(i), **keys, **measured})

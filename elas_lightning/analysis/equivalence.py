@@ -42,9 +42,7 @@ class Equivalence:
     lost: int = 0
 
 
-def equivalence(
-    a: Mapping[int, float], b: Mapping[int, float], margin: float = MARGIN, lost: int = 0
-) -> Equivalence:
+def equivalence(a: Mapping[int, float], b: Mapping[int, float], margin: float = MARGIN, lost: int = 0) -> Equivalence:
     """Test whether ``a`` and ``b`` are equal up to a margin.
 
     The margin is symmetric in the logarithm, so that it does not matter which of the two is named first.
@@ -106,9 +104,7 @@ def sentence_of(found: Equivalence, adjusted: float | None, a: str, b: str) -> s
     """
     within = f"{100 * found.margin:g} %"
     if found.lost:
-        return (
-            f"{a} and {b} cannot be called equivalent, since {plural(found.lost, 'run')} of theirs diverged"
-        )
+        return f"{a} and {b} cannot be called equivalent, since {plural(found.lost, 'run')} of theirs diverged"
     if found.low is None or found.high is None or adjusted is None:
         shared = plural(found.n, "shared seed")
         return f"whether {a} and {b} are equivalent within {within} cannot be tested with {shared}"

@@ -124,9 +124,7 @@ def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
             "levels off"
         )
     if best == len(grid) - 1:
-        raise Undetermined(
-            "all of the fall lies between the smallest sizes: nothing shows how fast it goes on"
-        )
+        raise Undetermined("all of the fall lies between the smallest sizes: nothing shows how fast it goes on")
     found = minimize_scalar(
         lambda exponent: float(line(exponent)[2]),
         bounds=(grid[best - 1], grid[best + 1]),

@@ -173,9 +173,7 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {advice}.") from None
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); delete it and {advice}."
-        ) from None
+        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error}); delete it and {advice}.") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not an object; delete it and {advice}.")
     return content
@@ -227,9 +225,7 @@ def _trials(
         planned = {value for value in search.get("values") or [] if isinstance(value, str)}
         raw = [text if text in planned else parse_cell(text) for text in cells[name]]
         parameter = make_parameter(name, search, raw)
-        trials[name] = pd.Series(
-            [to_level(parameter, value) for value in raw], index=cells.index, dtype=object
-        )
+        trials[name] = pd.Series([to_level(parameter, value) for value in raw], index=cells.index, dtype=object)
         if parameter.numeric:
             trials[name] = trials[name].astype(float)
         parameters.append(parameter)
@@ -244,9 +240,7 @@ def _trials(
         repeated = plural(len(trials) - len(kept), "run")
         notes.append(f"{repeated} repeated a point and seed; the last of each counts.")
     objective = str(summary.get("objective") or "val_perplexity")
-    blank = (
-        kept[(kept["state"] == "complete") & ~np.isfinite(kept[objective])] if objective in kept else kept[:0]
-    )
+    blank = kept[(kept["state"] == "complete") & ~np.isfinite(kept[objective])] if objective in kept else kept[:0]
     notes += [f"Run {run} is marked complete but has no {objective}: it is left out." for run in blank["run"]]
     return tuple(parameters), kept, notes
 
@@ -281,9 +275,7 @@ def _missing_points(
     grid = list(product(*(parameter.levels for parameter in parameters)))
     # Only a full grid says which points are missing: a sampler decides as it goes, and a sweep may leave
     # combinations out.
-    if len(grid) * len(seeds) != planned or any(
-        s.get("kind") != "choices" for s in summary["search"].values()
-    ):
+    if len(grid) * len(seeds) != planned or any(s.get("kind") != "choices" for s in summary["search"].values()):
         return []
     notes, untouched = [], []
     for point in grid:

@@ -43,9 +43,7 @@ _METRICS = {
         Metric("seconds", "Time of a run (s)", "time of a run", from_zero=True),
         Metric("tokens", "Training tokens (millions)", "number of training tokens", False, 1e-6, True),
         Metric("parameters", "Parameters (millions)", "number of parameters", True, 1e-6, True),
-        Metric(
-            "flops_per_token", "Training FLOPs per token (millions)", "compute per token", True, 1e-6, True
-        ),
+        Metric("flops_per_token", "Training FLOPs per token (millions)", "compute per token", True, 1e-6, True),
         Metric("peak_memory_bytes", "Peak memory (MB)", "peak memory", True, 1e-6, True),
     )
 }

@@ -115,9 +115,7 @@ def make_parameter(name: str, search: Mapping[str, Any], found: Iterable[Any]) -
     # Where numbers and names mix (rank 4, 8, full rank) the numbers still read best in ascending order.
     if any(is_number(value) for value in values):
         values = sorted(values, key=lambda value: (not is_number(value), value if is_number(value) else 0))
-    return Parameter(
-        name, label, tuple(dict.fromkeys(name_of(name, value) for value in values)), False, False
-    )
+    return Parameter(name, label, tuple(dict.fromkeys(name_of(name, value) for value in values)), False, False)
 
 
 def to_level(parameter: Parameter, value: Any) -> Level:

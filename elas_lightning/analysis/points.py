@@ -49,10 +49,7 @@ class Point:
 
 
 def gather(
-    results: SweepResults,
-    by: Sequence[str],
-    metric: str,
-    conditions: Mapping[str, Any] | None = None,
+    results: SweepResults, by: Sequence[str], metric: str, conditions: Mapping[str, Any] | None = None
 ) -> list[Point]:
     """One point for each combination of levels of ``by`` that was run, in the order of the sweep's file.
 
@@ -79,15 +76,11 @@ def gather(
         if not rows.empty:
             chosen = dict(zip(by, levels, strict=True))
             rows, rest, tried = _settle(rows, others, results.objective)
-            points.append(
-                Point(chosen, _by_seed(rows, metric), _count(rows), tuple(rows["run"]), rest, tried)
-            )
+            points.append(Point(chosen, _by_seed(rows, metric), _count(rows), tuple(rows["run"]), rest, tried))
     return points
 
 
-def _settle(
-    rows: pd.DataFrame, others: list[str], objective: str
-) -> tuple[pd.DataFrame, dict[str, Level], int]:
+def _settle(rows: pd.DataFrame, others: list[str], objective: str) -> tuple[pd.DataFrame, dict[str, Level], int]:
     if not others:
         return rows, {}, 1
     settings = []
@@ -174,9 +167,7 @@ def focus(results: SweepResults, name: str, options: Mapping[str, Any]) -> str:
     return _named_level(results, name, options, "focus", -1)
 
 
-def _named_level(
-    results: SweepResults, name: str, options: Mapping[str, Any], key: str, position: int
-) -> str:
+def _named_level(results: SweepResults, name: str, options: Mapping[str, Any], key: str, position: int) -> str:
     parameter = results.parameter(name)
     levels = {level_name(parameter, level): level for level in parameter.levels}
     if key not in options:

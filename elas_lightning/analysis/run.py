@@ -70,10 +70,7 @@ class RunResults:
             if (value := self.metrics.get(column)) is not None:
                 metric = metric_of(column)
                 rows.append((metric.label, number(value * metric.scale, 4)))
-        rows += [
-            ("Seed", str(self.result["seed"])),
-            ("Hardware", str(environment.get("hardware", "unknown"))),
-        ]
+        rows += [("Seed", str(self.result["seed"])), ("Hardware", str(environment.get("hardware", "unknown")))]
         if self.command:
             rows.append(("Command", self.command))
         cells = "".join(
@@ -105,9 +102,7 @@ def load_run(folder: str | Path) -> RunResults:
     if absent := [key for key in _NEEDED if key not in result]:
         raise UserError(f"{folder / 'result.json'} has no {', '.join(absent)}: it is no result of a run")
     if not all(isinstance(result[key], dict) for key in ("config", "metrics")):
-        raise UserError(
-            f"{folder / 'result.json'} has no table as config or metrics: it is no result of a run"
-        )
+        raise UserError(f"{folder / 'result.json'} has no table as config or metrics: it is no result of a run")
     return RunResults(folder, result, _table(folder / "curve.csv"), _table(folder / "telemetry.csv"))
 
 

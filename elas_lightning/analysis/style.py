@@ -150,9 +150,7 @@ def turn_long_names(ax: Axes, names: Sequence[str]) -> None:
 def plain_numbers(ax: Axes, which: str = "y") -> None:
     """Round tick values in plain figures (0.001, 250, 1,200,000), on linear and on log axes."""
     axis = ax.xaxis if which == "x" else ax.yaxis
-    axis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value:,.10g}" if value >= 1e-4 else f"{value:g}")
-    )
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}" if value >= 1e-4 else f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
     if axis.get_scale() == "linear":
         axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
@@ -186,10 +184,7 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, Look]], title: str = "
     assert figure is not None  # an axes that is drawn on has a figure
     height = figure.get_size_inches()[1] * ax.get_position().height * 72
     wrapped = sorted(
-        (
-            (float(to_axes.transform(ax.transData.transform((1.0, y)))[1]), wrap(name), style)
-            for y, name, style in ends
-        ),
+        ((float(to_axes.transform(ax.transData.transform((1.0, y)))[1]), wrap(name), style) for y, name, style in ends),
         key=lambda item: item[0],
     )
     heights = [(1 + text.count("\n")) * 13.5 / height for _, text, _ in wrapped]
@@ -223,9 +218,7 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, Look]], title: str = "
         ax.text(1.12, y, text, transform=ax.transAxes, va="center", ha="left", fontsize=9, linespacing=1.0)
     if title:
         top = max(places[-1] + heights[-1] / 2 + 9 / height, 0.0)
-        ax.text(
-            1.03, top, wrap(title, 18), transform=ax.transAxes, va="bottom", ha="left", fontsize=9, color=GREY
-        )
+        ax.text(1.03, top, wrap(title, 18), transform=ax.transAxes, va="bottom", ha="left", fontsize=9, color=GREY)
 
 
 def _legend_below(figure: Figure, entries: Sequence[tuple[str, Look]], title: str) -> None:

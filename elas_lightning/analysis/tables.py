@@ -44,8 +44,7 @@ class Table:
         rule = ["---" if i < self.names else "---:" for i in range(len(self.columns))]
         cells = [self.columns, tuple(rule), *self.rows]
         lines = [
-            "| " + " | ".join(_MARKUP.sub(r"\\\g<0>", cell).replace("\n", " ") for cell in row) + " |"
-            for row in cells
+            "| " + " | ".join(_MARKUP.sub(r"\\\g<0>", cell).replace("\n", " ") for cell in row) + " |" for row in cells
         ]
         return "\n".join([*lines, "", self.caption, ""])
 
@@ -55,9 +54,7 @@ class Table:
         Args:
             label: what a screen reader calls the box.
         """
-        head = "".join(
-            f'<th scope="col"{self._side(i)}>{html.escape(c)}</th>' for i, c in enumerate(self.columns)
-        )
+        head = "".join(f'<th scope="col"{self._side(i)}>{html.escape(c)}</th>' for i, c in enumerate(self.columns))
         body = []
         for row in self.rows:
             cells = [f"<td{self._side(i)}>{html.escape(cell)}</td>" for i, cell in enumerate(row)]

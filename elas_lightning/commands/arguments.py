@@ -37,9 +37,7 @@ def usable_device(text: str) -> str:
     try:
         torch.empty(0, device=text)
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without the device
-        raise argparse.ArgumentTypeError(
-            f"{text} cannot be used here: {str(error).splitlines()[0]}"
-        ) from error
+        raise argparse.ArgumentTypeError(f"{text} cannot be used here: {str(error).splitlines()[0]}") from error
     return text
 
 

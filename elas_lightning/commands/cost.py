@@ -15,8 +15,7 @@ _BENCHMARKS = ("train-step", "ffn", "prefill", "decode", "memory-account", "load
 def add(commands: Any) -> None:
     """Declare the subcommands; ``bench`` takes its own arguments, see :func:`bench`."""
     account = commands.add_parser(
-        "account",
-        help="parameters, FLOPs and bytes of a configuration, or of all that ship, without building anything",
+        "account", help="parameters, FLOPs and bytes of a configuration, or of all that ship, without building anything"
     )
     _add_account(account)
     account.set_defaults(run=_account)
@@ -31,9 +30,7 @@ def add(commands: Any) -> None:
 
 def _add_account(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument(
-        "--config", action="append", metavar="FILE", help="an overlay, as for fit; several stack"
-    )
+    which.add_argument("--config", action="append", metavar="FILE", help="an overlay, as for fit; several stack")
     which.add_argument("--all", action="store_true", help="every size and method of experiments/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", type=override, dest="overrides",
                         help="set a dotted configuration key, e.g. model.config.ffn_rank=96")  # fmt: skip
@@ -45,21 +42,16 @@ def _add_account(parser: argparse.ArgumentParser) -> None:
         help="32-true, bf16-mixed, 16-mixed, bf16-true or 16-true (default: trainer.precision)",
     )
     parser.add_argument(
-        "--device",
-        help="cuda or cpu, where different tensors are kept (default: cuda unless trainer says cpu)",
+        "--device", help="cuda or cpu, where different tensors are kept (default: cuda unless trainer says cpu)"
     )
-    parser.add_argument(
-        "--checkpointing", help="none, block or bottleneck (default: model.config.checkpointing)"
-    )
+    parser.add_argument("--checkpointing", help="none, block or bottleneck (default: model.config.checkpointing)")
     parser.add_argument("--json", metavar="FILE", help="also write the account to this file")
 
 
 def _account(options: argparse.Namespace) -> int:
     from elas_lightning.account_command import StepRequest, account_of, account_of_all
 
-    request = StepRequest(
-        options.batch, options.sequence, options.dtype, options.device, options.checkpointing
-    )
+    request = StepRequest(options.batch, options.sequence, options.dtype, options.device, options.checkpointing)
     written = Path(options.json) if options.json else None
     overrides = dict(options.overrides)
     if options.all:

@@ -10,9 +10,7 @@ from elas_lightning.commands.arguments import override
 
 def add(commands: Any) -> None:
     """Declare the subcommands."""
-    group = commands.add_parser(
-        "data", help="prepare token shards; inspect what a model will see of a corpus"
-    )
+    group = commands.add_parser("data", help="prepare token shards; inspect what a model will see of a corpus")
     actions = group.add_subparsers(title="actions", metavar="action", required=True)
 
     prepare = actions.add_parser(
@@ -28,14 +26,10 @@ def add(commands: Any) -> None:
         "inspect", help="documents, tokens, padding, cut text and the first rows of a configuration"
     )
     _add_source(inspect)
-    inspect.add_argument(
-        "--documents", type=int, default=4096, metavar="N", help="how many to measure (default: 4096)"
-    )
+    inspect.add_argument("--documents", type=int, default=4096, metavar="N", help="how many to measure (default: 4096)")
     inspect.add_argument("--rows", type=int, default=3, metavar="N", help="how many to print (default: 3)")
     inspect.add_argument(
-        "--verify",
-        action="store_true",
-        help="read every file: token shards against their checksums, text to its end",
+        "--verify", action="store_true", help="read every file: token shards against their checksums, text to its end"
     )
     inspect.set_defaults(run=_inspect)
 

@@ -29,9 +29,7 @@ def add(commands: Any) -> None:
     generate.add_argument("--device", default="cpu", help="where to run, e.g. cuda")
     generate.set_defaults(run=_generate)
 
-    export = commands.add_parser(
-        "export", help="write a trained model as a folder for transformers, or for elas"
-    )
+    export = commands.add_parser("export", help="write a trained model as a folder for transformers, or for elas")
     _add_model(export)
     export.add_argument("folder", help="where to write; a new folder")
     export.add_argument("--form", choices=("merged", "factors"), default="merged",
@@ -45,17 +43,11 @@ def add(commands: Any) -> None:
     import_ = commands.add_parser("import", help="take over a Llama or Arcee folder of Hugging Face")
     import_.add_argument("source", help="a local folder with config.json, safetensors and tokenizer.json")
     import_.add_argument("folder", help="where to write; a new folder")
-    import_.add_argument(
-        "--rank", type=int, help="cut every matrix of attention and FFN to this rank (default: full)"
-    )
+    import_.add_argument("--rank", type=int, help="cut every matrix of attention and FFN to this rank (default: full)")
     import_.add_argument("--tokenizer", help="a tokenizer.json from elsewhere")
     import_.set_defaults(run=_import)
 
-    _add_eval(
-        commands.add_parser(
-            "eval", help="measure a checkpoint: perplexity on text, downstream tasks of lm-eval"
-        )
-    )
+    _add_eval(commands.add_parser("eval", help="measure a checkpoint: perplexity on text, downstream tasks of lm-eval"))
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -66,24 +58,16 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help=_MODEL)
     parser.add_argument("--text", nargs="+", type=Path, default=[], metavar="FILE",
                         help="UTF-8 text, C4-format shards (.jsonl, .json.gz), or folders of them")  # fmt: skip
-    parser.add_argument(
-        "--tasks", type=_names, default=[], metavar="NAME,...", help="tasks of lm-eval, e.g. arc_easy"
-    )
-    parser.add_argument(
-        "--include", type=Path, metavar="FOLDER", help="a folder of task files (YAML) of your own"
-    )
+    parser.add_argument("--tasks", type=_names, default=[], metavar="NAME,...", help="tasks of lm-eval, e.g. arc_easy")
+    parser.add_argument("--include", type=Path, metavar="FOLDER", help="a folder of task files (YAML) of your own")
     parser.add_argument("--dense", action="store_true", help="measure again with the 2:4 step switched off")
     parser.add_argument("--length", type=int, help="tokens the model sees at once (default: as in training)")
     parser.add_argument(
         "--stride", type=int, help="tokens from one window of a document to the next (text; default: length)"
     )
-    parser.add_argument(
-        "--batch-size", type=int, default=16, help="windows or requests at a time (default: 16)"
-    )
+    parser.add_argument("--batch-size", type=int, default=16, help="windows or requests at a time (default: 16)")
     parser.add_argument("--limit", type=int, help="documents of each text and examples of each task at most")
-    parser.add_argument(
-        "--num-fewshot", type=int, help="examples in the prompt (default: what the task says)"
-    )
+    parser.add_argument("--num-fewshot", type=int, help="examples in the prompt (default: what the task says)")
     parser.add_argument("--device", help="e.g. cpu or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found to this file")
     parser.set_defaults(run=_eval)

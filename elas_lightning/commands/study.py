@@ -13,8 +13,7 @@ from elas_lightning.layout import sweep_folder
 def add(commands: Any) -> None:
     """Declare the subcommands."""
     sweep = commands.add_parser(
-        "sweep",
-        help="run a file of sweeps/ to its end, then plots and report; `sweep status` says how far it is",
+        "sweep", help="run a file of sweeps/ to its end, then plots and report; `sweep status` says how far it is"
     )
     _add_study(sweep)
     sweep.add_argument("--port", type=at_least_one, default=13000, metavar="N",
@@ -30,35 +29,27 @@ def add(commands: Any) -> None:
                        help="where the study lives; the same command elsewhere joins in (default: a file)")  # fmt: skip
     sweep.add_argument("--patience", type=minutes, default=30.0, metavar="MINUTES",
                        help="kill and resume a run that makes no progress for this long (default: 30)")  # fmt: skip
-    sweep.add_argument(
-        "--dry-run", action="store_true", help="check the sweep and list its runs, run nothing"
-    )
+    sweep.add_argument("--dry-run", action="store_true", help="check the sweep and list its runs, run nothing")
     sweep.set_defaults(run=_sweep)
 
     plots = commands.add_parser("plots", help="redraw a sweep's plots from its stored results")
     _add_study(plots)
     plots.set_defaults(run=_plots)
 
-    report = commands.add_parser(
-        "report", help="rewrite a sweep's plots and report.html from its stored results"
-    )
+    report = commands.add_parser("report", help="rewrite a sweep's plots and report.html from its stored results")
     _add_study(report)
     report.set_defaults(run=_report)
 
     compare = commands.add_parser("compare", help="set runs or sweeps side by side, from their result files")
     compare.add_argument("runs", nargs="+", metavar="[NAME=]RUN[:LABEL,...]",
                          help="a run's directory, a folder of them, or (part of) a sweep's folder")  # fmt: skip
-    compare.add_argument(
-        "--out", type=Path, metavar="DIR", help="write compare.html, tables as CSV and plots"
-    )
+    compare.add_argument("--out", type=Path, metavar="DIR", help="write compare.html, tables as CSV and plots")
     compare.set_defaults(run=_compare)
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="a file of sweeps/ without its ending, or the path of a YAML file")
-    parser.add_argument(
-        "--size", help="a file of experiments/sizes (default: what the sweep names for this machine)"
-    )
+    parser.add_argument("--size", help="a file of experiments/sizes (default: what the sweep names for this machine)")
     parser.add_argument("--data", help="a file of experiments/data (default: likewise)")
 
 
@@ -74,9 +65,7 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.name == "serve":
         return _serve(options)
     if options.of is not None:
-        raise UserError(
-            f"sweep takes one name, not {options.name} and {options.of}; `elas sweep status` takes another"
-        )
+        raise UserError(f"sweep takes one name, not {options.name} and {options.of}; `elas sweep status` takes another")
     request = Request(
         options.name,
         options.size,
@@ -93,9 +82,7 @@ def _sweep(options: argparse.Namespace) -> int:
         plan = request.plan()
         plan.check()
         if plan.spec.is_search:
-            print(
-                f"{plan.spec.trials} points are drawn by {plan.spec.sampler}, {len(plan.spec.seeds)} seeds each"
-            )
+            print(f"{plan.spec.trials} points are drawn by {plan.spec.sampler}, {len(plan.spec.seeds)} seeds each")
         else:
             for planned in plan.runs():
                 print(f"{planned.label}, seed {planned.seed}: {planned.request.command}")
@@ -186,7 +173,5 @@ def _compare(options: argparse.Namespace) -> int:
     comparison = compare.compare(options.runs)
     compare_page.show(comparison, Console(markup=False))  # brackets in a name are a part of it
     if options.out:
-        print(
-            f"page: {compare_page.write(comparison, options.out, shlex.join(['elas', *options.arguments]))}"
-        )
+        print(f"page: {compare_page.write(comparison, options.out, shlex.join(['elas', *options.arguments]))}")
     return 0

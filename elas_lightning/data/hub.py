@@ -48,9 +48,7 @@ def with_retries(
         try:
             return ask()
         except _MISSING as error:
-            raise UserError(
-                f"the hub has no {what} ({type(error).__name__}); check its name and revision"
-            ) from error
+            raise UserError(f"the hub has no {what} ({type(error).__name__}); check its name and revision") from error
         except _PASSING as error:
             cause = f"{type(error).__name__}: {_first_line(error)}"
             if delay is None or isinstance(error, OfflineModeIsEnabled):
@@ -74,9 +72,7 @@ def fetch(repository: str, filename: str, revision: str | None, advice: str) -> 
     """
     what = f"{repository}/{filename}" + (f" at {revision}" if revision else "")
     # No waits of our own: a download has the client's, five of them in 23 seconds.
-    return Path(
-        with_retries(lambda: hf_hub_download(repository, filename, revision=revision), what, advice, waits=())
-    )
+    return Path(with_retries(lambda: hf_hub_download(repository, filename, revision=revision), what, advice, waits=()))
 
 
 def _first_line(error: BaseException) -> str:

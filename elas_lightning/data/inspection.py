@@ -61,9 +61,7 @@ def sample_lengths(data: C4DataModule, documents: int) -> np.ndarray:
     if max(lengths, default=0) < 2:  # an empty one is its end token alone
         where = f"{len(spread)} training shards from {shards[0]} on"
         if len(lengths) == documents:
-            raise UserError(
-                f"no text in the {documents:,} documents looked at in {where}: give more --documents"
-            )
+            raise UserError(f"no text in the {documents:,} documents looked at in {where}: give more --documents")
         raise UserError(f"there is no document with text in {where}")
     return np.array(lengths)
 
@@ -116,10 +114,7 @@ def packed(lengths: np.ndarray, sequence_length: int) -> RowsOf:
     """Rows without padding, documents end to end; end tokens predict nothing. As :func:`truncated`."""
     tokens = float(lengths.sum())
     return RowsOf(
-        rows=tokens / sequence_length / len(lengths),
-        padding=0.0,
-        cut_off=0.0,
-        targets=1 - len(lengths) / tokens,
+        rows=tokens / sequence_length / len(lengths), padding=0.0, cut_off=0.0, targets=1 - len(lengths) / tokens
     )
 
 
@@ -157,9 +152,7 @@ def damaged_files(data: C4DataModule) -> list[str]:
     if data.corpus.tokenizer is not None:
         folder = Path(data.corpus.train[0]).parent
         wrong = check_sums(folder, open_manifest(folder))
-        return [
-            f"{folder / name} is missing or differs from its checksum in {MANIFEST_NAME}" for name in wrong
-        ]
+        return [f"{folder / name} is missing or differs from its checksum in {MANIFEST_NAME}" for name in wrong]
     found = []
     for shard in data.corpus.train + data.corpus.validation:
         reader: Any = open_documents((shard,))

@@ -68,9 +68,7 @@ class Lane:
         place: where to go on, as ``place()`` gave it; None for the beginning.
     """
 
-    def __init__(
-        self, config: StreamConfig, tokenizer: TextTokenizer, lane: int, place: Place | None
-    ) -> None:
+    def __init__(self, config: StreamConfig, tokenizer: TextTokenizer, lane: int, place: Place | None) -> None:
         self._config = config
         self._tokenizer = tokenizer
         self._lane = lane

@@ -29,8 +29,7 @@ class Parcel:
 
     def __init__(self, batch: dict[str, Any]) -> None:
         self._parts = {
-            name: part.int().numpy() if isinstance(part, torch.Tensor) else part
-            for name, part in batch.items()
+            name: part.int().numpy() if isinstance(part, torch.Tensor) else part for name, part in batch.items()
         }
 
     def unpack(self) -> dict[str, Any]:
@@ -43,8 +42,7 @@ class Parcel:
     def pin_memory(self) -> dict[str, Any]:
         """The batch for a GPU; the loader's thread that pins memory calls this."""
         return {
-            name: part.pin_memory() if isinstance(part, torch.Tensor) else part
-            for name, part in self.unpack().items()
+            name: part.pin_memory() if isinstance(part, torch.Tensor) else part for name, part in self.unpack().items()
         }
 
 

@@ -210,9 +210,7 @@ class C4DataModule(L.LightningDataModule):
             shuffle_block=self.shuffle_block,
             on_damaged_shard=self.on_damaged_shard,
         )
-        stream = TrainStream(
-            config, self.text_tokenizer, rank, world_size, self._next_micro_batch, list(self._places)
-        )
+        stream = TrainStream(config, self.text_tokenizer, rank, world_size, self._next_micro_batch, list(self._places))
         self._train_loader = train_loader(stream, self.num_workers)
         return self._train_loader
 

@@ -98,9 +98,7 @@ def prepare(
 def _plan(source: Source, tokenizer: TextTokenizer) -> Manifest:
     if source.tokenizer is not None:
         raise UserError("data.source=tokens is prepared already; give the source of the text")
-    origin = Origin(
-        source.name, source.fingerprint, tokenizer.name, tokenizer.fingerprint, tokenizer.vocab_size
-    )
+    origin = Origin(source.name, source.fingerprint, tokenizer.name, tokenizer.fingerprint, tokenizer.vocab_size)
     train, validation = (tuple(map(shard_name, shards)) for shards in (source.train, source.validation))
     return Manifest(origin, train, validation, records={})
 

@@ -92,11 +92,7 @@ def make_batch(
         filled[: len(row)] = row
     input_ids = torch.from_numpy(ids_BS[:, :-1].copy())
     labels = torch.from_numpy(ids_BS[:, 1:].copy()).masked_fill_(input_ids == end_id, IGNORED)
-    return {
-        "input_ids": input_ids,
-        "labels": labels,
-        "target_bytes": count_target_bytes(labels, byte_lengths),
-    }
+    return {"input_ids": input_ids, "labels": labels, "target_bytes": count_target_bytes(labels, byte_lengths)}
 
 
 def count_target_bytes(labels: torch.Tensor, byte_lengths: torch.Tensor) -> torch.Tensor:

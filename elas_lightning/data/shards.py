@@ -52,10 +52,7 @@ class ShardReader(ABC, Generic[Document]):
     """
 
     def __init__(
-        self,
-        shards: tuple[str, ...],
-        on_damage: OnDamage | None = None,
-        skipped: dict[str, int] | None = None,
+        self, shards: tuple[str, ...], on_damage: OnDamage | None = None, skipped: dict[str, int] | None = None
     ) -> None:
         self._shards = shards
         self._on_damage = on_damage
@@ -260,12 +257,7 @@ def _text_of(line: str, number: int, shard: str) -> str:
         if isinstance(text, str):
             text.encode()  # a lone surrogate has no UTF-8 form, and every tokenizer wants one
             return text
-    except (
-        ValueError,
-        RecursionError,
-        KeyError,
-        TypeError,
-    ):  # also numbers of too many digits, and deep nesting
+    except (ValueError, RecursionError, KeyError, TypeError):  # also numbers of too many digits, and deep nesting
         pass
     raise DamagedShard(
         f"the shard {shard} has a record without a string field 'text' (number {number}: {line[:60]!r}); every line "

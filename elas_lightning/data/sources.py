@@ -65,8 +65,7 @@ def open_source(name: SourceName, path: str | None, revision: str | None, cache:
         commit = revision or C4_REVISION
         shards = {
             split: tuple(
-                f"hf://datasets/allenai/c4@{commit}/en/c4-{split}.{i:05d}-of-{count:05d}.json.gz"
-                for i in range(count)
+                f"hf://datasets/allenai/c4@{commit}/en/c4-{split}.{i:05d}-of-{count:05d}.json.gz" for i in range(count)
             )
             for split, count in _C4_SHARDS.items()
         }
@@ -115,8 +114,7 @@ def _token_shards(folder: Path) -> Source:
     manifest = open_manifest(folder)
     origin = manifest.origin
     train, validation = (
-        tuple(str(folder / (name + TOKENS_SUFFIX)) for name in names)
-        for names in (manifest.train, manifest.validation)
+        tuple(str(folder / (name + TOKENS_SUFFIX)) for name in names) for names in (manifest.train, manifest.validation)
     )
     tokenizer = (folder / TOKENIZER_NAME, origin.tokenizer)
     return Source(origin.source, origin.fingerprint, train, validation, tokenizer)

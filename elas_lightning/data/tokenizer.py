@@ -196,9 +196,7 @@ def load_tokenizer(name: str, source: Source, cache: Path) -> TextTokenizer:
     if name == "auto" and source.name == "pydocs":
         target = cache / "tokenizers" / f"pydocs-{source.fingerprint}-{PYDOCS_VOCABULARY}-v{_TRAINER_VERSION}"
         folder = build_once(target, lambda folder: _train(source, folder / "tokenizer.json"))
-        return TextTokenizer(
-            Tokenizer.from_file(str(folder / "tokenizer.json")), f"pydocs-bpe-{PYDOCS_VOCABULARY}"
-        )
+        return TextTokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")), f"pydocs-bpe-{PYDOCS_VOCABULARY}")
     if name == "auto":
         name = "t5-base"
     path = Path(name).expanduser()

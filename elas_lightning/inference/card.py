@@ -123,9 +123,7 @@ def write_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(
-        count=lambda n: f"{n:,}", figure=lambda x: f"{x:.4g}", ppl=lambda x: f"{x:.2f}"
-    )
+    environment.filters.update(count=lambda n: f"{n:,}", figure=lambda x: f"{x:.4g}", ppl=lambda x: f"{x:.2f}")
     result = trained.result
     seconds = result.metrics.get("seconds") if result else None
     text = environment.get_template("card.md.j2").render(
@@ -155,14 +153,11 @@ def write_card(
 def _in_words(config: ModelConfig) -> str:
     places = {"attention": config.attention_rank, "the feed-forward networks": config.ffn_rank}
     ranks = [
-        f"rank {rank} in {place}" if rank is not None else f"full rank in {place}"
-        for place, rank in places.items()
+        f"rank {rank} in {place}" if rank is not None else f"full rank in {place}" for place, rank in places.items()
     ]
     gate = "" if config.gated else ", without a gate"
     between = ", SiLU between the factors (CoLA)" if config.bottleneck_activation else ""
-    return (
-        f"{' and '.join(ranks)}{between}; feed-forward networks with {_FFN.get(config.ffn, config.ffn)}{gate}"
-    )
+    return f"{' and '.join(ranks)}{between}; feed-forward networks with {_FFN.get(config.ffn, config.ffn)}{gate}"
 
 
 def _sparsity_in_words(config: ModelConfig) -> str | None:

@@ -81,9 +81,7 @@ def evaluate(request: Evaluation) -> dict[str, Any]:
     Raises:
         UserError: The checkpoint, a text or a task cannot be had, or an option does not fit the model.
     """
-    trained = load_model(
-        request.checkpoint, request.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    trained = load_model(request.checkpoint, request.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     length = request.length or trained.sequence_length
     stride = request.stride or length
     if stride > length:
@@ -135,9 +133,7 @@ def _phases(trained: TrainedModel, dense: bool) -> dict[str, bool]:
     if not dense:
         return {"2:4 on" if active else _OFF: active}
     if not active:
-        raise UserError(
-            "--dense switches the 2:4 step off, but this model has none at its step: leave --dense out"
-        )
+        raise UserError("--dense switches the 2:4 step off, but this model has none at its step: leave --dense out")
     return {"2:4 on": True, _OFF: False}
 
 
@@ -174,8 +170,7 @@ def show(found: Mapping[str, Any], console: Console) -> None:
 def _table(names: Sequence[str], numbers: Sequence[str]) -> Table:
     """Names are folded where a terminal is narrow, never cut off."""
     return Table(
-        *(Column(name, overflow="fold") for name in names),
-        *(Column(name, justify="right") for name in numbers),
+        *(Column(name, overflow="fold") for name in names), *(Column(name, justify="right") for name in numbers)
     )
 
 

@@ -117,9 +117,7 @@ class ElasLM(TemplateLM):
             asked: dict[str, Any] = dict(normalize_gen_kwargs(given))
             room = self.max_length - asked["max_gen_toks"]
             if asked["do_sample"]:
-                raise UserError(
-                    "--tasks: a task that samples cannot be run: set do_sample to false in its file"
-                )
+                raise UserError("--tasks: a task that samples cannot be run: set do_sample to false in its file")
             if room < 1:
                 raise UserError(
                     f"--tasks: the task generates up to {asked['max_gen_toks']} tokens, which leaves no room for a "
@@ -186,9 +184,7 @@ def run_tasks(
     try:
         manager.load(tasks)  # as lm-eval will
     except ValueError as error:
-        raise UserError(
-            f"--tasks {','.join(names)}: {error}; name a group or tasks of it, not both"
-        ) from error
+        raise UserError(f"--tasks {','.join(names)}: {error}; name a group or tasks of it, not both") from error
     found = simple_evaluate(
         model=lm,
         tasks=tasks,
@@ -204,9 +200,7 @@ def run_tasks(
 def _manager_for(names: Sequence[str], include: Path | None) -> TaskManager:
     if include is not None:
         if not include.is_dir():
-            raise UserError(
-                f"--include {include}: there is no such folder; give one that holds task files (*.yaml)"
-            )
+            raise UserError(f"--include {include}: there is no such folder; give one that holds task files (*.yaml)")
         # the index of the 14,000 tasks that lm-eval ships takes seconds to read
         own = TaskManager(include_path=str(include), include_defaults=False)
         if set(names) <= set(own.all_subtasks):

@@ -88,11 +88,7 @@ def cut_windows(document: np.ndarray, length: int, stride: int, text_bytes: int)
     """
     for start in range(0, len(document) - 1, stride):
         first = start == 0
-        yield Window(
-            document[start : start + length + 1],
-            0 if first else length - stride,
-            text_bytes if first else 0,
-        )
+        yield Window(document[start : start + length + 1], 0 if first else length - stride, text_bytes if first else 0)
         if start + length >= len(document) - 1:
             return
 
@@ -174,9 +170,7 @@ def evaluate_text(
     while group := list(islice(todo, batch_size)):
         _score(model, tokenizer, group, metric)
     if not documents:
-        raise UserError(
-            f"--text {path} holds no document with two tokens or more: there is nothing to predict"
-        )
+        raise UserError(f"--text {path} holds no document with two tokens or more: there is nothing to predict")
     found = metric.compute()
     return TextScore(
         source=str(path),

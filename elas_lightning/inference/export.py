@@ -83,9 +83,7 @@ def export_model(
     return Exported(folder, f"{name}ForCausalLM" if name else "factors kept", effect)
 
 
-def write_factors(
-    folder: Path, trained: TrainedModel, dtype: torch.dtype, origin: dict[str, Any] | None
-) -> int:
+def write_factors(folder: Path, trained: TrainedModel, dtype: torch.dtype, origin: dict[str, Any] | None) -> int:
     """Write what ``load_model`` reads: configuration, weights, tokenizer and the run's result.
 
     Args:
@@ -110,15 +108,7 @@ def write_factors(
             raise UserError(f"the weights of {name} are not finite in {dtype}: export with --dtype float32")
     data = {key: value for key, value in trained.data.items() if key != "cache_dir"}  # this machine's own
     tokenizer = {"name": trained.tokenizer.name, "fingerprint": trained.tokenizer.fingerprint}
-    write_model(
-        folder,
-        trained.model.config,
-        weights,
-        step=trained.step,
-        data=data,
-        tokenizer=tokenizer,
-        origin=origin,
-    )
+    write_model(folder, trained.model.config, weights, step=trained.step, data=data, tokenizer=tokenizer, origin=origin)
     (folder / TOKENIZER_NAME).write_text(trained.tokenizer.definition, encoding="utf-8")
     if trained.result is not None:
         trained.result.write(folder)

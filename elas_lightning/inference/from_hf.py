@@ -85,11 +85,7 @@ def import_model(
     weights = _read_weights(source)
     _ungroup(weights, theirs)
     # transformers ties no head that the checkpoint has a weight of its own for
-    if (
-        theirs.get("tie_word_embeddings")
-        and "lm_head.weight" not in weights
-        and "embed_tokens.weight" in weights
-    ):
+    if theirs.get("tie_word_embeddings") and "lm_head.weight" not in weights and "embed_tokens.weight" in weights:
         weights["lm_head.weight"] = weights["embed_tokens.weight"].clone()
         notes.append("the head was tied to the embedding and is a copy of it now")
     layers = _truncate(weights, rank) if rank is not None else []
@@ -148,9 +144,7 @@ def _read_config(source: Path) -> dict[str, Any]:
     if kind not in _ACTIVATIONS:
         raise UserError(f"{source} holds a model of type {kind!r}: only llama and arcee can be imported")
     if missing := [key for key in _REQUIRED if not is_number(theirs.get(key)) or theirs[key] <= 0]:
-        raise UserError(
-            f"{path} lacks a number above 0 as {', '.join(missing)}: it is no complete configuration"
-        )
+        raise UserError(f"{path} lacks a number above 0 as {', '.join(missing)}: it is no complete configuration")
     heads, width = theirs["num_attention_heads"], theirs["hidden_size"]
     groups = theirs.get("num_key_value_heads") or heads
     rope = _rope(theirs)

@@ -69,13 +69,7 @@ def generate(
 
 @torch.inference_mode()
 def _continue(
-    model: Llama,
-    ids_1T: Tensor,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
-    end_id: int | None,
+    model: Llama, ids_1T: Tensor, max_new_tokens: int, temperature: float, top_p: float, seed: int, end_id: int | None
 ) -> Iterator[int]:
     device = model.embed_tokens.weight.device
     chance = torch.Generator(device).manual_seed(seed)
@@ -85,9 +79,7 @@ def _continue(
         if temperature == 0:
             chosen = logits_V.argmax()
         else:
-            chosen = torch.multinomial(
-                next_token_probabilities(logits_V, temperature, top_p), 1, generator=chance
-            )
+            chosen = torch.multinomial(next_token_probabilities(logits_V, temperature, top_p), 1, generator=chance)
         token = int(chosen)
         yield token
         if token == end_id:
@@ -128,9 +120,7 @@ def prompt_ids(tokenizer: TextTokenizer, text: str) -> list[int]:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(
-            f"the prompt is not UTF-8 text ({error.reason} at character {error.start})"
-        ) from error
+        raise UserError(f"the prompt is not UTF-8 text ({error.reason} at character {error.start})") from error
     ids: list[int] = tokenizer.encode([text])[0][:-1].tolist()
     return ids
 

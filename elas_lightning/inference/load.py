@@ -67,9 +67,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> TrainedM
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without the device
-        raise UserError(
-            f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}"
-        ) from error
+        raise UserError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
     path = Path(path)
     return _load_folder(path, device) if is_model_folder(path) else _load_checkpoint(path, device)
 
@@ -137,9 +135,7 @@ def assemble(config: ModelConfig, weights: dict[str, torch.Tensor]) -> Llama:
     return model
 
 
-def _in_use(
-    config: ModelConfig, weights: dict[str, torch.Tensor], step: int, device: str | torch.device
-) -> Llama:
+def _in_use(config: ModelConfig, weights: dict[str, torch.Tensor], step: int, device: str | torch.device) -> Llama:
     # a backend suits the machine and the precision of training, and there may be neither here
     model = assemble(replace(config, backend="auto"), weights)
     model.set_sparsity(step >= config.sparsity.dense_warmup_steps)

@@ -49,10 +49,7 @@ class LayerCache:
             shape = (batch, heads, min(2 * self.length, self.capacity), size)
             keys, values = k_BHTD.new_empty(shape), v_BHTD.new_empty(shape)
             if self._keys is not None and self._values is not None:
-                keys[:, :, :start], values[:, :, :start] = (
-                    self._keys[:, :, :start],
-                    self._values[:, :, :start],
-                )
+                keys[:, :, :start], values[:, :, :start] = (self._keys[:, :, :start], self._values[:, :, :start])
             self._keys, self._values = keys, values
         self._keys[:, :, start : self.length] = k_BHTD
         self._values[:, :, start : self.length] = v_BHTD

@@ -224,9 +224,7 @@ class ModelConfig:
         if count == 1:
             return
         if self.weights.method != "plain":
-            allowed = (
-                f"weights.method {self.weights.method} knows one FFN a layer: set it to 1, or choose plain"
-            )
+            allowed = f"weights.method {self.weights.method} knows one FFN a layer: set it to 1, or choose plain"
             raise refuse("experts.count", count, allowed)
         if self.sparsity.stochastic and any(site.startswith("ffn") for site in self.sparsity.placement):
             allowed = (
@@ -280,9 +278,7 @@ class ModelConfig:
             field, width = self._site_width(site)
             multiple = self.sparsity.width_multiple
             if width % multiple:
-                allowed = (
-                    f"{self.sparsity.pattern} at {site} needs a width divisible by {multiple}, not {width}"
-                )
+                allowed = f"{self.sparsity.pattern} at {site} needs a width divisible by {multiple}, not {width}"
                 raise refuse(field, getattr(self, field), allowed)
 
     def _site_width(self, site: Placement) -> tuple[str, int]:

@@ -47,9 +47,7 @@ class FFN(nn.Module):
 
     def _linear(self, d_in: int, d_out: int) -> nn.Linear | LowRankLinear:
         silu = self.config.bottleneck_activation is not None
-        return make_linear(
-            d_in, d_out, self.config.layer_rank("ffn"), silu=silu, site=self._site("ffn_bottleneck")
-        )
+        return make_linear(d_in, d_out, self.config.layer_rank("ffn"), silu=silu, site=self._site("ffn_bottleneck"))
 
     def hidden(self, x: Tensor) -> Tensor:
         """The hidden features before their 2:4 step, ``(..., C)`` to ``(..., F)``."""
@@ -184,9 +182,7 @@ class UngatedFFN(FFN):
     def _row_copy(self, weight: Tensor) -> Tensor | None:
         """``weight`` in the order in which its columns can be skipped; made again when the weight has changed."""
         if weight.is_inference() or not isinstance(weight, nn.Parameter):
-            return (
-                None  # such a tensor does not tell whether it has changed; a rule's is made anew at each call
-            )
+            return None  # such a tensor does not tell whether it has changed; a rule's is made anew at each call
         # a load or a step moves the version, a change of device or dtype the rest
         key = (weight._version, weight.data_ptr(), weight.dtype, weight.device)
         if self._rows is None or self._rows[0] != key:
@@ -226,6 +222,37 @@ def ffn_choice(
     return resolve_backend(config.backend, device, case, storage)
 
 
+_IN_CHUNKS = f"plain PyTorch in chunks of {CHUNK_TOKENS} tokens"
+_ALL_AGAIN = "hidden_backward_kernel and library products in backward; nothing d_ff wide kept"
+_HARDWARE_FORM = "hidden_hardware_kernel writes features in the packed form that cuSPARSELt multiplies"
+# By backend and by what is kept for backward.
+_PATHS = {
+    "reference": {
+        "dense": "plain PyTorch, pre-activation and hidden features kept",
+        "packed": f"{_IN_CHUNKS}, packed hidden features kept",
+        "recompute": f"{_IN_CHUNKS}, nothing d_ff wide kept",
+    },
+    "triton": {
+        "dense": "library products around a kernel that squares and selects",
+        "packed": "hidden_kernel writes packed features, which are kept; library products",
+        "recompute": f"fused_kernel at the ranks it covers, else hidden_kernel and a library product; {_ALL_AGAIN}",
+    },
+    "hopper": {
+        "dense": "one CUDA kernel packs 2:4 features and keeps what they were before squaring, one multiplies on the "
+        "sparse tensor cores; a CUDA kernel and library products in backward",
+        "recompute": "one CUDA kernel chooses 2:4 in registers and multiplies on the sparse tensor cores at ranks to 256, "
+        "above them one packs and one multiplies; a CUDA kernel and library products in backward; nothing d_ff wide kept",
+    },
+    "cusparselt": {
+        "packed": f"{_HARDWARE_FORM}, which are kept as they are; library products in backward",
+        "recompute": f"{_HARDWARE_FORM}; {_ALL_AGAIN}",
+    },
+    "cusparselt_compress": {
+        "recompute": f"hidden_kernel writes dense features, cuSPARSELt compresses and multiplies them; {_ALL_AGAIN}"
+    },
+}
+
+
 def ffn_path(config: ModelConfig, device: torch.device, choice: BackendChoice | None = None) -> str:
     """In words what computes the feed-forward networks of a model, for logs and result files.
 
@@ -244,50 +271,10 @@ def ffn_path(config: ModelConfig, device: torch.device, choice: BackendChoice | 
         return f"plain PyTorch, {sparsity.pattern} by {sparsity.method}, {backward}everything kept"
     if config.gated:
         return "plain PyTorch, SwiGLU"
-    sparse_product = "hidden_hardware_kernel writes features in the packed form that cuSPARSELt multiplies"
-    backward = "library products in backward"
-    paths = {
-        ("reference", "dense"): "plain PyTorch, pre-activation and hidden features kept",
-        (
-            "reference",
-            "packed",
-        ): f"plain PyTorch in chunks of {CHUNK_TOKENS} tokens, packed hidden features kept",
-        (
-            "reference",
-            "recompute",
-        ): f"plain PyTorch in chunks of {CHUNK_TOKENS} tokens, nothing d_ff wide kept",
-        ("triton", "dense"): "library products around a kernel that squares and selects",
-        ("triton", "packed"): "hidden_kernel writes packed features, which are kept; library products",
-        (
-            "triton",
-            "recompute",
-        ): "fused_kernel at the ranks it covers, else hidden_kernel and a library product; "
-        "hidden_backward_kernel and library products in backward; nothing d_ff wide kept",
-        (
-            "hopper",
-            "dense",
-        ): "one CUDA kernel packs 2:4 features and keeps what they were before squaring, one multiplies on the sparse "
-        f"tensor cores; a CUDA kernel and {backward}",
-        (
-            "hopper",
-            "recompute",
-        ): "one CUDA kernel chooses 2:4 in registers and multiplies on the sparse tensor cores at ranks to 256, above "
-        f"them one packs and one multiplies; a CUDA kernel and {backward}; nothing d_ff wide kept",
-        ("cusparselt", "packed"): f"{sparse_product}, which are kept as they are; {backward}",
-        (
-            "cusparselt",
-            "recompute",
-        ): f"{sparse_product}; hidden_backward_kernel and {backward}; nothing d_ff wide kept",
-        (
-            "cusparselt_compress",
-            "recompute",
-        ): "hidden_kernel writes dense features, cuSPARSELt compresses and multiplies them; hidden_backward_kernel and "
-        f"{backward}; nothing d_ff wide kept",
-    }
     choice = choice or resolve_backend(config.backend, device)
-    path = choice.chosen, choice.storage or config.ffn_storage
+    paths, storage = _PATHS[choice.chosen], choice.storage or config.ffn_storage
     # without gradients the sparse product keeps nothing, whatever the storage; with them it is refused
-    return paths.get(path) or f"{paths[path[0], 'recompute']} (ffn_storage {path[1]} only without gradients)"
+    return paths.get(storage) or f"{paths['recompute']} (ffn_storage {storage} only without gradients)"
 
 
 def ffns(block: nn.Module) -> list[FFN]:

@@ -38,9 +38,7 @@ def require(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise UserError(
-            f"{package.split('.')[0]} is not installed: pip install 'elas-lightning[export]'"
-        ) from error
+        raise UserError(f"{package.split('.')[0]} is not installed: pip install 'elas-lightning[export]'") from error
 
 
 @contextmanager

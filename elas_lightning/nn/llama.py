@@ -96,9 +96,7 @@ class Attention(nn.Module):
         self.v_proj = make_linear(width, width, rank, silu=silu)
         self.o_proj = make_linear(width, width, rank, silu=silu)
 
-    def forward(
-        self, x_BTC: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, past: LayerCache | None = None
-    ) -> Tensor:
+    def forward(self, x_BTC: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, past: LayerCache | None = None) -> Tensor:
         """Attend: ``(B, T, C)`` to ``(B, T, C)``; with a cache, to what it holds as well, and add to it."""
         x_BTC = self.input_site(x_BTC)
         per_head = (*x_BTC.shape[:2], -1, self.head_dim)
@@ -129,13 +127,9 @@ class Block(nn.Module):
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         several = config.experts.count > 1
-        self.mlp: FFN | MixtureOfExperts = (
-            MixtureOfExperts(config, layer) if several else make_ffn(config, layer)
-        )
+        self.mlp: FFN | MixtureOfExperts = MixtureOfExperts(config, layer) if several else make_ffn(config, layer)
 
-    def forward(
-        self, x_BTC: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, past: LayerCache | None = None
-    ) -> Tensor:
+    def forward(self, x_BTC: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, past: LayerCache | None = None) -> Tensor:
         """Map the residual stream ``(B, T, C)`` to the next."""
         x_BTC = x_BTC + self.self_attn(self.input_layernorm(x_BTC), cos_T1D, sin_T1D, past)
         return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))
@@ -156,10 +150,7 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         place = torch.get_default_device()
-        if place.type in (
-            "cpu",
-            "meta",
-        ):  # built there, then moved: by Lightning, or with weights from a file
+        if place.type in ("cpu", "meta"):  # built there, then moved: by Lightning, or with weights from a file
             place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         choice = resolve_backend(config.backend, place)
         logger.info("backend %s (asked for: %s): %s", choice.chosen, choice.requested, choice.why)
@@ -229,9 +220,7 @@ class Llama(nn.Module):
         x_BTC = self.embed_tokens(input_ids)
         config = self.config
         start = 0 if cache is None else cache.length
-        cos_T1D, sin_T1D = rotary_angles(
-            x_BTC.shape[1], config.head_dim, config.rope_theta, x_BTC.device, start
-        )
+        cos_T1D, sin_T1D = rotary_angles(x_BTC.shape[1], config.head_dim, config.rope_theta, x_BTC.device, start)
         for mixture in self._mixtures():
             mixture.balance = None
         further_on = self._sites() if start and config.sparsity.stochastic else []

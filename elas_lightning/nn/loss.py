@@ -87,9 +87,7 @@ def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
     ctx.set_materialize_grads(False)
 
 
-def _scale_gradients(
-    ctx: Any, grad: Tensor | None, *second_order: Tensor | None
-) -> tuple[Tensor | None, ...]:
+def _scale_gradients(ctx: Any, grad: Tensor | None, *second_order: Tensor | None) -> tuple[Tensor | None, ...]:
     if any(tensor is not None for tensor in second_order):
         raise RuntimeError("the fused head and loss has first derivatives only")
     if grad is None:
@@ -123,7 +121,5 @@ def linear_next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> tu
     """
     # asked here: where a compiler has taken autocast's place, the operator itself could not see it
     gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    total, *_ = _linear_cross_entropy(
-        hidden.flatten(0, 1), weight, labels.flatten(), _product_dtype(hidden), gradients
-    )
+    total, *_ = _linear_cross_entropy(hidden.flatten(0, 1), weight, labels.flatten(), _product_dtype(hidden), gradients)
     return total, (labels != IGNORE).sum()

@@ -100,9 +100,7 @@ class SparsityConfig:
         if not isinstance(self.backward_permutation, bool):
             raise refuse("sparsity.backward_permutation", self.backward_permutation, "give true or false")
         if self.backward == "feature_wise" and self.placement and "ffn_hidden" not in self.placement:
-            allowed = (
-                "it is of the FFN's hidden features: put ffn_hidden in sparsity.placement, or choose dense"
-            )
+            allowed = "it is of the FFN's hidden features: put ffn_hidden in sparsity.placement, or choose dense"
             raise refuse("sparsity.backward", self.backward, allowed)
 
     def _check_placement(self) -> None:

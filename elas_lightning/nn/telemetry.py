@@ -70,9 +70,7 @@ class _Tally:
 
 
 @torch.no_grad()
-def sparsity_statistics(
-    model: Llama, input_ids: Tensor, selections: Selections | None = None
-) -> list[dict[str, Any]]:
+def sparsity_statistics(model: Llama, input_ids: Tensor, selections: Selections | None = None) -> list[dict[str, Any]]:
     """Compare each site's features with what its step keeps of them, in one forward pass of the model as it is now.
 
     The hidden site of every FFN is reported on any model, dense ones too: what the step would drop there. Other
@@ -149,9 +147,7 @@ def sparsity_statistics(
     return rows
 
 
-def layer_statistics(
-    model: Llama, input_ids: Tensor, labels: Tensor, selections: Selections
-) -> list[dict[str, Any]]:
+def layer_statistics(model: Llama, input_ids: Tensor, labels: Tensor, selections: Selections) -> list[dict[str, Any]]:
     """All telemetry of the model as it is now: sparsity, its gradients, effective ranks.
 
     Args:

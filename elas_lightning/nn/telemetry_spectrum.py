@@ -64,8 +64,7 @@ def weight_ranks(model: Llama) -> list[dict[str, Any]]:
             "layer": layer,
             **{
                 f"effective_rank_{name}": fmean(
-                    effective_rank(weight_singular_values(ffn.get_submodule(f"{name}_proj")))
-                    for ffn in ffns(block)
+                    effective_rank(weight_singular_values(ffn.get_submodule(f"{name}_proj"))) for ffn in ffns(block)
                 )
                 for name in ("up", "down")
             },

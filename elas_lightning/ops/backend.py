@@ -69,9 +69,7 @@ def resolve_backend(
         return BackendChoice(requested, chosen, why, kept)
     if requested in BACKENDS:
         return BackendChoice(requested, requested, _runs(requested, device), kept)
-    raise UserError(
-        f"backend {requested!r} is unknown: {_OTHERWISE}, or hopper or cusparselt (CUDA, fp16 and bf16)"
-    )
+    raise UserError(f"backend {requested!r} is unknown: {_OTHERWISE}, or hopper or cusparselt (CUDA, fp16 and bf16)")
 
 
 def check_sparse_product_dtype(x: torch.Tensor, backend: str) -> None:
@@ -101,9 +99,7 @@ def check_kernel_dtype(x: torch.Tensor) -> None:
         UserError: Not float16, bfloat16 or float32 (a ValueError, too).
     """
     if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        raise UserError(
-            f"backend 'triton' computes float16, bfloat16 and float32, not {x.dtype}: choose reference"
-        )
+        raise UserError(f"backend 'triton' computes float16, bfloat16 and float32, not {x.dtype}: choose reference")
 
 
 @torch.compiler.assume_constant_result

@@ -88,9 +88,7 @@ def _operand(down_FO: Tensor, features: int) -> Tensor:
 
 
 def _multiply(packed: Tensor, down: Tensor, plan: Plan) -> Tensor:
-    return torch._cslt_sparse_mm(
-        packed, down, alg_id=plan.alg_id, split_k=plan.split_k, split_k_mode=plan.split_k_mode
-    )
+    return torch._cslt_sparse_mm(packed, down, alg_id=plan.alg_id, split_k=plan.split_k, split_k_mode=plan.split_k_mode)
 
 
 def _search(packed: Tensor, down: Tensor) -> Plan:
@@ -107,9 +105,7 @@ class CompressSteps(TritonSteps):
     backend = "cusparselt_compress"
 
     def most_tokens(self, up_FR: Tensor, down_FO: Tensor, sparse: bool, backward: bool) -> int:
-        return (
-            self.within_workspace(up_FR) if sparse else super().most_tokens(up_FR, down_FO, sparse, backward)
-        )
+        return self.within_workspace(up_FR) if sparse else super().most_tokens(up_FR, down_FO, sparse, backward)
 
     def own_down(self, down_FO: Tensor) -> Tensor:
         return down_FO if down_FO.t().is_contiguous() else down_FO.contiguous()
@@ -160,9 +156,7 @@ class DirectSteps(CompressSteps):
         packed, meta = self.empty_kept(z_tR, z_tR.shape[0], up_FR.shape[0])
         return self.forward_keeping(z_tR, up_FR, down_FO, packed, meta)
 
-    def forward_keeping(
-        self, z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, values: Tensor, meta: Tensor
-    ) -> Tensor:
+    def forward_keeping(self, z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, values: Tensor, meta: Tensor) -> Tensor:
         from elas_lightning.ops.kernels.hardware import hidden_hardware
 
         hidden_hardware(z_tR, up_FR, values)

@@ -64,9 +64,7 @@ def lowrank_ffn_decode(
             "they must be (..., r), (d_ff, r), (d_ff, r_out)"
         )
     if rows is not None and (rows.shape != down.shape or not rows.is_contiguous()):
-        raise ValueError(
-            f"down_rows must be contiguous and {tuple(down.shape)} as down is, not {tuple(rows.shape)}"
-        )
+        raise ValueError(f"down_rows must be contiguous and {tuple(down.shape)} as down is, not {tuple(rows.shape)}")
     if torch.is_autocast_enabled(z.device.type):
         dtype = torch.get_autocast_dtype(z.device.type)
         z, up, down = z.to(dtype), up.to(dtype), down.to(dtype)
@@ -80,9 +78,7 @@ def lowrank_ffn_decode(
 
 def decode_pays(down: Tensor, backend: str) -> bool:
     """Whether ``lowrank_ffn_decode`` has something to skip: a kernel, or on a CPU a large enough ``down``."""
-    return backend not in ("auto", "reference") or (
-        down.device.type == "cpu" and down.numel() >= _WORTH_COUNTING
-    )
+    return backend not in ("auto", "reference") or (down.device.type == "cpu" and down.numel() >= _WORTH_COUNTING)
 
 
 @torch.library.custom_op("elas::decode_ffn", mutates_args=())

@@ -30,12 +30,7 @@ def _relu2(x: Tensor) -> Tensor:
     return relu * relu  # no square: it is a power, which autocast on a GPU computes and keeps in float32
 
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu2": _relu2,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "silu": F.silu,
-}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu2": _relu2, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -145,9 +140,7 @@ def ffn_case(z: Tensor, up: Tensor, sparsity: str | None, training: bool) -> Cas
 
 def _check_sparse_product(backend: str, activation: str, storage: str, training: bool) -> None:
     if activation != "relu2":
-        raise UserError(
-            f"backend {backend!r} is for activation relu2, not {activation!r}: choose triton or reference"
-        )
+        raise UserError(f"backend {backend!r} is for activation relu2, not {activation!r}: choose triton or reference")
     if not training:
         return
     if storage == "dense" and backend != "hopper":

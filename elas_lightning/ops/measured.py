@@ -118,9 +118,7 @@ def measurements(device: str) -> tuple[tuple[Measurement, ...], ...]:
         UserError: A file that is no record.
     """
     folders = (user_folder(), Path(__file__).with_name("measurements"))
-    return tuple(
-        tuple(m for path in sorted(folder.glob("*.json")) for m in _read(path, device)) for folder in folders
-    )
+    return tuple(tuple(m for path in sorted(folder.glob("*.json")) for m in _read(path, device)) for folder in folders)
 
 
 def _read(path: Path, device: str) -> list[Measurement]:

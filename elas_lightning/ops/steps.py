@@ -60,9 +60,7 @@ class PlainSteps:
             hidden_tF = zero_dropped(hidden_tF, keep_mask_24(hidden_tF, 1))
         return hidden_tF @ down_FO
 
-    def forward_keeping(
-        self, z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, values: Tensor, meta: Tensor
-    ) -> Tensor:
+    def forward_keeping(self, z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, values: Tensor, meta: Tensor) -> Tensor:
         """The sparse forward, with its packed hidden features written into a chunk of ``empty_kept``."""
         self._pack_hidden(z_tR, up_FR, values, meta)
         return unpack_24(values, meta, backend=self.backend) @ down_FO
@@ -86,14 +84,7 @@ class PlainSteps:
         return hidden_tF, grad_tF
 
     def kept_backward(
-        self,
-        values: Tensor,
-        meta: Tensor,
-        z_tR: Tensor,
-        up_FR: Tensor,
-        down_FO: Tensor,
-        grad_tO: Tensor,
-        masked: bool,
+        self, values: Tensor, meta: Tensor, z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, grad_tO: Tensor, masked: bool
     ) -> tuple[Tensor, Tensor]:
         """What ``hidden_backward`` returns, from a chunk of what was kept.
 

@@ -118,9 +118,7 @@ def ffn_gradients(
         products = [torch.mm(grad_tF.t(), z_tR), torch.mm(grad_tO.t(), hidden_tF)]
         if len(chunks) > 1:
             products = [product.to(wide) for product in products]
-        sums = (
-            products if sums is None else [sum_.add_(more) for sum_, more in zip(sums, products, strict=True)]
-        )
+        sums = products if sums is None else [sum_.add_(more) for sum_, more in zip(sums, products, strict=True)]
     assert sums is not None
     if len(chunks) > 1:
         sums = [sum_.to(z.dtype) for sum_ in sums]
@@ -132,9 +130,7 @@ def ffn_gradients(
     return grad_z_TR.reshape(z.shape), sums[0], grad_down_FO
 
 
-def _most(
-    steps: PlainSteps, up_FR: Tensor, down_FO: Tensor, sparse: bool, keeps: bool, backward: bool
-) -> int:
+def _most(steps: PlainSteps, up_FR: Tensor, down_FO: Tensor, sparse: bool, keeps: bool, backward: bool) -> int:
     return steps.most_kept_tokens(up_FR) if keeps else steps.most_tokens(up_FR, down_FO, sparse, backward)
 
 
@@ -195,9 +191,7 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *of_kept: None) -> tuple[Any, ...]:
         if torch.is_grad_enabled():  # create_graph
-            raise UserError(
-                "this FFN has no second derivative: choose backend reference and ffn_storage dense"
-            )
+            raise UserError("this FFN has no second derivative: choose backend reference and ffn_storage dense")
         if grad is None:
             return (None,) * 7
         grads = stored_ffn_backward(*ctx.saved_tensors, grad, *ctx.options)

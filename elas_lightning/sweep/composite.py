@@ -155,11 +155,7 @@ class Composite:
         runs = [SweepRun(plan, self.request.part(plan.spec.name), console) for plan in self.plans]
         self.write_summary()
         fill(runs, self.request, console, Budget(self.minutes))
-        return [
-            f"{run.plan.spec.name}: {run.missing} of {run.plan.planned_runs} runs"
-            for run in runs
-            if run.missing
-        ]
+        return [f"{run.plan.spec.name}: {run.missing} of {run.plan.planned_runs} runs" for run in runs if run.missing]
 
     def write_summary(self) -> None:
         """Write ``summary.json``, whole or not at all: the analysis finds the parts by it."""
@@ -183,9 +179,7 @@ def _estimate(missing: int, seconds: list[float]) -> str:
     if not seconds:
         return "how long they take is known once one has run here"
     each = sum(seconds) / len(seconds)
-    return (
-        f"about {duration(missing * each)} at {each:.0f} s each (mean of the {len(seconds)} that are there)"
-    )
+    return f"about {duration(missing * each)} at {each:.0f} s each (mean of the {len(seconds)} that are there)"
 
 
 def _in_words(minutes: float | None) -> str:

@@ -50,9 +50,7 @@ class Crew:
         self._folder = folder
         self._on_look = on_look
         self._on_tick = on_tick
-        self._members = [
-            Member(index, share(index, workers, devices), folder, command) for index in range(workers)
-        ]
+        self._members = [Member(index, share(index, workers, devices), folder, command) for index in range(workers)]
         self._asked_by: int | None = None
 
     def work(self) -> None:

@@ -23,8 +23,7 @@ def work(job: dict[str, Any]) -> int:
     """Do a job as :func:`elas_lightning.sweep.run.describe` wrote it; the exit code."""
     requests = [Request(**{**part, "timing": Timing(**part["timing"])}) for part in job["parts"]]
     studies = [
-        rejoin_study(request, retry_below)
-        for request, retry_below in zip(requests, job["retry_below"], strict=True)
+        rejoin_study(request, retry_below) for request, retry_below in zip(requests, job["retry_below"], strict=True)
     ]
     try:
         left = None if job["ends"] is None else max(0.0, job["ends"] - time.time()) / 60

@@ -9,12 +9,7 @@ from typing import Any
 
 def here() -> dict[str, Any]:
     """This process, so that it can be told from a later one with the same number."""
-    return {
-        "host": socket.gethostname(),
-        "machine": _machine(),
-        "pid": os.getpid(),
-        "started": _started(os.getpid()),
-    }
+    return {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
 def is_gone(process: dict[str, Any] | None) -> bool:

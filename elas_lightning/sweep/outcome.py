@@ -58,9 +58,7 @@ class Outcome:
         folder, spec = self.plan.folder, self.plan.spec
         names = [dimension.name for dimension in spec.search]
         rows = sorted(self._rows.values(), key=lambda row: (row["trial"], row["seed"]))
-        _write_csv(
-            folder / "trials.csv", ["trial", "seed", "state", *names, *METRIC_FIELDS, "run", "reason"], rows
-        )
+        _write_csv(folder / "trials.csv", ["trial", "seed", "state", *names, *METRIC_FIELDS, "run", "reason"], rows)
         environment = self._last.environment if self._last else {}
         summary = {
             "name": spec.name,

@@ -78,9 +78,7 @@ class Outage:
         with self._lock:
             if self._began is None:
                 self._began = self._clock()
-                _log.warning(
-                    "%s does not answer (%s): waiting up to %.0f s", self._name, reason, self._patience
-                )
+                _log.warning("%s does not answer (%s): waiting up to %.0f s", self._name, reason, self._patience)
             waited = self._clock() - self._began
             if waited >= self._patience:
                 self._began = None  # who asks again begins to wait again
@@ -198,18 +196,12 @@ class PatientStorage(BaseStorage):
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
-        self._ask(
-            lambda: self.impatient.set_trial_param(trial_id, param_name, param_value_internal, distribution)
-        )
+        self._ask(lambda: self.impatient.set_trial_param(trial_id, param_name, param_value_internal, distribution))
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
-        return self._ask(
-            lambda: self.impatient.get_trial_id_from_study_id_trial_number(study_id, trial_number)
-        )
+        return self._ask(lambda: self.impatient.get_trial_id_from_study_id_trial_number(study_id, trial_number))
 
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         def again() -> bool:
             try:
                 return self.impatient.set_trial_state_values(trial_id, state, values)

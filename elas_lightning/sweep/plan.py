@@ -142,9 +142,7 @@ class Plan:
 
     def _overlay_sets_length(self, dimension: Dimension) -> bool:
         configs = (
-            self._resolver(
-                (*self.base_overlays, overlay_path(name)), {**self.spec.overrides, **self.overrides}
-            )
+            self._resolver((*self.base_overlays, overlay_path(name)), {**self.spec.overrides, **self.overrides})
             for name in dimension.overlays.values()
         )
         return any(config["trainer"]["max_steps"] != self.base["trainer"]["max_steps"] for config in configs)
@@ -195,9 +193,7 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _directory_name(
-    values: dict[str, Any], seed: int, overlays: list[Path], overrides: dict[str, Any]
-) -> str:
+def _directory_name(values: dict[str, Any], seed: int, overlays: list[Path], overrides: dict[str, Any]) -> str:
     """Readable, and different whenever anything differs that the run would be made from."""
     content = [path.read_text() for path in overlays] + [json.dumps(overrides, sort_keys=True, default=str)]
     digest = hashlib.sha256("\0".join(content).encode()).hexdigest()[:8]

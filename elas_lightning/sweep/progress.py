@@ -88,9 +88,7 @@ class SweepProgress:
             return
         self._fresh += 1
         name = objective.name.removeprefix("val_").replace("_", " ")
-        verdict = (
-            f"{name} {score:.4g}" if score is not None else f"{event.result.state}: {event.result.reason}"
-        )
+        verdict = f"{name} {score:.4g}" if score is not None else f"{event.result.state}: {event.result.reason}"
         total = self._plan.planned_runs
         parts = [
             f"[{self.done:>{len(str(total))}}/{total}] trial {event.trial} seed {event.planned.seed}",

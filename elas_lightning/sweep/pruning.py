@@ -66,10 +66,7 @@ class PairedMedianPruner(BasePruner):
         ratios = []
         for index in range(seed_index + 1):
             place = report_step(index, step, self._max_steps)
-            if (
-                place not in trial.intermediate_values
-                or _reached(others, place) < self._pruning.startup_points
-            ):
+            if place not in trial.intermediate_values or _reached(others, place) < self._pruning.startup_points:
                 continue
             figures = [point.at(place) for point in others]
             middle = median(figure for figure in figures if figure is not None)

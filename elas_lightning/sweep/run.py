@@ -120,8 +120,7 @@ class SweepRun:
         self._console.print(self.title, highlight=False)
         if self._progress.done:
             self._console.print(
-                f"{self._progress.done} of {self.plan.planned_runs} runs are there from before",
-                highlight=False,
+                f"{self._progress.done} of {self.plan.planned_runs} runs are there from before", highlight=False
             )
 
     def refresh(self) -> None:

@@ -88,14 +88,10 @@ class Dimension:
         if sum([named, bool(self.choices), self.is_range]) != 1:
             raise UserError(f"{where}: give exactly one of overlays, choices, or low and high")
         if bool(self.keys) == named:
-            raise UserError(
-                f"{where}: choices and ranges need keys (dotted names to set); overlays take none"
-            )
+            raise UserError(f"{where}: choices and ranges need keys (dotted names to set); overlays take none")
         self._check_factors(where)
         if self.is_range and (self.low is None or self.high is None or not self.low < self.high):
-            raise UserError(
-                f"{where}: low is {self.low}, high is {self.high}: both are needed, low below high"
-            )
+            raise UserError(f"{where}: low is {self.low}, high is {self.high}: both are needed, low below high")
         if self.is_range and self.log and self.low is not None and self.low <= 0:
             raise UserError(f"{where}: low is {self.low}: a logarithmic range starts above 0")
 
@@ -111,9 +107,7 @@ class Dimension:
                 raise UserError(f"{where}.factors: {label!r} is none of the overlays' choices: {known}")
             for key, factor in factors.items():
                 if not is_a(factor, int | float) or not factor > 0:
-                    raise UserError(
-                        f"{where}.factors: {label!r} has {key}: {factor!r}: give a number above 0"
-                    )
+                    raise UserError(f"{where}.factors: {label!r} has {key}: {factor!r}: give a number above 0")
 
     @property
     def is_range(self) -> bool:

@@ -58,9 +58,7 @@ def describe_folder(folder: Path, url: str | None, name: str = "") -> Iterator[s
         UserError: It has not been begun.
     """
     if url is None and not (folder / STUDY_NAME).exists():
-        raise UserError(
-            f"there is no study in {folder}/: `elas sweep` begins one, --storage names another place"
-        )
+        raise UserError(f"there is no study in {folder}/: `elas sweep` begins one, --storage names another place")
     where = url or f"sqlite:///{folder / STUDY_NAME}"
     lines = list(_describe(open_storage(url, folder), where, [folder], prefix=f"{name}-" if name else ""))
     if not lines:
@@ -106,9 +104,7 @@ def _describe_study(study: optuna.Study, folders: list[Path]) -> Iterator[str]:
     if planned:
         states["not begun"] = max(0, planned["points"] - len(last))
     points = ", ".join(f"{number} {state}" for state, number in states.items() if number)
-    runs = Counter(
-        result.state for result in {r.run: r for t in board.trials for r in results_of(t)}.values()
-    )
+    runs = Counter(result.state for result in {r.run: r for t in board.trials for r in results_of(t)}.values())
     ended = ", ".join(f"{number} {state}" for state, number in sorted(runs.items())) or "none ended"
     yield study.study_name
     yield f"  points: {points or 'none'}"
@@ -120,9 +116,7 @@ def _describe_study(study: optuna.Study, folders: list[Path]) -> Iterator[str]:
     best = sorted(study.best_trials, key=lambda trial: trial.values)  # those that no other is better than
     for trial in best if len(names) > 1 else best[:1]:
         if all(map(math.isfinite, trial.values)):
-            figures = ", ".join(
-                f"{name} {value:.4g}" for name, value in zip(names, trial.values, strict=True)
-            )
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, trial.values, strict=True))
             yield f"  best: {figures} (trial {trial.number}: {_point(trial)})"
     for latest in last.values():
         if latest is not None and claims.ended(latest) == claims.FAILED:

@@ -148,9 +148,7 @@ def _tables(url: str, shown: str, engine: dict[str, Any]) -> RDBStorage:
             return RDBStorage(url.replace("{", "{{").replace("}", "}}"), engine_kwargs=dict(engine))
         except ImportError as error:
             extra = "mysql" if url.startswith("mysql") else "postgresql"
-            raise UserError(
-                f"{shown}: its driver is missing: pip install 'elas-lightning[{extra}]'"
-            ) from error
+            raise UserError(f"{shown}: its driver is missing: pip install 'elas-lightning[{extra}]'") from error
         except (exc.ArgumentError, ValueError) as error:
             raise UserError(f"{shown}: this is no URL: {reason_of(error)}; give {KNOWN}") from error
         except (exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
@@ -230,9 +228,7 @@ def _journal(url: str, shown: str) -> BaseStorage:
     parts = urlsplit(url)
     path = Path(unquote(parts.path))
     if parts.netloc or not path.is_absolute():
-        raise UserError(
-            f"{shown}: give an absolute path after three slashes: journal:///shared/study.journal"
-        )
+        raise UserError(f"{shown}: give an absolute path after three slashes: journal:///shared/study.journal")
     if not path.parent.is_dir():
         raise UserError(f"{shown}: {path.parent} is no folder: make it, or mount it, first")
     try:

@@ -75,9 +75,7 @@ class Study:
         retry_below: Failures of trials below this number are tried again; ``None`` for all there are now.
     """
 
-    def __init__(
-        self, plan: Plan, storage: BaseStorage, grace: float, retry_below: int | None = None
-    ) -> None:
+    def __init__(self, plan: Plan, storage: BaseStorage, grace: float, retry_below: int | None = None) -> None:
         self.plan = plan
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study = optuna.create_study(
@@ -352,9 +350,7 @@ class Study:
         sign = 1 if self.plan.spec.objectives[0].direction == "minimize" else -1
         with warnings.catch_warnings():
             # that low values are the good ones, which is said whenever a target is named; and that all are equal
-            warnings.filterwarnings(
-                "ignore", message="PedAnovaImportanceEvaluator computes|Target and region"
-            )
+            warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator computes|Target and region")
             shares = optuna.importance.get_param_importances(self.study, target=lambda t: sign * t.values[0])
         return dict(shares)
 

@@ -19,15 +19,7 @@ from elas_lightning.errors import UserError
 from elas_lightning.runner import RESULT_NAME, RunResult
 from elas_lightning.sweep import claims
 from elas_lightning.sweep.heartbeat import Heartbeat
-from elas_lightning.sweep.isolated import (
-    HELD,
-    ORPHAN_SECONDS,
-    REFUSED,
-    STOPPED,
-    IsolatedRun,
-    failed,
-    has_result,
-)
+from elas_lightning.sweep.isolated import HELD, ORPHAN_SECONDS, REFUSED, STOPPED, IsolatedRun, failed, has_result
 from elas_lightning.sweep.plan import PlannedRun
 from elas_lightning.sweep.study import Claim, Study, TrialLost
 from elas_lightning.training.interruption import Interrupted
@@ -361,10 +353,6 @@ def handled_signals(handler: Callable[[int, FrameType | None], None]) -> Iterato
 def _validations(curve: Path, objective: str) -> list[tuple[int, float]]:
     try:
         with curve.open(newline="") as file:
-            return [
-                (int(row["step"]), float(row[objective]))
-                for row in csv.DictReader(file)
-                if row.get(objective)
-            ]
+            return [(int(row["step"]), float(row[objective])) for row in csv.DictReader(file) if row.get(objective)]
     except (OSError, ValueError):
         return []  # it is just being cut back to its checkpoint

@@ -25,12 +25,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from elas_lightning.errors import UserError
-from elas_lightning.training.folder_checkpoints import (
-    WHOLE_NAME,
-    files_of,
-    put_together,
-    steps_of,
-)
+from elas_lightning.training.folder_checkpoints import WHOLE_NAME, files_of, put_together, steps_of
 from elas_lightning.training.interruption import is_between_steps, validation_follows
 
 logger = logging.getLogger(__name__)
@@ -161,9 +156,7 @@ def newest_usable(folder: Path, verify: Callable[[Path], None] = verify) -> Path
             continue
         if torn:
             newer = ", ".join(str(other) for other in found[: len(torn)])
-            logger.warning(
-                "the newest checkpoint is torn (%s): going on from the one before, %s", newer, path
-            )
+            logger.warning("the newest checkpoint is torn (%s): going on from the one before, %s", newer, path)
         return path
     if len(torn) > 1:
         names = ", ".join(str(path) for path in found)
@@ -235,9 +228,7 @@ def read(
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise TornCheckpoint(_torn(path, type(error).__name__)) from error
     if not isinstance(content, dict) or not content.keys() >= _KEYS:
-        raise UserError(
-            f"{path} is not the checkpoint of a run: it has not all of {', '.join(sorted(_KEYS))}"
-        )
+        raise UserError(f"{path} is not the checkpoint of a run: it has not all of {', '.join(sorted(_KEYS))}")
     return content
 
 
@@ -253,9 +244,7 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
 class SafeCheckpointIO(CheckpointIO):
     """How Lightning's strategies write and read one file: see the module's beginning."""
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write, verify, move what was there to ``previous.ckpt``.
 
         Raises:
@@ -321,10 +310,6 @@ class CheckpointBetweenSteps(ModelCheckpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save what training has come to, which ``result.json`` tells of; a monitored metric chooses by itself."""
-        if (
-            self.monitor is None
-            and is_between_steps(trainer)
-            and not self._should_skip_saving_checkpoint(trainer)
-        ):
+        if self.monitor is None and is_between_steps(trainer) and not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
         super().on_train_end(trainer, pl_module)

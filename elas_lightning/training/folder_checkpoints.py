@@ -103,9 +103,7 @@ def put_together(folder: Path, combine: Callable[[Sequence[Tensor]], Tensor] | N
         folder: Of a checkpoint.
         combine: Makes of a tensor's rows, in order and still on the disk, what goes in its place; None: the tensor.
     """
-    whole, *shards = (
-        torch.load(file, map_location="cpu", weights_only=True, mmap=True) for file in files_of(folder)
-    )
+    whole, *shards = (torch.load(file, map_location="cpu", weights_only=True, mmap=True) for file in files_of(folder))
 
     def fill(path: str, tensor: Tensor) -> Tensor:
         if path not in shards[0]:

@@ -36,9 +36,7 @@ class LiveProgress(L.Callback):
         patience: Seconds to wait for a verdict before going on without.
     """
 
-    def __init__(
-        self, directory: Path, recorder: RunRecorder, interval: float = 1.0, patience: float = 60.0
-    ) -> None:
+    def __init__(self, directory: Path, recorder: RunRecorder, interval: float = 1.0, patience: float = 60.0) -> None:
         self.directory = directory
         self._recorder = recorder
         self._interval = interval

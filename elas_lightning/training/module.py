@@ -29,9 +29,7 @@ def _sum_nll(model: Llama, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, T
     return model.loss(input_ids, labels)
 
 
-def _differences(
-    prefix: str, mine: dict[str, Any], saved: dict[str, Any] | None
-) -> Iterator[tuple[str, str]]:
+def _differences(prefix: str, mine: dict[str, Any], saved: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
     """Each field that differs from what a checkpoint holds, and how to say so.
 
     A field that it does not hold is of a later version of the project, and at its default leaves all as it was.
@@ -84,12 +82,7 @@ class ElasModule(L.LightningModule):
         if isinstance(optimizer, Mapping):
             optimizer = OptimizerConfig(**optimizer)
         self.save_hyperparameters(
-            {
-                "config": asdict(config),
-                "optimizer": asdict(optimizer),
-                "compile": compile,
-                "init_from": init_from,
-            },
+            {"config": asdict(config), "optimizer": asdict(optimizer), "compile": compile, "init_from": init_from},
             logger=False,
         )
         self.config = config
@@ -236,11 +229,7 @@ class ElasModule(L.LightningModule):
         self._weights.add_decay()
 
     def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Any,
-        optimizer_closure: Callable[[], Any] | None = None,
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
         """Step, then let the weights' rules act: before anything is saved or validated."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
@@ -290,9 +279,7 @@ class ElasModule(L.LightningModule):
                 "; ".join(different) + ": resume with the checkpoint's own configuration or start a new run"
             )
         if other := self.state_dict().keys() ^ checkpoint["state_dict"].keys():
-            raise UserError(
-                f"the checkpoint is of another model: {min(other)} is a weight of one of the two alone"
-            )
+            raise UserError(f"the checkpoint is of another model: {min(other)} is a weight of one of the two alone")
         if self._trainer is not None and self.trainer.training and "optimizer_states" not in checkpoint:
             raise UserError(
                 "the checkpoint has weights alone (checkpoint.save_weights_only): training cannot go on from it"

@@ -157,12 +157,7 @@ class RunRecorder(L.Callback):
             self._close_window(trainer, pl_module)
 
     def on_validation_batch_start(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if batch_idx == 0 and self.telemetry_rows:
             self._probe = {key: batch[key][: self.telemetry_rows] for key in ("input_ids", "labels")}
@@ -173,18 +168,14 @@ class RunRecorder(L.Callback):
         # a run that was stopped behind its last validation validates again, for its result
         recorded, self._recorded_step = self._recorded_step == trainer.global_step, trainer.global_step
         if trainer.is_global_zero and not recorded:
-            measured = {
-                k: v.item() for k, v in trainer.callback_metrics.items() if k in CURVE_FIELDS and "val_" in k
-            }
+            measured = {k: v.item() for k, v in trainer.callback_metrics.items() if k in CURVE_FIELDS and "val_" in k}
             self._write("curve.csv", CURVE_FIELDS, [{**self._position(trainer), **measured}])
         if self._probe is not None and not recorded:
             began = time.perf_counter()
             model = whole_model(pl_module.model, trainer.is_global_zero)
             if model is not None:
                 rows = layer_statistics(model, **self._probe, selections=self._selections)
-                self._write(
-                    "telemetry.csv", TELEMETRY_FIELDS, [{"step": trainer.global_step, **row} for row in rows]
-                )
+                self._write("telemetry.csv", TELEMETRY_FIELDS, [{"step": trainer.global_step, **row} for row in rows])
             self.telemetry_seconds += time.perf_counter() - began
         self._start_window()
 

@@ -25,12 +25,7 @@ from lightning.pytorch.strategies import (
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import (
-    FSDPModule,
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
@@ -49,13 +44,7 @@ from elas_lightning.training.checkpoints import (
     write_archive,
     write_atomically,
 )
-from elas_lightning.training.folder_checkpoints import (
-    WHOLE_NAME,
-    each_tensor,
-    rows_of,
-    shard_name,
-    take_apart,
-)
+from elas_lightning.training.folder_checkpoints import WHOLE_NAME, each_tensor, rows_of, shard_name, take_apart
 from elas_lightning.training.optimizers.whole import shard_like, whole
 
 
@@ -112,9 +101,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
         return dict(state) if self._sharded_checkpoints else each_tensor(state, gather)
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         """Write one file, or every process its own.
 
         Raises:

@@ -41,9 +41,7 @@ class WeightSchedule:
         for rule, parameter in weight_rules(self._model):
             rule.add_decay(parameter)
 
-    def after_step(
-        self, optimizer: torch.optim.Optimizer, place: Place, reduce: Callable[[Tensor], Tensor]
-    ) -> None:
+    def after_step(self, optimizer: torch.optim.Optimizer, place: Place, reduce: Callable[[Tensor], Tensor]) -> None:
         """After an optimizer step.
 
         Args:

@@ -21,9 +21,7 @@ STEPS = tuple(range(0, 401, 20))
 def rank_method_loss(point: Mapping[str, Any], seed: int) -> float:
     """True effects: every doubling of the rank saves 0.1 nats, ELAS costs 0.01, a seed shifts both alike."""
     shift = 0.02 * np.sin(1.7 * seed + 0.3)
-    noise = 0.002 * np.sin(
-        11.0 * seed + 3.0 * float(point.get("rank", 1)) + len(str(point.get("method", "")))
-    )
+    noise = 0.002 * np.sin(11.0 * seed + 3.0 * float(point.get("rank", 1)) + len(str(point.get("method", ""))))
     extra = 0.01 if point.get("method") == "elas" else 0.0
     return float(5.4 - 0.1 * np.log2(float(point.get("rank", 4)) / 4) + extra + shift + noise)
 
@@ -50,10 +48,7 @@ def write_sweep(
     """
     folder.mkdir(parents=True)
     if points is None:
-        points = [
-            dict(zip(search, values, strict=True))
-            for values in product(*(s["values"] for s in search.values()))
-        ]
+        points = [dict(zip(search, values, strict=True)) for values in product(*(s["values"] for s in search.values()))]
     todo = [(trial, point, seed) for trial, point in enumerate(points) for seed in seeds]
     rows = []
     for number, (trial, point, seed) in enumerate(todo[:stop_after]):
@@ -65,8 +60,7 @@ def write_sweep(
         writer.writeheader()
         writer.writerows(rows)
     counts = {
-        state: sum(row["state"] == state for row in rows)
-        for state in ("complete", "diverged", "failed", "pruned")
+        state: sum(row["state"] == state for row in rows) for state in ("complete", "diverged", "failed", "pruned")
     }
     summary = {
         "name": folder.name,
@@ -97,9 +91,7 @@ def write_sweep(
     return folder
 
 
-def _write_run(
-    home: Path, trial: int, point: Mapping[str, Any], seed: int, state: str, loss: float
-) -> dict[str, Any]:
+def _write_run(home: Path, trial: int, point: Mapping[str, Any], seed: int, state: str, loss: float) -> dict[str, Any]:
     home.mkdir(parents=True)
     metrics: dict[str, Any] = dict.fromkeys(TRIAL_METRICS)
     rank = point.get("rank") if isinstance(point.get("rank"), int) else 16
@@ -163,6 +155,4 @@ RANK_PLOTS = (
 
 def rank_sweep(folder: Path, **changes: Any) -> Path:
     """Four ranks by two methods by three seeds, all complete unless changed."""
-    return write_sweep(
-        folder, {"rank": RANKS, "method": METHODS}, changes.pop("plots", RANK_PLOTS), **changes
-    )
+    return write_sweep(folder, {"rank": RANKS, "method": METHODS}, changes.pop("plots", RANK_PLOTS), **changes)

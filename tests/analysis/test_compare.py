@@ -86,9 +86,7 @@ def test_labels_take_a_part_of_a_sweep(tmp_path: Path, labels: str, expected: se
     sweep = rank_sweep(tmp_path / "rank_ablation")
     # the synthetic sweep's results have no configuration of their own
     for path in sweep.glob("runs/*/result.json"):
-        path.write_text(
-            path.read_text().replace('"config": {}', f'"config": {{"trial": "{path.parent.name[:3]}"}}')
-        )
+        path.write_text(path.read_text().replace('"config": {}', f'"config": {{"trial": "{path.parent.name[:3]}"}}'))
     contenders, _ = select([f"{sweep}:{labels}" if labels else str(sweep)])
     assert {contender.name for contender in contenders} == expected
     assert all(len(contender.runs) == 3 for contender in contenders)
@@ -105,9 +103,7 @@ def test_labels_take_a_part_of_a_sweep(tmp_path: Path, labels: str, expected: se
         (["RUNS/elas-0", "RUNS/elas-1"], "all these runs have one configuration"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(
-    methods: Path, tmp_path: Path, arguments: list[str], message: str
-) -> None:
+def test_what_cannot_be_compared_is_refused(methods: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     rank_sweep(tmp_path / "sweep")
     (tmp_path / "empty").mkdir()
     places = {"RUNS": str(methods), "SWEEP": str(tmp_path / "sweep"), "EMPTY": str(tmp_path / "empty")}
@@ -122,8 +118,7 @@ def test_what_cannot_be_compared_is_refused(
 
 def test_shared_seeds_are_paired(methods: Path) -> None:
     found = {
-        (d.name, d.column): d
-        for d in against_first(compare([f"{methods}/{n}" for n in _order("lowrank", "elas")]))
+        (d.name, d.column): d for d in against_first(compare([f"{methods}/{n}" for n in _order("lowrank", "elas")]))
     }
     item = found["elas", "val_loss"]
     assert item.how == "paired"
@@ -180,9 +175,7 @@ def test_unpaired_differences_at_their_edges() -> None:
         ({"tokens": 2_000_000}, "Training tokens differ", "val_loss"),
     ],
 )
-def test_what_is_not_comparable_is_marked(
-    tmp_path: Path, changes: dict[str, Any], warning: str, column: str
-) -> None:
+def test_what_is_not_comparable_is_marked(tmp_path: Path, changes: dict[str, Any], warning: str, column: str) -> None:
     for seed in (0, 1):
         write_run(tmp_path / f"a-{seed}", "a", seed)
         write_run(tmp_path / f"b-{seed}", "b", seed, loss=4.2, **changes)
@@ -231,16 +224,8 @@ def test_a_run_that_died_is_said_and_is_no_contender(methods: Path) -> None:
     for name in ("0-dead", "1-dead"):
         died = write_run(methods / name, "elas", 7)
         result = json.loads((died / "result.json").read_text())
-        result |= {
-            "state": "failed",
-            "reason": "MemoryError: no more",
-            "config": {},
-            "metrics": {},
-            "finished": "",
-        }
-        (died / "result.json").write_text(
-            json.dumps({**result, "data": {}, "environment": {}, "backend": {}})
-        )
+        result |= {"state": "failed", "reason": "MemoryError: no more", "config": {}, "metrics": {}, "finished": ""}
+        (died / "result.json").write_text(json.dumps({**result, "data": {}, "environment": {}, "backend": {}}))
     found = compare([str(methods)])
     assert _named(found) == _named(alone)
     assert found.warnings == alone.warnings
@@ -273,10 +258,7 @@ def test_a_counter_that_saw_nothing_has_measured_nothing(tmp_path: Path) -> None
     write_run(tmp_path / "a", "a", 0, energy_joules=5000.0)
     write_run(tmp_path / "b", "b", 0, energy_joules=0.0)
     found = compare([str(tmp_path / "a"), str(tmp_path / "b")])
-    assert (
-        results_table(found).rows[1][results_table(found).columns.index("Energy of a run (kJ)")]
-        == "not measured"
-    )
+    assert results_table(found).rows[1][results_table(found).columns.index("Energy of a run (kJ)")] == "not measured"
     assert next(d for d in against_first(found) if d.column == "energy_joules").difference is None
 
 
@@ -292,13 +274,7 @@ def test_the_folder_holds_page_tables_and_plots(methods: Path, tmp_path: Path) -
     found = compare([str(methods)])
     page = write(found, tmp_path / "out", "elas compare runs")
     text = page.read_text()
-    for piece in (
-        "elas against full and lowrank",
-        "Answer",
-        "Differences",
-        "data:image/svg+xml",
-        "elas compare runs",
-    ):
+    for piece in ("elas against full and lowrank", "Answer", "Differences", "data:image/svg+xml", "elas compare runs"):
         assert piece in text
     assert "http" not in text.replace("http-equiv", "").replace("http://www.w3.org", "")
     names = {path.name for path in (tmp_path / "out" / "plots").iterdir()}
@@ -366,6 +342,4 @@ def test_the_screen_shows_a_name_with_its_brackets(
     write_run(tmp_path / "a", "a", 0)
     write_run(tmp_path / "b", "b", 0, environment={"command": command})
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
-    assert (
-        capsys.readouterr().out.count("placement=[ffn_hidden]") >= 3
-    )  # in a warning and in the heads of both tables
+    assert capsys.readouterr().out.count("placement=[ffn_hidden]") >= 3  # in a warning and in the heads of both tables

@@ -71,9 +71,7 @@ def test_a_divergence_forbids_the_verdict():
     difference, found = pair(*_sides([1.0, 1.001]), lost=1)
     assert found.p < 0.05
     assert verdict(found, difference, found.p) == "no: 1 run diverged"
-    assert "cannot be called equivalent, since 1 run of theirs diverged" in sentence_of(
-        found, found.p, "a", "b"
-    )
+    assert "cannot be called equivalent, since 1 run of theirs diverged" in sentence_of(found, found.p, "a", "b")
 
 
 def test_without_any_spread_the_place_decides():

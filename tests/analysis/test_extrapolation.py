@@ -56,8 +56,7 @@ def test_a_loss_is_quoted_within_reach_only():
 
 def test_three_seeds_are_resampled_in_all_27_ways_and_the_fit_repeats():
     data = {
-        x: {seed: value for seed, value in sides.items() if seed < 3}
-        for x, sides in _noisy(2, noise=0.0005).items()
+        x: {seed: value for seed, value in sides.items() if seed < 3} for x, sides in _noisy(2, noise=0.0005).items()
     }
     assert len(fit(data).resamples) == 27
     assert fit(data) == fit(data)
@@ -90,10 +89,7 @@ def test_data_that_decide_nothing_are_refused_with_the_reason(y, reason):
 def test_noise_larger_than_the_curvature_is_refused():
     generator = np.random.default_rng(0)
     # nearly straight: means may bend by luck, resamples of the seeds do not agree on it
-    data = {
-        x: dict(enumerate(4 - 0.1 * np.log(x / 1e6) + generator.normal(0, 0.05, 3)))
-        for x in (1e6, 3e6, 1e7, 3e7)
-    }
+    data = {x: dict(enumerate(4 - 0.1 * np.log(x / 1e6) + generator.normal(0, 0.05, 3))) for x in (1e6, 3e6, 1e7, 3e7)}
     with pytest.raises(Undetermined):
         fit(data)
 

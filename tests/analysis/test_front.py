@@ -30,10 +30,7 @@ def test_who_is_on_it_the_best_in_the_first_objective_first(tmp_path: Path) -> N
     assert table is not None
     assert [row[:2] for row in table.rows] == [(rank, "lowrank") for rank in ("32", "16", "8", "4")]
     assert table.rows[0][2].startswith("163.5 ± ")
-    assert table.columns[2:] == (
-        "Validation perplexity, lower is better",
-        "Parameters (millions), lower is better",
-    )
+    assert table.columns[2:] == ("Validation perplexity, lower is better", "Parameters (millions), lower is better")
     assert table.caption.startswith("On the front: 4 of 8 points. ")
     turned = front_table(swept(tmp_path / "b", ["parameters", "val_perplexity"]))
     assert turned is not None

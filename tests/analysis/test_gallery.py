@@ -36,9 +36,7 @@ def gallery(tmp_path, monkeypatch):
 
 
 def _page(gallery):
-    return gallery.on_page_markdown(
-        "# Results", page=SimpleNamespace(file=SimpleNamespace(src_uri="gallery.md"))
-    )
+    return gallery.on_page_markdown("# Results", page=SimpleNamespace(file=SimpleNamespace(src_uri="gallery.md")))
 
 
 def _sweep(tmp_path):
@@ -84,9 +82,7 @@ def test_a_device_has_one_figure_and_one_table_of_all_its_records(gallery, tmp_p
     page = _page(gallery)
     picture = "assets/benchmarks/nvidia_h200.svg"
     assert page.count("### NVIDIA H200: ELAS beside its dense twin") == page.count(f"({picture})") == 1
-    speed = json.loads((DOCS.parent / "benchmarks" / "results" / "h200" / "prefill.json").read_text())[
-        "cases"
-    ][1]
+    speed = json.loads((DOCS.parent / "benchmarks" / "results" / "h200" / "prefill.json").read_text())["cases"][1]
     best = max(
         row["speed_against"]["low-rank ReLU²"]["median"]
         for row in speed["measured"]
@@ -125,6 +121,4 @@ def test_a_record_of_an_earlier_format_is_named_and_not_shown(gallery, tmp_path)
 def test_what_is_no_name_is_said_in_a_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["store", "rank_ablation", "--size", "a/b"])
     assert _load("store").main() == 2
-    assert capsys.readouterr().err == (
-        "error: --size 'a/b' is no name: give that of a file in experiments/sizes\n"
-    )
+    assert capsys.readouterr().err == ("error: --size 'a/b' is no name: give that of a file in experiments/sizes\n")

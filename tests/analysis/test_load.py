@@ -75,20 +75,14 @@ def test_a_folder_of_several_sweeps_names_them(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (
-            lambda f: f.rename(f.parent / "elsewhere"),
-            "does not exist; run `make sweep EXP=rank_ablation` first",
-        ),
+        (lambda f: f.rename(f.parent / "elsewhere"), "does not exist; run `make sweep EXP=rank_ablation` first"),
         (lambda f: (f / "summary.json").unlink(), "summary.json is missing; run `make sweep"),
         (lambda f: (f / "trials.csv").unlink(), "trials.csv is missing; run `make sweep"),
         (lambda f: (f / "summary.json").write_text("{"), "cannot be read"),
         (lambda f: (f / "summary.json").write_text("[]"), "holds a list"),
         (lambda f: (f / "summary.json").write_text("{}"), "key 'name' is missing"),
         (lambda f: (f / "trials.csv").write_text(""), "trials.csv is empty"),
-        (
-            lambda f: (f / "trials.csv").write_text("trial,seed\n1,2\n"),
-            "columns state, run, rank, method are missing",
-        ),
+        (lambda f: (f / "trials.csv").write_text("trial,seed\n1,2\n"), "columns state, run, rank, method are missing"),
         (lambda f: (f / "runs/000-seed1/result.json").write_text("nope"), "result.json cannot be read"),
     ],
 )
@@ -102,10 +96,7 @@ def test_broken_files_are_one_line_to_the_user(rank_ablation, spoil, words):
 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
-    [
-        ("complete", "finished", "state 'finished' is unknown"),
-        ("0,1,complete", "0,,complete", "row 2 has no seed"),
-    ],
+    [("complete", "finished", "state 'finished' is unknown"), ("0,1,complete", "0,,complete", "row 2 has no seed")],
 )
 def test_unreadable_cells_of_trials(rank_ablation, old, new, words):
     path = rank_ablation / "trials.csv"
@@ -155,11 +146,7 @@ def test_ranks_mixed_with_full_rank_are_names_in_order():
 def test_odd_values_survive_the_way_through_the_files(tmp_path):
     search = {
         "rank": {"kind": "choices", "values": [None, 8], "label": "Rank"},
-        "placement": {
-            "kind": "choices",
-            "values": [[], ["ffn_hidden", "attention_input"]],
-            "label": "Placement",
-        },
+        "placement": {"kind": "choices", "values": [[], ["ffn_hidden", "attention_input"]], "label": "Placement"},
         "flag": {"kind": "choices", "values": [True, False], "label": "Flag"},
     }
     results = load_sweep(write_sweep(tmp_path / "odd", search, [], loss=lambda p, s: 5.0, seeds=[1]))
@@ -176,9 +163,7 @@ def test_odd_values_survive_the_way_through_the_files(tmp_path):
 
 def test_filter_with_an_unknown_value_or_parameter(rank_ablation):
     results = load_sweep(rank_ablation)
-    with pytest.raises(
-        UserError, match="filter method=ELAS matches no value of method; use one of lowrank, elas"
-    ):
+    with pytest.raises(UserError, match="filter method=ELAS matches no value of method; use one of lowrank, elas"):
         results.where(results.trials, {"method": "ELAS"})
     with pytest.raises(UserError, match="'size' was not searched"):
         results.where(results.trials, {"size": 1})
@@ -216,9 +201,7 @@ def test_two_lucky_seeds_beside_a_divergence_do_not_win(tmp_path):
         return (4.0 if point["method"] == "elas" else 5.0) + 0.1 * (point["lr"] == 0.01)
 
     rates = {"kind": "choices", "values": [0.01, 0.1], "label": "learning rate"}
-    folder = write_sweep(
-        tmp_path / "luck", {"method": METHODS, "lr": rates}, [], loss=loss, states={11: "diverged"}
-    )
+    folder = write_sweep(tmp_path / "luck", {"method": METHODS, "lr": rates}, [], loss=loss, states={11: "diverged"})
     results = load_sweep(folder)
     by_method = gather(results, ["method"], "val_perplexity")
     # the better rate of elas lost a seed

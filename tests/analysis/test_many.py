@@ -39,11 +39,7 @@ def overlapping(boxes):
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [
-        ("curves", {"series": "method"}),
-        ("pareto", {}),
-        ("metric_by", {"x": "rank", "series": "method"}),
-    ],
+    [("curves", {"series": "method"}), ("pareto", {}), ("metric_by", {"x": "rank", "series": "method"})],
 )
 def test_twenty_series_are_named_within_the_page_and_leave_room_for_the_plot(tmp_path, kind, options):
     more = {"rank": {**RANKS, "values": [4, 8]}} if "x" in options else {}

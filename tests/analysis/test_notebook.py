@@ -46,9 +46,7 @@ def test_a_run_without_curve_or_result(tmp_path: Path) -> None:
     (folder / "result.json").write_text("{}")
     with pytest.raises(UserError, match="has no run, state, seed, config, metrics"):
         load_run(folder)
-    (folder / "result.json").write_text(
-        '{"run": "a", "state": "complete", "seed": 0, "config": {}, "metrics": null}'
-    )
+    (folder / "result.json").write_text('{"run": "a", "state": "complete", "seed": 0, "config": {}, "metrics": null}')
     with pytest.raises(UserError, match="has no table as config or metrics"):
         load_run(folder)
     with pytest.raises(UserError, match="give the directory of a run that has ended"):
@@ -74,9 +72,7 @@ def test_a_run_without_curve_or_result(tmp_path: Path) -> None:
         lambda runs, sweep: plots.importance(sweep),
     ],
 )
-def test_each_function_gives_a_figure_and_changes_nothing(
-    tmp_path: Path, draw: Callable[..., Figure]
-) -> None:
+def test_each_function_gives_a_figure_and_changes_nothing(tmp_path: Path, draw: Callable[..., Figure]) -> None:
     home = three_methods(tmp_path / "runs")
     runs = [load_run(path) for path in sorted(home.iterdir())]
     sweep = load_sweep(rank_sweep(tmp_path / "sweep", importances={"rank": 0.9, "method": 0.1}))

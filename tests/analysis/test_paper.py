@@ -16,24 +16,12 @@ from elas_lightning.analysis.load import load_sweep
 from elas_lightning.analysis.paper.forest import forest
 from elas_lightning.analysis.paper.load import load_paper
 from elas_lightning.analysis.paper.memory import memory_sentences, memory_table, sizes_table
-from elas_lightning.analysis.paper.protocol import (
-    batches_for,
-    flattery,
-    measured,
-    protocol_sentences,
-    protocol_table,
-)
+from elas_lightning.analysis.paper.protocol import batches_for, flattery, measured, protocol_sentences, protocol_table
 from elas_lightning.analysis.paper.published import published, published_perplexities, published_tables
 from elas_lightning.analysis.paper.questions import questions
 from elas_lightning.analysis.paper.scaling import scaling_sentences, scaling_series, scaling_table
 from elas_lightning.analysis.paper.speed import speed_sentences, speed_table
-from elas_lightning.analysis.paper.table import (
-    NOT_RUN,
-    against_baseline,
-    against_twins,
-    methods,
-    methods_table,
-)
+from elas_lightning.analysis.paper.table import NOT_RUN, against_baseline, against_twins, methods, methods_table
 from elas_lightning.analysis.paper.verdicts import close_to_twin, completeness, verdicts, winner
 from elas_lightning.analysis.statistics import holm
 
@@ -287,10 +275,7 @@ def test_columns_that_not_every_version_records_are_read(tmp_path):
         path.write_text(json.dumps(content))
     paper = load_paper(home)
     said = _said(paper)
-    assert (
-        "cosine between straight-through and exact gradient, averaged over layers, goes from 0.9300 ± 0"
-        in said[5]
-    )
+    assert "cosine between straight-through and exact gradient, averaged over layers, goes from 0.9300 ± 0" in said[5]
     assert "did not record" not in said[5]
     table = memory_table(paper.table)
     assert table.columns == ("Method", "Weights (MB)", "Gradients (MB)", "Activations (MB)")
@@ -311,10 +296,7 @@ RATIO = {"median": 0.9, "p20": 0.85, "p80": 0.95}
         {
             "device_type": "cuda",
             "cases": [
-                {
-                    "shape": "60m",
-                    "measured": [{"contender": "ELAS", "speed_against": {"low-rank ReLU²": RATIO}}],
-                }
+                {"shape": "60m", "measured": [{"contender": "ELAS", "speed_against": {"low-rank ReLU²": RATIO}}]}
             ],
         },
     ],
@@ -361,12 +343,7 @@ def test_whether_the_saving_survives_checkpointing_is_said_from_the_record(paper
     assert memory_sentences(paper) == []
     assert sizes_table(paper) is None
     places = tuple((b, t, how) for b, t in ((128, 256), (8, 4096)) for how in ("none", "block"))
-    kept = {
-        "low-rank ReLU²": 1000,
-        "low-rank ReLU², recompute": 400,
-        "ELAS, packed": 750,
-        "ELAS, recompute": 400,
-    }
+    kept = {"low-rank ReLU²": 1000, "low-rank ReLU², recompute": 400, "ELAS, packed": 750, "ELAS, recompute": 400}
     rows = [row for name, size in kept.items() for row in _kept(name, size, places)]
     told = replace(paper, records={"memory": {"benchmark": "memory_account", "rows": rows}})
     packed, recompute, twin = memory_sentences(told)

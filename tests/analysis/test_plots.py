@@ -21,11 +21,7 @@ from elas_lightning.analysis.plots.base import CannotDraw
 from elas_lightning.analysis.style import look
 from elas_lightning.errors import UserError
 
-ACTIVATIONS = {
-    "kind": "choices",
-    "values": ["swiglu", "relu2", "a very long name of an activation"],
-    "label": "FFN",
-}
+ACTIVATIONS = {"kind": "choices", "values": ["swiglu", "relu2", "a very long name of an activation"], "label": "FFN"}
 SPARSITY = {"kind": "choices", "values": ["dense", "2:4"], "label": "sparsity"}
 RATES = {"kind": "choices", "values": [0.001, 0.003, 0.01, 0.03], "label": "peak learning rate"}
 
@@ -88,9 +84,7 @@ def test_metric_by_caption_states_trend_and_paired_difference(rank_ablation):
 
 
 def test_caption_does_not_claim_a_trend_the_seeds_do_not_show(tmp_path):
-    folder = write_sweep(
-        tmp_path / "flat", {"rank": RANKS}, [], loss=lambda p, s: 5.0 + 0.02 * ((p["rank"] * s) % 7)
-    )
+    folder = write_sweep(tmp_path / "flat", {"rank": RANKS}, [], loss=lambda p, s: 5.0 + 0.02 * ((p["rank"] * s) % 7))
     _, caption = draw(folder, "metric_by", x="rank", filter={})
     assert "falls" not in caption
     assert "rises" not in caption
@@ -162,9 +156,7 @@ def test_bars_draw_dots_for_perplexity_and_bars_from_zero_for_speed(tmp_path):
     (ax,) = figure.axes
     trials = pd.read_csv(folder / "trials.csv")
     for container, sparsity in zip(ax.containers, ["dense", "2:4"], strict=True):
-        means = (
-            trials[trials["sparsity"] == sparsity].groupby("activation", sort=False)["val_perplexity"].mean()
-        )
+        means = trials[trials["sparsity"] == sparsity].groupby("activation", sort=False)["val_perplexity"].mean()
         assert container.lines[0].get_xdata() == pytest.approx(means.to_numpy())
     assert not ax.patches
     assert ax.get_xlim()[0] > 0
@@ -203,17 +195,13 @@ def test_a_validation_that_overflowed_is_left_out_of_the_curves(rank_ablation):
     validations = curve.index[curve["val_perplexity"].notna()]
     curve.loc[validations[2], "val_perplexity"] = np.inf
     curve.to_csv(path, index=False)
-    figure, _ = draw(
-        rank_ablation, "curves", series="rank", value="val_perplexity", filter={"method": "lowrank"}
-    )
+    figure, _ = draw(rank_ablation, "curves", series="rank", value="val_perplexity", filter={"method": "lowrank"})
     first, other = figure.axes[0].lines[:2]
     assert len(first.get_xdata()) == len(other.get_xdata()) - 1
 
 
 def test_curves_with_a_second_parameter_as_line_style(rank_ablation):
-    figure, caption = draw(
-        rank_ablation, "curves", series="rank", style="method", value="train_loss", x="step"
-    )
+    figure, caption = draw(rank_ablation, "curves", series="rank", style="method", value="train_loss", x="step")
     whole, end = figure.axes
     assert len(whole.lines) == 8
     assert len({to_hex(line.get_color()) for line in whole.lines}) == 4
@@ -244,19 +232,14 @@ def search_sweep(tmp_path):
     """A random search over a learning rate, a rank with None, and a switch; one seed, some runs lost."""
     rng = np.random.default_rng(0)
     points = [
-        {"lr": float(10 ** rng.uniform(-4, -1)), "rank": [None, 8, 16][i % 3], "masked": bool(i % 2)}
-        for i in range(14)
+        {"lr": float(10 ** rng.uniform(-4, -1)), "rank": [None, 8, 16][i % 3], "masked": bool(i % 2)} for i in range(14)
     ]
     search = {
         "lr": {"kind": "range", "low": 1e-4, "high": 1e-1, "log": True, "label": "peak learning rate"},
         "rank": {"kind": "choices", "values": [None, 8, 16], "label": "rank"},
         "masked": {"kind": "choices", "values": [True, False], "label": "masked gradient"},
     }
-    plots = [
-        {"kind": "parallel"},
-        {"kind": "importance"},
-        {"kind": "lr_curve", "x": "lr", "series": "masked"},
-    ]
+    plots = [{"kind": "parallel"}, {"kind": "importance"}, {"kind": "lr_curve", "x": "lr", "series": "masked"}]
     return write_sweep(
         tmp_path / "search",
         search,
@@ -272,9 +255,7 @@ def search_sweep(tmp_path):
 @pytest.mark.parametrize(("x", "per_step"), [("tokens", 2048), ("seconds", 0.075)])
 def test_telemetry_over_tokens_or_time_takes_them_from_the_curves(rank_ablation, x, per_step):
     figure, _ = draw(rank_ablation, "telemetry", value="natural_zeros", x=x)
-    assert figure.axes[0].lines[0].get_xdata() == pytest.approx(
-        [per_step * step for step in range(0, 401, 50)]
-    )
+    assert figure.axes[0].lines[0].get_xdata() == pytest.approx([per_step * step for step in range(0, 401, 50)])
 
 
 def test_telemetry_is_of_the_steps_that_all_runs_and_layers_have(rank_ablation):
@@ -283,9 +264,7 @@ def test_telemetry_is_of_the_steps_that_all_runs_and_layers_have(rank_ablation):
     whole, said = draw(rank_ablation, "telemetry", **options)
     home = sorted(rank_ablation.glob("runs/007-seed*"))
     early = (home[0] / "telemetry.csv").read_text().splitlines()
-    (home[0] / "telemetry.csv").write_text(
-        "\n".join(early[:-3]) + "\n"
-    )  # three of four layers of the last step
+    (home[0] / "telemetry.csv").write_text("\n".join(early[:-3]) + "\n")  # three of four layers of the last step
     hole = (home[1] / "telemetry.csv").read_text().splitlines()
     (home[1] / "telemetry.csv").write_text("\n".join(line for line in hole if not line.startswith("200,3,")))
     figure, caption = draw(rank_ablation, "telemetry", **options)
@@ -297,9 +276,7 @@ def test_telemetry_is_of_the_steps_that_all_runs_and_layers_have(rank_ablation):
     assert "at step 400 (mean ± 95 % interval over 3 seeds)" in said
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"), [("bars", {"x": "rank"}), ("heatmap", {"x": "rank", "y": "method"})]
-)
+@pytest.mark.parametrize(("kind", "options"), [("bars", {"x": "rank"}), ("heatmap", {"x": "rank", "y": "method"})])
 def test_a_comparison_of_what_was_picked_by_its_value_says_so(rank_ablation, kind, options):
     _, caption = draw(rank_ablation, kind, **options)
     count = 4 if kind == "bars" else 8
@@ -336,9 +313,7 @@ def test_a_sampled_rate_is_not_joined_by_lines(search_sweep):
 
 
 def test_telemetry_by_layer(rank_ablation):
-    figure, caption = draw(
-        rank_ablation, "telemetry", value="natural_zeros", filter={"method": "elas", "rank": 8}
-    )
+    figure, caption = draw(rank_ablation, "telemetry", value="natural_zeros", filter={"method": "elas", "rank": 8})
     (ax,) = figure.axes
     frames = pd.concat([pd.read_csv(path) for path in rank_ablation.glob("runs/003-seed*/telemetry.csv")])
     assert len(frames) == 3 * 9 * 4
@@ -358,11 +333,7 @@ def test_telemetry_by_layer(rank_ablation):
         ("metric_by", {}, "a metric_by plot needs `x`"),
         ("metric_by", {"x": "size"}, "'size' was not searched"),
         ("metric_by", {"x": "rank", "metric": "accuracy"}, "metric 'accuracy' is unknown"),
-        (
-            "metric_by",
-            {"x": "rank", "series": "method", "baseline": "dense"},
-            "baseline 'dense' is no value of method",
-        ),
+        ("metric_by", {"x": "rank", "series": "method", "baseline": "dense"}, "baseline 'dense' is no value of method"),
         ("curves", {"x": "epochs"}, "x='epochs' is not allowed"),
         ("telemetry", {"value": "zeros"}, "value='zeros' is not allowed"),
         ("heatmap", {"x": "rank"}, "needs `y`"),
@@ -374,9 +345,7 @@ def test_wrong_options_are_the_users_to_mend(rank_ablation, kind, options, words
         draw(rank_ablation, kind, **options)
 
 
-@pytest.mark.parametrize(
-    "kind", ["metric_by", "bars", "curves", "parallel", "importance", "telemetry", "lr_curve"]
-)
+@pytest.mark.parametrize("kind", ["metric_by", "bars", "curves", "parallel", "importance", "telemetry", "lr_curve"])
 def test_a_sweep_without_finished_runs_cannot_be_drawn(tmp_path, kind):
     folder = write_sweep(tmp_path / "dead", {"lr": RATES}, [], states=dict.fromkeys(range(12), "failed"))
     with pytest.raises(CannotDraw):
@@ -386,10 +355,7 @@ def test_a_sweep_without_finished_runs_cannot_be_drawn(tmp_path, kind):
 
 def test_write_plots_writes_what_is_asked_and_lists_what_it_could_not(rank_ablation):
     summary = json.loads((rank_ablation / "summary.json").read_text())
-    summary["plots"] += [
-        {"kind": "importance"},
-        {"kind": "telemetry", "value": "dropped_energy", "site": "ffn_input"},
-    ]
+    summary["plots"] += [{"kind": "importance"}, {"kind": "telemetry", "value": "dropped_energy", "site": "ffn_input"}]
     (rank_ablation / "summary.json").write_text(json.dumps(summary))
     (rank_ablation / "plots").mkdir()
     (rank_ablation / "plots" / "metric_by_old.png").write_bytes(b"stale")

@@ -34,9 +34,7 @@ class Page(HTMLParser):
             self.headings.append([tag, ""])
         if tag == "img":
             self.images.append(named)
-        self.resources += [
-            named[key] for key in ("src", "href", "srcset", "action", "data", "poster") if key in named
-        ]
+        self.resources += [named[key] for key in ("src", "href", "srcset", "action", "data", "poster") if key in named]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -118,10 +116,7 @@ def test_no_difference_anywhere_is_no_matter_of_others(tmp_path):
 
     search = {"m": {"kind": "choices", "values": ["a", "b", "c"], "label": "m"}}
     text = read(write_sweep(tmp_path / "none", search, [], loss=loss, seeds=(1, 2, 3, 4))).text
-    assert (
-        "Of 2 comparisons paired by seed, none has a 95 % interval without zero; no difference was found"
-        in text
-    )
+    assert "Of 2 comparisons paired by seed, none has a 95 % interval without zero; no difference was found" in text
 
 
 def test_answer_facts_and_limits_come_from_the_data(rank_ablation):
@@ -175,9 +170,7 @@ def test_nothing_finished_yet(tmp_path, stop_after):
 
 def test_one_point_and_one_seed(tmp_path):
     search = {"rank": {**RANKS, "values": [8]}}
-    folder = write_sweep(
-        tmp_path / "one", search, [{"kind": "metric_by", "x": "rank"}, {"kind": "curves"}], seeds=[1]
-    )
+    folder = write_sweep(tmp_path / "one", search, [{"kind": "metric_by", "x": "rank"}, {"kind": "curves"}], seeds=[1])
     page = read(folder)
     assert len(page.images) == 2
     assert "Comparisons paired by seed" not in page.titles

@@ -16,8 +16,7 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="runs where seleniu
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER),
-    reason="runs where chromium (or google-chrome) and chromedriver are on the PATH",
+    not (CHROMIUM and DRIVER), reason="runs where chromium (or google-chrome) and chromedriver are on the PATH"
 )
 FLAGS = (
     "--headless",

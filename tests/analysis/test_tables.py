@@ -59,10 +59,7 @@ def test_one_seed_is_not_tested(tmp_path):
 
 def test_no_difference_reads_as_not_found(tmp_path):
     folder = write_sweep(
-        tmp_path / "same",
-        {"method": METHODS},
-        [],
-        loss=lambda p, s: 5.0 + 0.01 * ((s * 7 + len(p["method"])) % 3),
+        tmp_path / "same", {"method": METHODS}, [], loss=lambda p, s: 5.0 + 0.01 * ((s * 7 + len(p["method"])) % 3)
     )
     (row,) = comparison_table(load_sweep(folder)).rows
     assert row[-1] == "not found"
@@ -97,12 +94,7 @@ def test_no_table_where_nothing_is_compared(tmp_path):
 
 def test_written_tables(rank_ablation):
     paths = write_tables(rank_ablation)
-    assert [path.name for path in paths] == [
-        "results.md",
-        "results.html",
-        "comparisons.md",
-        "comparisons.html",
-    ]
+    assert [path.name for path in paths] == ["results.md", "results.html", "comparisons.md", "comparisons.html"]
     header, rule, *rows = paths[0].read_text().splitlines()
     assert header.count("|") == rule.count("|") == rows[0].count("|")
 

@@ -10,14 +10,7 @@ from elas_lightning.analysis.wording import compare, compare_many, number, plus_
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [
-        (0, "0"),
-        (148.23, "148"),
-        (24.804, "24.8"),
-        (0.00103, "0.00103"),
-        (1234567.0, "1234567"),
-        (-2.5, "−2.50"),
-    ],
+    [(0, "0"), (148.23, "148"), (24.804, "24.8"), (0.00103, "0.00103"), (1234567.0, "1234567"), (-2.5, "−2.50")],
 )
 def test_numbers_have_three_digits_and_no_exponent(value, text):
     assert number(value) == text
@@ -82,10 +75,7 @@ def test_sentence_skips_empty_clauses():
 
 
 def test_a_place_with_one_seed_is_not_said_to_have_been_tested():
-    found = {
-        "relu2": Difference(2.0, 1.0, 3.0, 0.01, 3, "%"),
-        "gelu": Difference(4.0, None, None, None, 1, "%"),
-    }
+    found = {"relu2": Difference(2.0, 1.0, 3.0, 0.01, 3, "%"), "gelu": Difference(4.0, None, None, None, 1, "%")}
     text = compare_many(found, "2:4", "dense")
     assert "no difference was found" not in text
     assert "2:4 and dense share one seed with gelu, too few for an interval" in text

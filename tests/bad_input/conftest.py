@@ -39,9 +39,7 @@ class Place:
     def files(self) -> dict[str, str]:
         """Every file and folder below, with a digest of what is in it."""
         return {
-            str(path.relative_to(self.root)): ""
-            if path.is_dir()
-            else hashlib.sha256(path.read_bytes()).hexdigest()
+            str(path.relative_to(self.root)): "" if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(self.root.rglob("*"))
             if "cache" not in path.relative_to(self.root).parts  # what may be thrown away at any time
         }
@@ -84,10 +82,7 @@ def place(
     root = tmp_path / "place"
     made = Place(root, capsys)
     for method, placement in (("dense", []), ("elas", ["ffn_hidden"])):
-        made.write(
-            f"experiments/methods/{method}.yaml",
-            {"model": {"config": {"sparsity": {"placement": placement}}}},
-        )
+        made.write(f"experiments/methods/{method}.yaml", {"model": {"config": {"sparsity": {"placement": placement}}}})
     made.write("sweeps/grid.yaml", GRID)
     made.write("experiments/data/own.yaml", {"data": {"num_workers": 0}})
     made.write("experiments/sizes/small.yaml", write_overlay(root).read_text())

@@ -90,12 +90,7 @@ def test_validation_text_that_is_torn(place: Any) -> None:
 
 @pytest.mark.parametrize(
     ("content", "saying"),
-    [
-        ("{}", "tokenizer.json"),
-        ("no json", "tokenizer.json"),
-        (b"\xff\x00", "tokenizer.json"),
-        ("", "tokenizer.json"),
-    ],
+    [("{}", "tokenizer.json"), ("no json", "tokenizer.json"), (b"\xff\x00", "tokenizer.json"), ("", "tokenizer.json")],
     ids=["empty-object", "no-json", "binary", "empty"],
 )
 def test_tokenizers(place: Any, content: Any, saying: str) -> None:
@@ -139,6 +134,4 @@ def test_token_shards_that_are_torn(place: Any, capsys: pytest.CaptureFixture[st
     (manifest,) = whole.glob("manifest*")
     manifest.write_text(manifest.read_text()[:50])
     place.refuses(*settings, "--data.path=shards", saying=manifest.name)
-    place.refuses(
-        "data", "prepare", "--config", "run.yaml", "--out", "shards", "--workers", "1", saying="shards"
-    )
+    place.refuses("data", "prepare", "--config", "run.yaml", "--out", "shards", "--workers", "1", saying="shards")

@@ -62,15 +62,7 @@ def test_a_shell_without_a_gpu(place: Any) -> None:
     if Path("/dev/nvidia0").exists():
         pytest.skip("there is a GPU, on which this is no mistake")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"}
-    command = [
-        sys.executable,
-        "-m",
-        "elas_lightning",
-        "fit",
-        "--config",
-        "run.yaml",
-        "--model.config.backend=triton",
-    ]
+    command = [sys.executable, "-m", "elas_lightning", "fit", "--config", "run.yaml", "--model.config.backend=triton"]
     before = place.files()
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2

@@ -58,20 +58,13 @@ def test_every_kernel_path_is_checked_named_and_timed(tmp_path: Path) -> None:
     (case,) = run("ffn", tmp_path / "record.json", TRITON_INTERPRET="1")["cases"]
     rows = case["contenders"]
     ran = {name for name, row in rows.items() if "absent" not in row}
-    assert {
-        f"ELAS, {b}, {s}" for b in ("reference", "triton") for s in ("dense", "packed", "recompute")
-    } <= ran
+    assert {f"ELAS, {b}, {s}" for b in ("reference", "triton") for s in ("dense", "packed", "recompute")} <= ran
     for name in ran:
         assert rows[name]["path"], name
         assert rows[name]["error"] < 1e-4, name
-        assert {m["kind"] for m in case["measured"] if m["contender"] == name} == {
-            "forward",
-            "forward_backward",
-        }
+        assert {m["kind"] for m in case["measured"] if m["contender"] == name} == {"forward", "forward_backward"}
     kept = {name: rows[name]["kept_bytes"] for name in ran}
-    assert (
-        kept["ELAS, reference, recompute"] < kept["ELAS, reference, packed"] < kept["ELAS, reference, dense"]
-    )
+    assert kept["ELAS, reference, recompute"] < kept["ELAS, reference, packed"] < kept["ELAS, reference, dense"]
     assert kept["ELAS, triton, recompute"] == kept["ELAS, reference, recompute"]
     for name in ran:
         assert rows[name]["kept_against"] == {TWIN: kept[name] / kept[TWIN]}
@@ -108,9 +101,7 @@ def test_the_memory_of_a_step_is_that_of_its_tensors(records: Path) -> None:
     assert row["memory"]["peak"] is None
 
 
-def test_the_report_draws_the_records(
-    records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_report_draws_the_records(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--report", str(records), "--out", str(tmp_path)]) == 0
     page = (tmp_path / "report.html").read_text()
     for title in ("Feed-forward network, forward and backward", "Whole training step", "Prefill"):
@@ -151,11 +142,7 @@ def gpu_record() -> dict[str, Any]:
         "tokens": 4096,
         "contenders": {TWIN: known, elas: known | {"kept_against_compiled": {TWIN: 0.125}}},
         "absent": [
-            {
-                "contender": "ELAS, cusparselt, dense",
-                "mode": "compiled, graph",
-                "reason": "not captured: it waits",
-            }
+            {"contender": "ELAS, cusparselt, dense", "mode": "compiled, graph", "reason": "not captured: it waits"}
         ],
         "measured": measured,
     }
@@ -188,9 +175,7 @@ def test_the_report_tells_launches_from_work(gpu_record: dict[str, Any], tmp_pat
 def test_many_places_are_drawn_by_their_tokens(gpu_record: dict[str, Any], tmp_path: Path) -> None:
     (case,) = gpu_record["cases"]
     gpu_record["cases"] = [
-        case | {"shape": shape, "tokens": tokens}
-        for shape in ("60m", "130m", "1b")
-        for tokens in (4096, 16384)
+        case | {"shape": shape, "tokens": tokens} for shape in ("60m", "130m", "1b") for tokens in (4096, 16384)
     ]
     (tmp_path / "ffn.json").write_text(json.dumps(gpu_record))
     assert main(["bench", "--report", str(tmp_path), "--out", str(tmp_path / "page")]) == 0
@@ -249,9 +234,7 @@ def test_a_call_is_bound_by_launches_where_its_graph_is_much_faster(gpu_record: 
     ]  # fmt: skip
 
 
-def test_what_one_kind_of_call_could_not_do_is_not_said_of_another(
-    gpu_record: dict[str, Any], tmp_path: Path
-) -> None:
+def test_what_one_kind_of_call_could_not_do_is_not_said_of_another(gpu_record: dict[str, Any], tmp_path: Path) -> None:
     (case,) = gpu_record["cases"]
     case["absent"][0]["kind"] = "forward_backward"
     case["measured"] += [m | {"kind": "forward_backward"} for m in case["measured"]]
@@ -313,7 +296,5 @@ def test_a_verdict_claims_no_more_than_the_rounds_show() -> None:
     )
     assert not any("own fastest way" in one for one in said if one.startswith("7B"))
     back = verdict([row for row in rows if row.kind == "ffn forward_backward"])
-    (near,) = [
-        one for one in back if one.startswith("60M")
-    ]  # 0.91 in the middle, above 1 in one round of five
+    (near,) = [one for one in back if one.startswith("60M")]  # 0.91 in the middle, above 1 in one round of five
     assert "is not told apart, within the spread, from its dense twin, 0.908 times" in near

@@ -46,9 +46,7 @@ def test_every_part_is_a_command_line_that_its_script_takes(
 
 
 def test_each_combination_is_rehearsed_by_itself(gpu: ModuleType) -> None:
-    part = gpu.Part(
-        "ffn", 0.5, ("ffn.py",), (("--shape", ("60m", "1b")), ("--tokens", ("1", "2"))), ("--layers", "1")
-    )
+    part = gpu.Part("ffn", 0.5, ("ffn.py",), (("--shape", ("60m", "1b")), ("--tokens", ("1", "2"))), ("--layers", "1"))
     assert part.whole() == ["ffn.py", "--shape", "60m", "1b", "--tokens", "1", "2"]
     assert part.rehearsals() == [
         ["ffn.py", "--shape", shape, "--tokens", tokens, "--layers", "1", "--rehearse"]
@@ -59,11 +57,7 @@ def test_each_combination_is_rehearsed_by_itself(gpu: ModuleType) -> None:
 
 
 def test_parts_run_one_after_the_other_and_one_that_is_slow_is_stopped(
-    gpu: ModuleType,
-    script: Script,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    gpu: ModuleType, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script_, sleeping = tmp_path / "script.py", tmp_path / "sleeping.py"
     script_.write_text(SCRIPT)

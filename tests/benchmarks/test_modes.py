@@ -48,9 +48,7 @@ class Backend:
         self.seen: list[tuple[Any, ...]] = []
 
     def __call__(self, graph: Any, inputs: list[Any]) -> Any:
-        self.seen.append(
-            tuple(size for tensor in inputs if isinstance(tensor, Tensor) for size in tensor.shape)
-        )
+        self.seen.append(tuple(size for tensor in inputs if isinstance(tensor, Tensor) for size in tensor.shape))
         return graph.forward
 
 
@@ -170,10 +168,7 @@ def test_compiled_forms_are_measured_and_what_they_keep(script: Script, tmp_path
     sparse = "ELAS, reference, recompute"
     for case in cases:
         assert set(case["contenders"]) == {TWIN, sparse}
-        assert {(m["contender"], m["mode"]) for m in case["measured"]} == {
-            (TWIN, "compiled"),
-            (sparse, "compiled"),
-        }
+        assert {(m["contender"], m["mode"]) for m in case["measured"]} == {(TWIN, "compiled"), (sparse, "compiled")}
         assert len(case["measured"]) == 4
         row = case["contenders"][sparse]
         # of z and the output's bottleneck alone, where the twin keeps two tensors as wide as d_ff, too
@@ -209,18 +204,7 @@ def test_whole_models_are_compiled_in_either_way(name: str, how: str, script: Sc
 
 
 def test_a_rehearsal_times_nothing(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
-    script(
-        "ffn",
-        "--shape",
-        "smoke",
-        "--tokens",
-        "24",
-        "--device",
-        "cpu",
-        "--rehearse",
-        "--only",
-        "reference, dense",
-    )
+    script("ffn", "--shape", "smoke", "--tokens", "24", "--device", "cpu", "--rehearse", "--only", "reference, dense")
     said = capsys.readouterr().out
     assert "ELAS, reference, dense: " in said
     assert " us" not in said
@@ -268,9 +252,7 @@ def test_without_its_measure_nobody_is_timed(
         return make(config, *layer)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(module, maker, short_of_memory)
-    sizes = (
-        ["--tokens", "24"] if name == "ffn" else ["--batch", "2", "--sequence", "16", "--vocabulary", "50"]
-    )
+    sizes = ["--tokens", "24"] if name == "ffn" else ["--batch", "2", "--sequence", "16", "--vocabulary", "50"]
     script(
         name, "--shape", "smoke", "--device", "cpu", "--rounds", "2", "--json", str(record),
         "--only", "ELAS, reference, dense", *sizes,

@@ -76,9 +76,7 @@ def test_the_shipped_file_is_what_the_records_say(convert: Callable[..., int], t
     assert len(made["cases"]) == 4 * (5 * 2 + 3)
 
 
-def test_seconds_are_those_of_the_contender_and_no_graph_s(
-    convert: Callable[..., int], tmp_path: Path
-) -> None:
+def test_seconds_are_those_of_the_contender_and_no_graph_s(convert: Callable[..., int], tmp_path: Path) -> None:
     assert convert(FFN) == 0
     (path,) = (tmp_path / "own").glob("*.json")
     assert path.name == "nvidia_h200.json"  # where auto reads it on such a card
@@ -86,9 +84,7 @@ def test_seconds_are_those_of_the_contender_and_no_graph_s(
     recorded = json.loads(FFN.read_text())["cases"][0]["measured"]
 
     def seconds(contender: str, mode: str) -> float:
-        (row,) = (
-            r for r in recorded if (r["kind"], r["contender"], r["mode"]) == ("forward", contender, mode)
-        )
+        (row,) = (r for r in recorded if (r["kind"], r["contender"], r["mode"]) == ("forward", contender, mode))
         return row["seconds"]["median"]  # type: ignore[no-any-return]
 
     for by_compiler, mode in ((False, "eager"), (True, "compiled")):
@@ -147,9 +143,7 @@ def test_auto_on_an_h200(
     assert str(SHIPPED) in choice.why
 
 
-def test_what_cannot_run_is_passed_over_and_named(
-    h200: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_run_is_passed_over_and_named(h200: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "library", lambda: None)
     case = Case(*R60, 131072, "bfloat16", "2:4", "forward", True)
     choice = resolve_backend("auto", h200, case)
@@ -157,13 +151,9 @@ def test_what_cannot_run_is_passed_over_and_named(
     assert "hopper recompute would be faster but cannot run here" in choice.why
 
 
-def test_another_card_does_not_take_the_h200_s_word(
-    h200: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_card_does_not_take_the_h200_s_word(h200: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
-    assert (
-        resolve_backend("auto", h200, Case(*R60, 131072, "bfloat16", "2:4", "forward")).chosen == "reference"
-    )
+    assert resolve_backend("auto", h200, Case(*R60, 131072, "bfloat16", "2:4", "forward")).chosen == "reference"
 
 
 @pytest.mark.parametrize(

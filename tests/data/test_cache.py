@@ -60,9 +60,7 @@ def test_nothing_is_left_of_a_build_that_fails(tmp_path):
 
 def test_a_cache_that_cannot_be_written_to_is_the_users_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(
-        UserError, match=r"data\.cache_dir: .*entry cannot be made \(.*\); name a folder with room"
-    ):
+    with pytest.raises(UserError, match=r"data\.cache_dir: .*entry cannot be made \(.*\); name a folder with room"):
         build_once(tmp_path / "file/entry", lambda folder: None)
     with pytest.raises(UserError, match="No space left on device"):
         build_once(tmp_path / "entry", full)

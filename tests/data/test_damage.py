@@ -73,9 +73,7 @@ def test_damage_stops_a_run_in_one_line_that_names_the_shard(make_data, damaged,
     assert "\n" not in message
 
 
-@pytest.mark.parametrize(
-    ("kind", "workers"), [*((kind, 0) for kind in DAMAGE), ("cut in the middle", 2), ("empty", 2)]
-)
+@pytest.mark.parametrize(("kind", "workers"), [*((kind, 0) for kind in DAMAGE), ("cut in the middle", 2), ("empty", 2)])
 def test_skipped_damage_is_named_once_and_remembered(make_data, damaged, kind, workers, caplog):
     settings = {"path": str(damaged(kind)), "on_damaged_shard": "skip", "lanes": 2}
     whole = make_data(**settings)
@@ -132,9 +130,7 @@ def test_a_shard_that_vanishes_in_mid_run(make_data, corpus, tmp_path, met):
     batches = train_on(second, 30)
     assert bool(first.description()["skipped_shards"]) == met
     if met:  # else the first run may have the file still open, and know more of it than the second
-        assert batches == [
-            first.on_after_batch_transfer(next(loader), 0)["input_ids"].tolist() for _ in range(30)
-        ]
+        assert batches == [first.on_after_batch_transfer(next(loader), 0)["input_ids"].tolist() for _ in range(30)]
     assert second.description()["skipped_shards"].keys() == {BAD}
     with pytest.raises(UserError, match=r"data\.fingerprint is"):
         make_data(**{**settings, "on_damaged_shard": "stop"}).load_state_dict(state)
@@ -144,9 +140,7 @@ def test_a_missing_token_shard_is_skipped_alike(make_data, tokens, tmp_path):
     folder = shutil.copytree(tokens, tmp_path / "copy")
     (folder / f"{BAD}.tokens.npy").unlink()
     settings = {"source": "tokens", "path": str(folder), "tokenizer": "auto", "lanes": 2}
-    with pytest.raises(
-        UserError, match=rf"the token shard .*{BAD}\.tokens\.npy cannot be read \(No such file"
-    ):
+    with pytest.raises(UserError, match=rf"the token shard .*{BAD}\.tokens\.npy cannot be read \(No such file"):
         train_on(make_data(**settings), 120)
     data = make_data(**settings, on_damaged_shard="skip")
     train_on(data, 120)

@@ -41,24 +41,18 @@ def test_arguments_out_of_range(make_data, change, message):
 
 
 def test_more_lanes_than_shards(make_data):
-    with pytest.raises(
-        UserError, match=r"data\.lanes=8 is more than the 4 training shards of .*set it to 4 or less"
-    ):
+    with pytest.raises(UserError, match=r"data\.lanes=8 is more than the 4 training shards of .*set it to 4 or less"):
         make_data(lanes=8).prepare_data()
 
 
 def test_workers_that_cannot_share_the_lanes(make_data):
-    with pytest.raises(
-        UserError, match=r"data\.num_workers=3 cannot share the 4 lanes .*choose one of 0, 1, 2, 4"
-    ):
+    with pytest.raises(UserError, match=r"data\.num_workers=3 cannot share the 4 lanes .*choose one of 0, 1, 2, 4"):
         make_data(num_workers=3).setup("fit")
 
 
 def test_ranks_that_cannot_share_the_lanes(make_data, monkeypatch):
     monkeypatch.setattr("elas_lightning.data.module.rank_and_world_size", lambda: (0, 3))
-    with pytest.raises(
-        UserError, match=r"data\.lanes=4 cannot be shared by 3 ranks; .*divides it \(1, 2, 4\)"
-    ):
+    with pytest.raises(UserError, match=r"data\.lanes=4 cannot be shared by 3 ranks; .*divides it \(1, 2, 4\)"):
         make_data().setup("fit")
 
 
@@ -74,14 +68,7 @@ def test_local_shards_need_no_network(make_data):
 def test_description_is_plain_and_complete(make_data):
     description = make_data().description()
     assert description["source"] == "local"
-    assert set(description) >= {
-        "fingerprint",
-        "tokenizer",
-        "sequence_length",
-        "batching",
-        "seed",
-        "vocab_size",
-    }
+    assert set(description) >= {"fingerprint", "tokenizer", "sequence_length", "batching", "seed", "vocab_size"}
     assert yaml.safe_load(yaml.safe_dump(description)) == description
 
 
@@ -136,9 +123,7 @@ def test_a_place_in_another_corpus_or_tokenizer_is_refused(make_data):
             make_data().load_state_dict(state)
 
 
-@pytest.mark.parametrize(
-    "change", [{"num_workers": 2}, {"validation_tokens": 9}, {"validation_batch_size": 1}]
-)
+@pytest.mark.parametrize("change", [{"num_workers": 2}, {"validation_tokens": 9}, {"validation_batch_size": 1}])
 def test_what_does_not_change_the_order_may_change(make_data, change):
     make_data(**change).load_state_dict(make_data().state_dict())
 
@@ -160,9 +145,7 @@ def test_every_argument_is_documented():
     parser = ArgumentParser()
     parser.add_class_arguments(C4DataModule, "data")
     documented = C4DataModule.__doc__ or ""
-    names = [
-        action.dest.removeprefix("data.") for action in parser._actions if action.dest.startswith("data.")
-    ]
+    names = [action.dest.removeprefix("data.") for action in parser._actions if action.dest.startswith("data.")]
     assert len(names) == 15
     for name in names:
         assert f"        {name}: " in documented

@@ -48,10 +48,7 @@ def test_validation_takes_the_whole_split_where_it_is_smaller(make_data):
 
 
 def test_validation_is_the_same_whatever_the_batches(make_data):
-    small, large = (
-        make_data(validation_batch_size=1),
-        make_data(validation_batch_size=1000, batch_size=7, seed=3),
-    )
+    small, large = (make_data(validation_batch_size=1), make_data(validation_batch_size=1000, batch_size=7, seed=3))
     assert len(large.val_dataloader()) == 1
     assert torch.equal(rows_of(small.val_dataloader()), rows_of(large.val_dataloader()))
 

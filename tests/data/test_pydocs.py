@@ -30,9 +30,7 @@ def test_corpus_is_prose_in_the_form_of_c4_the_same_every_time(tmp_path):
     assert len(set(texts)) == len(texts)
     assert min(map(len, texts)) >= pydocs.MINIMUM_CHARACTERS
     assert set(train[0]) == {"text", "timestamp", "url"}
-    assert any(
-        record["url"] == "pydoc://networkx/networkx.classes.graph#Graph" for record in train + validation
-    )
+    assert any(record["url"] == "pydoc://networkx/networkx.classes.graph#Graph" for record in train + validation)
     packages = [record["url"].split("/")[2] for record in train[:100]]
     assert len({*packages}) == 2, "the order must not follow the packages"
     manifest = pydocs.manifest(corpus)

@@ -34,13 +34,9 @@ def run_rank(rank, folder, arguments, state_of_one):
         distributed.destroy_process_group()
 
 
-def test_two_ranks_take_turns_in_the_global_order_and_resume_each_other(
-    make_data, corpus, tokenizer_file, tmp_path
-):
+def test_two_ranks_take_turns_in_the_global_order_and_resume_each_other(make_data, corpus, tokenizer_file, tmp_path):
     data = make_data()
-    arguments = {
-        name: getattr(data, name) for name in ("source", "path", "tokenizer", "sequence_length", "batching")
-    }
+    arguments = {name: getattr(data, name) for name in ("source", "path", "tokenizer", "sequence_length", "batching")}
     arguments |= {name: getattr(data, name) for name in ("batch_size", "lanes", "shuffle_block", "cache_dir")}
     whole = train_on(make_data(), 160)
     one = make_data()

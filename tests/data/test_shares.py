@@ -29,8 +29,7 @@ def test_every_document_once_an_epoch_over_all_ranks_and_workers(shards, make_da
     tokenizer = make_data().text_tokenizer
     config = StreamConfig(shards, 8, 1, "truncate", seed=3, lanes=LANES, shuffle_block=4)
     lane_documents = [
-        [f"{s}-{i}" for s in range(lane, len(DOCUMENTS), LANES) for i in range(DOCUMENTS[s])]
-        for lane in range(LANES)
+        [f"{s}-{i}" for s in range(lane, len(DOCUMENTS), LANES) for i in range(DOCUMENTS[s])] for lane in range(LANES)
     ]
     rounds = EPOCHS * max(map(len, lane_documents))
     seen: dict[int, list[str]] = {lane: [] for lane in range(LANES)}

@@ -17,9 +17,7 @@ def test_c4_is_the_pinned_commit_of_the_hub_and_asks_for_nothing_yet(tmp_path, n
 
 def test_local_shards_are_sorted_and_their_fingerprint_sees_a_change(corpus, tmp_path):
     source = open_source("local", str(corpus), None, tmp_path)
-    assert [Path(path).name for path in source.train] == [
-        f"c4-train.{i:05d}-of-00004.json.gz" for i in range(4)
-    ]
+    assert [Path(path).name for path in source.train] == [f"c4-train.{i:05d}-of-00004.json.gz" for i in range(4)]
     for path in (*source.train, *source.validation):
         shutil.copy(path, tmp_path)
     assert open_source("local", str(tmp_path), None, tmp_path).fingerprint == source.fingerprint

@@ -20,15 +20,7 @@ def byte_level(tokenizer_file):
 @pytest.fixture
 def like_t5():
     """What is special about T5's vocabulary: unigram pieces, an unknown one, sentinels at the end."""
-    pieces = [
-        ("<pad>", 0.0),
-        ("</s>", 0.0),
-        ("<unk>", 0.0),
-        ("▁", -2.0),
-        ("▁é", -3.0),
-        ("a", -2.0),
-        ("b", -2.0),
-    ]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁é", -3.0), ("a", -2.0), ("b", -2.0)]
     pieces += [("<extra_id_1>", 0.0), ("<extra_id_0>", 0.0)]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()

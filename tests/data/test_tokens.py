@@ -145,9 +145,7 @@ def test_a_damaged_token_shard_is_named(make_tokens, tokens, tmp_path, kind):
         path.unlink()
     else:
         shutil.copy(folder / "c4-train.00003-of-00004.tokens.npy", path)
-    with pytest.raises(
-        UserError, match=r"^the token shard .*00002-of-00004\.tokens\.npy cannot be read \(.*skip"
-    ):
+    with pytest.raises(UserError, match=r"^the token shard .*00002-of-00004\.tokens\.npy cannot be read \(.*skip"):
         train_on(make_tokens(path=str(folder)), 100)
 
 
@@ -165,9 +163,7 @@ def test_other_folders_are_refused(make_tokens, corpus):
 
 def test_a_manifest_that_is_none_is_refused(make_tokens, tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(
-        UserError, match=r"manifest\.json cannot be read .*elas data prepare, in another folder"
-    ):
+    with pytest.raises(UserError, match=r"manifest\.json cannot be read .*elas data prepare, in another folder"):
         make_tokens(path=str(tmp_path)).setup("fit")
 
 
@@ -178,9 +174,7 @@ def test_what_is_there_is_not_made_again_and_nothing_else_is_overwritten(tokens,
     assert prepare.prepare(data.corpus, data.text_tokenizer, folder, 1) == open_manifest(folder)
     assert (folder / "c4-train.00000-of-00004.tokens.npy").stat().st_mtime_ns == before
     (folder / "c4-train.00001-of-00004.offsets.npy").unlink()
-    with pytest.raises(
-        UserError, match=r"has lost 1 of its files, c4-train\.00001-of-00004\.offsets\.npy among"
-    ):
+    with pytest.raises(UserError, match=r"has lost 1 of its files, c4-train\.00001-of-00004\.offsets\.npy among"):
         prepare.prepare(data.corpus, data.text_tokenizer, folder, 1)
     other = shutil.copytree(corpus, tmp_path / "other")
     write_shard(other / "c4-train.00000-of-00004.json.gz", sentences("x", 9))
@@ -194,9 +188,7 @@ def test_what_is_there_is_not_made_again_and_nothing_else_is_overwritten(tokens,
         prepare.prepare(again.corpus, again.text_tokenizer, tmp_path / "third", 1)
 
 
-@pytest.mark.parametrize(
-    "written", ["nothing", "tokenizer.json.part", "tokenizer.json", "unfinished.json.part"]
-)
+@pytest.mark.parametrize("written", ["nothing", "tokenizer.json.part", "tokenizer.json", "unfinished.json.part"])
 def test_a_preparation_killed_at_its_beginning_goes_on(make_data, tmp_path, written):
     folder = tmp_path / "tokens"
     folder.mkdir()
@@ -264,9 +256,7 @@ def test_a_killed_preparation_goes_on_and_leaves_no_processes(corpus, tokenizer_
         assert time.monotonic() < deadline, "a process outlived the one that it worked for"
         time.sleep(0.05)
     made |= {path: path.stat().st_mtime_ns for path in (tmp_path / "tokens").glob("*.record.json")}
-    tokens_made = {
-        path: Path(str(path).replace(".record.json", ".tokens.npy")).stat().st_mtime_ns for path in made
-    }
+    tokens_made = {path: Path(str(path).replace(".record.json", ".tokens.npy")).stat().st_mtime_ns for path in made}
     subprocess.run([sys.executable, str(script)], check=True)
     for record, before in tokens_made.items():
         assert Path(str(record).replace(".record.json", ".tokens.npy")).stat().st_mtime_ns == before

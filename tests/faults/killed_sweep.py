@@ -40,10 +40,7 @@ def cheap_run(request: RunRequest) -> RunResult:
     with hold(directory, 10):
         if (directory / RESULT_NAME).exists():
             return RunResult.read(directory)
-        seed, rate = (
-            int(request.overrides["seed_everything"]),
-            3.6 + float(request.overrides["model.optimizer.lr"]),
-        )
+        seed, rate = (int(request.overrides["seed_everything"]), 3.6 + float(request.overrides["model.optimizer.lr"]))
         kept = directory / "state.json"
         step, value = json.loads(kept.read_text()) if kept.exists() else (0, 1 / (seed + 3))
         while step < STEPS:
@@ -137,9 +134,7 @@ class Crew:
         """Start killed workers anew; whether anyone is still at work."""
         for index, process in enumerate(self._workers):
             if not process.is_alive() and process.exitcode != 0:
-                assert process.exitcode == -signal.SIGKILL, (
-                    f"a worker ended with {process.exitcode} by itself"
-                )
+                assert process.exitcode == -signal.SIGKILL, f"a worker ended with {process.exitcode} by itself"
                 self._workers[index] = self._start()
         return any(process.is_alive() for process in self._workers)
 

@@ -95,9 +95,7 @@ def save_and_die(folder: Path, stage: str) -> None:
         ("after it", 3, 2),
     ],
 )
-def test_a_killed_writer_leaves_a_good_checkpoint(
-    tmp_path: Path, stage: str, kept: int, before: int | None
-) -> None:
+def test_a_killed_writer_leaves_a_good_checkpoint(tmp_path: Path, stage: str, kept: int, before: int | None) -> None:
     for step in (1, 2):
         _save(tmp_path, step)
     assert Forked(save_and_die, tmp_path, stage).end() == -signal.SIGKILL
@@ -206,9 +204,7 @@ def test_no_room_when_the_file_is_forced_to_the_disk(tmp_path: Path, monkeypatch
     assert _step(tmp_path / "last.ckpt") == 1
 
 
-def test_a_disk_that_returns_other_bytes_is_found_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_returns_other_bytes_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _save(tmp_path, 1)
 
     def save(content: Any, file: BinaryIO) -> None:

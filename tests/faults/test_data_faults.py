@@ -38,11 +38,7 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self, tokenizer: bytes) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
-        names = [
-            f"c4-{split}.{i:05d}-of-{count:05d}.json.gz"
-            for split, count in SHARDS.items()
-            for i in range(count)
-        ]
+        names = [f"c4-{split}.{i:05d}-of-{count:05d}.json.gz" for split, count in SHARDS.items() for i in range(count)]
         self.files = {f"en/{name}": shard_content(name) for name in names}
         self.tokenizer = tokenizer
         self.faults: list[str] = []
@@ -231,9 +227,7 @@ def test_a_hub_that_stays_away_is_one_line(outcome: dict[str, Any], fault: str) 
 
 
 def test_waits_grow(outcome: dict[str, Any]) -> None:
-    ours = [
-        seconds for seconds in outcome["slept"] if isinstance(seconds, float)
-    ]  # the client's own are integers
+    ours = [seconds for seconds in outcome["slept"] if isinstance(seconds, float)]  # the client's own are integers
     assert ours == [1.0, 2.0, 4.0, 8.0, 16.0] * 2
 
 

@@ -22,11 +22,7 @@ from postgres import Postgres
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["postgres", "mariadb"])
 def test_kills_and_two_restarts_of_the_server(
-    overlay: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: str,
-    request: pytest.FixtureRequest,
+    overlay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, request: pytest.FixtureRequest
 ) -> None:
     server: Postgres | MariaDB = request.getfixturevalue(kind)
     kills = request.config.getoption("--kills") or 20

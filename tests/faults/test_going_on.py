@@ -30,9 +30,7 @@ pytestmark = pytest.mark.usefixtures("obeys_ctrl_c")
 
 
 @pytest.fixture
-def fit(
-    overlay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Fit:
+def fit(overlay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Fit:
     """Types ``elas fit`` in a folder of its own: exit code, output, errors."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
@@ -52,9 +50,7 @@ def _callback(name: str, **arguments: Any) -> str:
 
 def _stop(fit: Fit, *arguments: str, place: str = "step", step: int = 6) -> None:
     """Leave an unfinished run whose newest checkpoint is of ``step`` + 1."""
-    code, _, error = fit(
-        _callback("SignalAt", number=int(signal.SIGTERM), place=place, step=step), *arguments
-    )
+    code, _, error = fit(_callback("SignalAt", number=int(signal.SIGTERM), place=place, step=step), *arguments)
     assert code == 128 + signal.SIGTERM
     assert "the same command goes on" in error
 
@@ -67,9 +63,7 @@ def test_the_same_command_goes_on_and_a_finished_run_is_left_alone(fit: Fit) -> 
     _stop(fit, where)
     code, out, _ = fit(ONCE, where, "--ckpt_path=last")
     assert code == 0
-    assert (
-        "going on with mine from step 7 (mine/checkpoints/last.ckpt); --ckpt_path new begins a new run" in out
-    )
+    assert "going on with mine from step 7 (mine/checkpoints/last.ckpt); --ckpt_path new begins a new run" in out
     whole, _, _ = fit("--trainer.default_root_dir=whole")
     assert whole == 0
     assert curve(Path("mine")) == curve(Path("whole"))
@@ -91,9 +85,7 @@ def test_without_a_directory_the_newest_unfinished_run_of_the_configuration_goes
         assert "going on with runs/fit/001 from step 7" in fit(ONCE)[1]
         assert fit(ONCE, "--ckpt_path=last")[0] == 2
     other = _callback("SignalAt", number=int(signal.SIGTERM), place="step", step=3)
-    assert (
-        "going on with runs/fit/002 from step 4" in fit(other, "--data.num_workers=2", "--ckpt_path=last")[1]
-    )
+    assert "going on with runs/fit/002 from step 4" in fit(other, "--data.num_workers=2", "--ckpt_path=last")[1]
     code, _, error = fit(ONCE, "--ckpt_path=last")
     assert code == 2
     assert "--ckpt_path last: below runs/fit/ there is no unfinished run of this configuration" in error
@@ -102,9 +94,7 @@ def test_without_a_directory_the_newest_unfinished_run_of_the_configuration_goes
 
 def test_another_configuration_is_refused_with_what_differs(fit: Fit) -> None:
     _stop(fit, "--trainer.default_root_dir=mine")
-    code, _, error = fit(
-        ONCE, "--trainer.default_root_dir=mine", "--trainer.max_steps=20", "--model.optimizer.lr=0.5"
-    )
+    code, _, error = fit(ONCE, "--trainer.default_root_dir=mine", "--trainer.max_steps=20", "--model.optimizer.lr=0.5")
     assert (code, error.count("\n")) == (2, 1)
     assert "trainer.max_steps is 20 but the run has 12" in error
     assert "model.optimizer.lr is 0.5 but the run has 0.01" in error
@@ -140,9 +130,7 @@ def test_a_validation_waits_for_the_run_in_its_directory(fit: Fit, overlay: Path
 
 @pytest.mark.parametrize(
     ("environment", "message"),
-    [
-        ({"WORLD_SIZE": "2", "RANK": "0"}, "several processes .* give --trainer.default_root_dir"),
-    ],
+    [({"WORLD_SIZE": "2", "RANK": "0"}, "several processes .* give --trainer.default_root_dir")],
 )
 def test_processes_that_were_started_together_must_agree(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str
@@ -156,11 +144,7 @@ def test_processes_that_were_started_together_must_agree(
 
 @pytest.mark.parametrize(
     ("number", "place", "step", "saved"),
-    [
-        (signal.SIGUSR1, "validation", 5, 5),
-        (signal.SIGINT, "setup", 0, None),
-        (signal.SIGTERM, "validation", 10, 10),
-    ],
+    [(signal.SIGUSR1, "validation", 5, 5), (signal.SIGINT, "setup", 0, None), (signal.SIGTERM, "validation", 10, 10)],
 )
 def test_a_signal_within_a_validation_or_before_training(
     fit: Fit, number: int, place: str, step: int, saved: int | None
@@ -234,9 +218,7 @@ def test_a_disk_that_is_full_where_a_logger_writes_is_said_in_one_line(
     assert "mine cannot be written (No space left on device): what was saved before is untouched" in error
 
 
-def test_a_torn_newest_checkpoint_costs_its_steps_and_not_the_run(
-    fit: Fit, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_torn_newest_checkpoint_costs_its_steps_and_not_the_run(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
     where = "--trainer.default_root_dir=mine"
     _stop(fit, where)
     last = Path("mine/checkpoints/last.ckpt")
@@ -282,9 +264,7 @@ def test_a_slurm_job_has_a_directory_of_its_own_and_is_not_requeued_by_lightning
     fit: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("NTASKS", "JOB_ID", "JOB_NAME", "PROCID", "LOCALID", "NODEID"):
-        monkeypatch.setenv(
-            f"SLURM_{name}", {"NTASKS": "1", "JOB_ID": "77", "JOB_NAME": "train"}.get(name, "0")
-        )
+        monkeypatch.setenv(f"SLURM_{name}", {"NTASKS": "1", "JOB_ID": "77", "JOB_NAME": "train"}.get(name, "0"))
     warned = _callback("SignalAt", number=int(signal.SIGUSR1), place="step", step=6)
     assert fit(warned)[0] == 128 + signal.SIGUSR1
     assert not list(Path("runs").rglob("hpc_ckpt*"))

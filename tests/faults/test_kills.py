@@ -81,9 +81,7 @@ def _killed(start: Any, arguments: Sequence[str], directory: Path, kills: int, s
         at.append(_lines(seen))
 
 
-def test_killed_at_random_times(
-    overlay: Path, whole: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_killed_at_random_times(overlay: Path, whole: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     kills = request.config.getoption("--kills") or 4
     arguments = _arguments(overlay, tmp_path / "killed", pause=0.005)
     went = _killed(lambda a: Forked(elas, a, tmp_path), arguments, tmp_path / "killed", kills, seed=0)

@@ -94,15 +94,9 @@ def _children(pid: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_four_commands_on_one_study_survive_kills_bit_for_bit(
-    project: Path, request: pytest.FixtureRequest
-) -> None:
+def test_four_commands_on_one_study_survive_kills_bit_for_bit(project: Path, request: pytest.FixtureRequest) -> None:
     kills = request.config.getoption("--kills") or 20
-    steps = {
-        "trainer.max_steps": 700,
-        "trainer.val_check_interval": 100,
-        "checkpoint.every_n_train_steps": 20,
-    }
+    steps = {"trainer.max_steps": 700, "trainer.val_check_interval": 100, "checkpoint.every_n_train_steps": 20}
     write_sweep(project, "real", [0.0005 * i for i in range(1, 7)], steps)
     _run_unbroken(project)
     began, draw, hit = time.monotonic(), random.Random(1), Counter[str]()
@@ -110,9 +104,7 @@ def test_four_commands_on_one_study_survive_kills_bit_for_bit(
     while sum(hit.values()) < kills and crew.replace_the_dead():
         time.sleep(draw.uniform(0.3, 3))
         kind, chosen = draw.choice(("worker", "run")), list[int]()
-        while crew.replace_the_dead() and not (
-            chosen := [pid for what, pid in crew.processes() if what == kind]
-        ):
+        while crew.replace_the_dead() and not (chosen := [pid for what, pid in crew.processes() if what == kind]):
             time.sleep(0.05)  # nothing is being trained while all of them import torch
         if not chosen:
             break  # the sweep was faster

@@ -15,12 +15,7 @@ STEPS = 30
 def _arguments(overlay: Path, directory: str) -> list[str]:
     noting = {"path": f"{directory}/seen", "pause": 0.03}
     seen = [{"class_path": "watching.Seen", "init_args": noting}]
-    own = [
-        "--trainer.devices=2",
-        "--trainer.strategy=ddp",
-        f"--trainer.max_steps={STEPS}",
-        "--data.num_workers=2",
-    ]
+    own = ["--trainer.devices=2", "--trainer.strategy=ddp", f"--trainer.max_steps={STEPS}", "--data.num_workers=2"]
     where = [f"--trainer.default_root_dir={directory}", f"--trainer.callbacks={json.dumps(seen)}"]
     return ["fit", "--config", str(overlay), *own, *where, "--trainer.accumulate_grad_batches=2"]
 

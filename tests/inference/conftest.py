@@ -31,9 +31,7 @@ def text_tokenizer(tokenizer_file: Path) -> TextTokenizer:
 def opinionated() -> Llama:
     """Full-rank SwiGLU on 300 tokens, untrained, its predictions far from uniform."""
     torch.manual_seed(0)
-    model = Llama(
-        ModelConfig(vocab_size=300, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4)
-    )
+    model = Llama(ModelConfig(vocab_size=300, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" not in name:

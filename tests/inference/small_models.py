@@ -10,13 +10,7 @@ from elas_lightning.data.tokenizer import TextTokenizer
 from elas_lightning.inference.load import TrainedModel
 from elas_lightning.nn import Llama, ModelConfig
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_layers": 2,
-    "num_heads": 4,
-}
+SIZES: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_heads": 4}
 LOW_RANK: dict[str, Any] = {"attention_rank": 8, "ffn_rank": 12}
 
 
@@ -35,6 +29,4 @@ def random_model(seed: int = 0, **changes: Any) -> Llama:
 
 def as_trained(model: Llama, tokenizer_file: Path, step: int = 5000) -> TrainedModel:
     tokenizer = TextTokenizer(Tokenizer.from_file(str(tokenizer_file)), "small")
-    return TrainedModel(
-        model, tokenizer, step, {"sequence_length": 256}, None, tokenizer_file.parent / "none"
-    )
+    return TrainedModel(model, tokenizer, step, {"sequence_length": 256}, None, tokenizer_file.parent / "none")

@@ -39,9 +39,7 @@ def test_text_with_and_without_the_sparsity_goes_to_screen_and_file(
     assert json.loads(out.read_text())["text"][0]["loss"] == on["loss"]
 
 
-def test_a_name_keeps_its_brackets(
-    trained: ElasCLI, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_name_keeps_its_brackets(trained: ElasCLI, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "[red].txt"
     path.write_text("the old stone wall")
     assert main(["eval", str(trained.directory), "--text", str(path)]) == 0
@@ -51,19 +49,14 @@ def test_a_name_keeps_its_brackets(
 def test_a_file_that_cannot_be_is_refused_before_anything_is_measured(
     trained: ElasCLI, prose: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path, message in (
-        (tmp_path, "is a folder: give a file"),
-        (prose / "eval.json", "cannot be written"),
-    ):
+    for path, message in ((tmp_path, "is a folder: give a file"), (prose / "eval.json", "cannot be written")):
         assert main(["eval", str(trained.directory), "--text", str(prose), "--json", str(path)]) == 2
         given = capsys.readouterr()
         assert message in given.err
         assert given.out == ""
 
 
-def test_a_shorter_stride_gives_more_context_and_another_loss(
-    trained: ElasCLI, prose: Path, tmp_path: Path
-) -> None:
+def test_a_shorter_stride_gives_more_context_and_another_loss(trained: ElasCLI, prose: Path, tmp_path: Path) -> None:
     losses = {}
     for stride in (16, 4):
         out = tmp_path / f"{stride}.json"

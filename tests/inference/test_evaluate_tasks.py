@@ -72,11 +72,7 @@ def task_files(tmp_path: Path) -> Path:
         return " ".join(rng.choices(WORDS, k=rng.randint(low, high)))
 
     questions = [
-        {
-            "question": words(1, 30),
-            "choices": [f" {words(1, 4)}" for _ in range(3)],
-            "answer": rng.randrange(3),
-        }
+        {"question": words(1, 30), "choices": [f" {words(1, 4)}" for _ in range(3)], "answer": rng.randrange(3)}
         for _ in range(30)
     ]
     # one that has no context at all, and is predicted from the end token
@@ -199,9 +195,7 @@ def test_a_greedy_answer_is_the_argmax_of_a_plain_forward_pass(ours: ElasLM) -> 
         ({"until": [], "max_gen_toks": LENGTH}, f"leaves no room for a prompt in a window of {LENGTH}"),
     ],
 )
-def test_a_generation_that_cannot_be_done_is_refused(
-    ours: ElasLM, options: dict[str, Any], message: str
-) -> None:
+def test_a_generation_that_cannot_be_done_is_refused(ours: ElasLM, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ours.generate_until(_requests(("the", options)))
 
@@ -227,9 +221,7 @@ def test_damaged_data_of_a_task_is_refused(ours: ElasLM, task_files: Path) -> No
 
 def test_a_task_beside_its_group_is_refused(ours: ElasLM, task_files: Path) -> None:
     (task_files / "all_of_it.yaml").write_text("group: all_of_it\ntask: [small_choice, small_prose]\n")
-    with pytest.raises(
-        UserError, match=r"Duplicate task 'small_prose'.*name a group or tasks of it, not both"
-    ):
+    with pytest.raises(UserError, match=r"Duplicate task 'small_prose'.*name a group or tasks of it, not both"):
         run_tasks(ours, ["all_of_it", "small_prose"], include=task_files)
 
 
@@ -243,9 +235,7 @@ def test_the_command_runs_local_tasks(
 ) -> None:
     out = tmp_path / "eval.json"
     arguments = ["--tasks", "small_choice,small_prose", "--include", str(task_files), "--length", str(LENGTH)]
-    assert (
-        main(["eval", str(trained.directory), *arguments, "--dense", "--limit", "9", "--json", str(out)]) == 0
-    )
+    assert main(["eval", str(trained.directory), *arguments, "--dense", "--limit", "9", "--json", str(out)]) == 0
     found = json.loads(out.read_text())
     assert set(found["tasks"]) == {"2:4 on", "2:4 off"}
     on, off = (found["tasks"][name]["results"] for name in ("2:4 on", "2:4 off"))
@@ -256,9 +246,7 @@ def test_the_command_runs_local_tasks(
     assert "lost their beginning" in shown
 
 
-def test_an_unknown_task_is_refused_by_name(
-    ours: ElasLM, task_files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unknown_task_is_refused_by_name(ours: ElasLM, task_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # without the 14,000 tasks that ship, whose index takes ten seconds to read
     monkeypatch.setattr(evaluate_tasks, "TaskManager", partial(TaskManager, include_defaults=False))
     with pytest.raises(UserError, match="lm-eval knows no task 'no_such_task'"):

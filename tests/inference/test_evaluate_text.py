@@ -116,9 +116,7 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
 
 def test_limit_counts_documents(opinionated: Llama, text_tokenizer: TextTokenizer, tmp_path: Path) -> None:
     write_shard(tmp_path / "some.json.gz", sentences("x", 9))
-    found = evaluate_text(
-        opinionated, text_tokenizer, tmp_path / "some.json.gz", length=16, stride=16, limit=4
-    )
+    found = evaluate_text(opinionated, text_tokenizer, tmp_path / "some.json.gz", length=16, stride=16, limit=4)
     assert found.documents == 4
 
 

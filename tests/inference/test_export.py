@@ -50,11 +50,7 @@ def test_logits_of_dense_models_are_equal(
     model = random_model(**{**shape, **kind, **ranks})
     done = export_model(as_trained(model, tokenizer_file), tmp_path / "out")
     other = theirs(tmp_path / "out")
-    assert (
-        type(other).__name__
-        == done.what
-        == ("LlamaForCausalLM" if kind["ffn"] == "swiglu" else "ArceeForCausalLM")
-    )
+    assert type(other).__name__ == done.what == ("LlamaForCausalLM" if kind["ffn"] == "swiglu" else "ArceeForCausalLM")
     assert done.effect is None
     for batch, time in ((1, 1), (2, 33)):
         ids_BT = torch.randint(model.config.vocab_size, (batch, time))
@@ -64,9 +60,7 @@ def test_logits_of_dense_models_are_equal(
 
 
 @pytest.mark.parametrize(("seed", "ffn"), [(0, "swiglu"), (7, "swiglu"), (2, "relu2"), (4, "relu2")])
-def test_greedy_text_is_equal_over_200_tokens(
-    seed: int, ffn: str, tokenizer_file: Path, tmp_path: Path
-) -> None:
+def test_greedy_text_is_equal_over_200_tokens(seed: int, ffn: str, tokenizer_file: Path, tmp_path: Path) -> None:
     model = random_model(seed, ffn=ffn, **LOW_RANK)  # whose text does not soon repeat itself
     trained = as_trained(model, tokenizer_file)
     export_model(trained, tmp_path / "out")
@@ -74,11 +68,7 @@ def test_greedy_text_is_equal_over_200_tokens(
     # the end token is left out of both, so that all 200 are made
     ours = list(generate(model, prompt, max_new_tokens=200))
     output = theirs(tmp_path / "out").generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, 4),
-        max_new_tokens=200,
-        eos_token_id=None,
-        do_sample=False,
+        torch.tensor([prompt]), attention_mask=torch.ones(1, 4), max_new_tokens=200, eos_token_id=None, do_sample=False
     )
     assert output[0, 4:].tolist() == ours
     assert len(ours) == 200
@@ -88,17 +78,13 @@ def test_greedy_text_is_equal_over_200_tokens(
 def test_both_stop_behind_the_end_token(tokenizer_file: Path, tmp_path: Path) -> None:
     model = random_model(**LOW_RANK)
     with torch.no_grad():  # the end token's logit wins at the fourth step or so
-        model.lm_head.weight[0] = (
-            model.lm_head.weight[list(generate(model, [7], max_new_tokens=4))[-1]] * 1.01
-        )
+        model.lm_head.weight[0] = model.lm_head.weight[list(generate(model, [7], max_new_tokens=4))[-1]] * 1.01
     trained = as_trained(model, tokenizer_file)
     assert trained.tokenizer.end_id == 0
     export_model(trained, tmp_path / "out")
     ours = list(generate(model, [7], max_new_tokens=50, end_id=0))
     assert ours[-1] == 0
-    output = theirs(tmp_path / "out").generate(
-        torch.tensor([[7]]), attention_mask=torch.ones(1, 1), max_new_tokens=50
-    )
+    output = theirs(tmp_path / "out").generate(torch.tensor([[7]]), attention_mask=torch.ones(1, 1), max_new_tokens=50)
     assert output[0, 1:].tolist() == ours
 
 
@@ -128,9 +114,7 @@ def test_factors_are_multiplied_in_float32_and_then_cast() -> None:
 
 @pytest.mark.parametrize("text", ["the old stone wall", "naïve — 漢字 🙂\n\ttabs  spaces", "", "a\n\n\nb"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_tokenizer_gives_our_ids(
-    text: str, kind: dict[str, Any], tokenizer_file: Path, tmp_path: Path
-) -> None:
+def test_the_tokenizer_gives_our_ids(text: str, kind: dict[str, Any], tokenizer_file: Path, tmp_path: Path) -> None:
     trained = as_trained(random_model(**kind, num_layers=1), tokenizer_file)
     export_model(trained, tmp_path / "out")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -144,9 +128,7 @@ def test_the_tokenizer_gives_our_ids(
     assert tokenizer(spelled, split_special_tokens=True).input_ids == expected
 
 
-def test_a_tokenizer_like_t5_loses_its_sentinels_and_its_template(
-    tokenizer_file: Path, tmp_path: Path
-) -> None:
+def test_a_tokenizer_like_t5_loses_its_sentinels_and_its_template(tokenizer_file: Path, tmp_path: Path) -> None:
     pieces = ["<pad>", "</s>", "<unk>", "▁", "a", "b", "▁ab", "<extra_id_1>", "<extra_id_0>"]
     tokenizer = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -194,17 +176,13 @@ def test_what_no_architecture_holds_is_refused_and_kept_by_factors(
 
 @pytest.mark.parametrize("method", ["sltrain", "relora", "sr_ste", "s_ste", "transposable"])
 @torch.no_grad()
-def test_weights_made_by_a_rule_leave_as_they_compute(
-    method: str, tokenizer_file: Path, tmp_path: Path
-) -> None:
+def test_weights_made_by_a_rule_leave_as_they_compute(method: str, tokenizer_file: Path, tmp_path: Path) -> None:
     ranks = LOW_RANK if method in ("sltrain", "relora") else {}
     model = random_model(3, weights=WeightsConfig(method=method), **ranks)  # type: ignore[arg-type]
     export_model(as_trained(model, tokenizer_file), tmp_path / "out", eval_tokens=0)
     ids_BT = torch.randint(model.config.vocab_size, (2, 9))
     expected = model(ids_BT)
-    torch.testing.assert_close(
-        theirs(tmp_path / "out")(input_ids=ids_BT).logits, expected, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(theirs(tmp_path / "out")(input_ids=ids_BT).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -243,8 +221,7 @@ def test_weights_that_overflow_are_refused(form: Any, tokenizer_file: Path, tmp_
     with torch.no_grad():
         model.embed_tokens.weight[5, 5] = 1e6
     with pytest.raises(
-        UserError,
-        match=r"embed_tokens(\.weight)? are not finite in torch\.float16: export with --dtype float32",
+        UserError, match=r"embed_tokens(\.weight)? are not finite in torch\.float16: export with --dtype float32"
     ):
         export_model(as_trained(model, tokenizer_file), tmp_path / "out", dtype="float16", form=form)
 
@@ -267,9 +244,7 @@ def test_says_when_transformers_is_missing(
     tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(
-        UserError, match=r"transformers is not installed: pip install 'elas-lightning\[export\]'"
-    ):
+    with pytest.raises(UserError, match=r"transformers is not installed: pip install 'elas-lightning\[export\]'"):
         export_model(as_trained(random_model(), tokenizer_file), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -323,9 +298,7 @@ def test_the_measured_effect_is_that_of_the_mask_on_the_runs_validation_tokens(r
 
 
 def test_the_effect_is_measured_in_float32_whatever_the_folder_holds(run: ElasCLI, tmp_path: Path) -> None:
-    export_model(
-        load_model(run.directory), tmp_path / "half", form="factors", dtype="bfloat16", eval_tokens=0
-    )
+    export_model(load_model(run.directory), tmp_path / "half", form="factors", dtype="bfloat16", eval_tokens=0)
     half, whole = load_model(tmp_path / "half"), load_model(tmp_path / "half")
     whole.model.float()
     assert measure_mask_effect(half, 150) == measure_mask_effect(whole, 150)
@@ -337,15 +310,7 @@ def test_the_card_of_a_run_on_token_shards_names_their_text(
     write_overlay: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     overlay = write_overlay(tmp_path)
-    prepare_arguments = [
-        "data",
-        "prepare",
-        "--config",
-        str(overlay),
-        "--out",
-        str(tmp_path / "tokens"),
-        "--workers=1",
-    ]
+    prepare_arguments = ["data", "prepare", "--config", str(overlay), "--out", str(tmp_path / "tokens"), "--workers=1"]
     assert main(prepare_arguments) == 0
     own = {"trainer.default_root_dir": str(tmp_path / "run"), "checkpoint.every_n_train_steps": 12,
            "data.source": "tokens", "data.path": str(tmp_path / "tokens"), "data.tokenizer": "auto"}  # fmt: skip
@@ -367,9 +332,7 @@ def test_the_card_tells_the_run(run: ElasCLI, tmp_path: Path, capsys: pytest.Cap
     card = (tmp_path / "out/README.md").read_text()
     result = load_model(run.directory).result
     assert result is not None
-    effect = re.fullmatch(
-        r"perplexity with the 2:4 step ([\d.]+), without ([\d.]+) \((.*) %, 150 tokens\)", shown[-2]
-    )
+    effect = re.fullmatch(r"perplexity with the 2:4 step ([\d.]+), without ([\d.]+) \((.*) %, 150 tokens\)", shown[-2])
     assert effect is not None
     for fact in (
         f"| Perplexity, with the 2:4 step | {result.metrics['val_perplexity']:.2f} |",
@@ -433,8 +396,7 @@ def test_data_out_of_reach_is_said_in_the_card_and_on_standard_error(
     error = capsys.readouterr().err
     assert error.startswith("the effect of the 2:4 step was not measured: data.path='/gone' is not a folder")
     assert (
-        "**was not measured** at export: data.path='/gone' is not a folder"
-        in (tmp_path / "out/README.md").read_text()
+        "**was not measured** at export: data.path='/gone' is not a folder" in (tmp_path / "out/README.md").read_text()
     )
 
 

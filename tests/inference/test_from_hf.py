@@ -27,9 +27,7 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def checkpoint(
-    folder: Path, tokenizer_file: Path, kind: str = "Llama", shard: str = "5GB", **changes: Any
-) -> Any:
+def checkpoint(folder: Path, tokenizer_file: Path, kind: str = "Llama", shard: str = "5GB", **changes: Any) -> Any:
     """A random model of transformers on disk, and that model."""
     torch.manual_seed(1)
     config = getattr(transformers, f"{kind}Config")(**{**SIZES, **changes})
@@ -57,9 +55,7 @@ def checkpoint(
     ],
 )
 @torch.no_grad()
-def test_full_rank_gives_equal_logits(
-    kind: str, changes: dict[str, Any], tokenizer_file: Path, tmp_path: Path
-) -> None:
+def test_full_rank_gives_equal_logits(kind: str, changes: dict[str, Any], tokenizer_file: Path, tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "hf", tokenizer_file, kind, **changes)
     assert ("shard" in changes) == (tmp_path / "hf/model.safetensors.index.json").exists()
     done = import_model(tmp_path / "hf", tmp_path / "out")
@@ -74,9 +70,7 @@ def test_full_rank_gives_equal_logits(
 
 
 @torch.no_grad()
-def test_low_rank_is_the_closest_of_its_rank_and_says_what_it_kept(
-    tokenizer_file: Path, tmp_path: Path
-) -> None:
+def test_low_rank_is_the_closest_of_its_rank_and_says_what_it_kept(tokenizer_file: Path, tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "hf", tokenizer_file, "Arcee")
     done = import_model(tmp_path / "hf", tmp_path / "out", rank=6)
     assert [layer.name for layer in done.layers[:2]] == ["layers.0.mlp.down_proj", "layers.0.mlp.up_proj"]
@@ -88,22 +82,14 @@ def test_low_rank_is_the_closest_of_its_rank_and_says_what_it_kept(
         assert isinstance(module, LowRankLinear)
         values = torch.linalg.svdvals(weight)
         lost = (weight - module.B.double() @ module.A.double()).square().sum()
-        torch.testing.assert_close(
-            lost, values[6:].square().sum(), rtol=1e-4, atol=0
-        )  # Eckart and Young's bound
+        torch.testing.assert_close(lost, values[6:].square().sum(), rtol=1e-4, atol=0)  # Eckart and Young's bound
         assert layer.kept_energy == pytest.approx(float(values[:6].square().sum() / values.square().sum()))
         # balanced: both factors carry the root of each singular value
         torch.testing.assert_close(module.A.double().norm(dim=1), values[:6].sqrt(), rtol=1e-4, atol=0)
         torch.testing.assert_close(module.B.double().norm(dim=0), values[:6].sqrt(), rtol=1e-4, atol=0)
     facts = json.loads((tmp_path / "out/config.json").read_text())
-    assert facts["origin"]["layers"][0] == {
-        "name": done.layers[0].name,
-        "kept_energy": done.layers[0].kept_energy,
-    }
-    assert (
-        f"| `{done.layers[0].name}` | {done.layers[0].kept_energy:.4f} |"
-        in (tmp_path / "out/README.md").read_text()
-    )
+    assert facts["origin"]["layers"][0] == {"name": done.layers[0].name, "kept_energy": done.layers[0].kept_energy}
+    assert f"| `{done.layers[0].name}` | {done.layers[0].kept_energy:.4f} |" in (tmp_path / "out/README.md").read_text()
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -115,9 +101,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -
 
 
 @pytest.mark.parametrize("rank", [None, 6])
-def test_weights_that_are_not_finite_are_refused(
-    rank: int | None, tokenizer_file: Path, tmp_path: Path
-) -> None:
+def test_weights_that_are_not_finite_are_refused(rank: int | None, tokenizer_file: Path, tmp_path: Path) -> None:
     checkpoint(tmp_path / "hf", tokenizer_file)
     rewrite(tmp_path / "hf", lambda w: w["model.layers.1.mlp.up_proj.weight"].view(-1)[3:4].fill_(math.nan))
     with pytest.raises(UserError, match=r"are not all finite \(layers\.1\.mlp\.up_proj\.weight\)"):
@@ -125,9 +109,7 @@ def test_weights_that_are_not_finite_are_refused(
 
 
 @torch.no_grad()
-def test_a_head_of_its_own_stays_though_the_configuration_ties_it(
-    tokenizer_file: Path, tmp_path: Path
-) -> None:
+def test_a_head_of_its_own_stays_though_the_configuration_ties_it(tokenizer_file: Path, tmp_path: Path) -> None:
     checkpoint(tmp_path / "hf", tokenizer_file)
     path = tmp_path / "hf/config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "tie_word_embeddings": True}))
@@ -173,10 +155,7 @@ def test_there_and_back_again(tokenizer_file: Path, tmp_path: Path) -> None:
         ({"head_dim": 16}, "head_dim = 16, which cannot be imported"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu', which cannot be imported: llama has silu"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rotary frequencies are not scaled here"),
-        (
-            {"rope_parameters": None, "rope_scaling": {"type": "linear"}},
-            "rotary frequencies are not scaled here",
-        ),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "rotary frequencies are not scaled here"),
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling = .*, which cannot be imported"),
         ({"rope_parameters": "default"}, "rope_parameters = 'default', which cannot be imported"),
         ({"num_key_value_heads": 3}, "num_key_value_heads = 3, which cannot be imported"),

@@ -57,9 +57,7 @@ def independent_nucleus(logits: list[float], temperature: float, top_p: float) -
 def test_probabilities_by_the_definition(temperature: float, top_p: float) -> None:
     logits = torch.randn(50, generator=torch.Generator().manual_seed(4)) * 2
     expected = torch.tensor(independent_nucleus(logits.tolist(), temperature, top_p))
-    torch.testing.assert_close(
-        next_token_probabilities(logits, temperature, top_p), expected, rtol=1e-5, atol=1e-7
-    )
+    torch.testing.assert_close(next_token_probabilities(logits, temperature, top_p), expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("temperature", [1e-40, 5e-324])
@@ -143,29 +141,16 @@ def test_a_character_that_never_ends_is_shown_as_such(tokenizer_file: Path) -> N
 def test_a_stream_of_pieces_keeps_their_spaces() -> None:
     pieces = ["</s>", "<unk>", "▁the", "▁old", "er", "<0xC3>", "<0xA9>", "▁"]
     tokenizer = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=1, byte_fallback=True))
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens(["</s>", "<unk>"])
     stream = TextStream(TextTokenizer(tokenizer, "pieces"))
-    assert [stream.add(token) for token in (2, 3, 4, 5, 6, 7, 1, 0)] == [
-        " the",
-        " old",
-        "er",
-        "",
-        "é",
-        " ",
-        "",
-        "",
-    ]
+    assert [stream.add(token) for token in (2, 3, 4, 5, 6, 7, 1, 0)] == [" the", " old", "er", "", "é", " ", "", ""]
 
 
 @pytest.fixture
 def folder(tokenizer_file: Path, tmp_path: Path) -> Path:
     pytest.importorskip("safetensors", reason="folders are written with safetensors")
-    return export_model(
-        as_trained(random_model(), tokenizer_file), tmp_path / "folder", form="factors"
-    ).folder
+    return export_model(as_trained(random_model(), tokenizer_file), tmp_path / "folder", form="factors").folder
 
 
 def test_the_command_prints_prompt_and_continuation(
@@ -181,18 +166,14 @@ def test_the_command_prints_prompt_and_continuation(
     assert capsys.readouterr().out == given.out
 
 
-def test_the_command_says_when_it_leaves_what_the_model_knows(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_says_when_it_leaves_what_the_model_knows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["generate", str(folder), "word", "--max-new-tokens", "300"])
     assert "trained on 256 tokens at a time" in capsys.readouterr().err
 
 
 def test_the_command_refuses_an_empty_prompt(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", str(folder), ""]) == 2
-    assert (
-        capsys.readouterr().err == "error: the prompt is empty: give at least one token of text to continue\n"
-    )
+    assert capsys.readouterr().err == "error: the prompt is empty: give at least one token of text to continue\n"
 
 
 def test_the_command_refuses_a_prompt_that_is_not_utf_8(

@@ -23,9 +23,7 @@ from safetensors.torch import save_file
 @pytest.fixture
 def start(tokenizer_file: Path, tmp_path: Path) -> TrainedModel:
     """A model of the overlay's shape, exported to ``start``."""
-    model = random_model(
-        hidden_size=16, intermediate_size=32, num_heads=2, ffn="relu2", attention_rank=4, ffn_rank=4
-    )
+    model = random_model(hidden_size=16, intermediate_size=32, num_heads=2, ffn="relu2", attention_rank=4, ffn_rank=4)
     trained = as_trained(model, tokenizer_file)
     export_model(trained, tmp_path / "start", form="factors")
     return trained
@@ -101,9 +99,7 @@ def test_a_checkpoint_is_no_folder(make_run: Callable[..., ElasCLI], tmp_path: P
 
 # the directory of a resumed run is not empty, and is meant not to be
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
-def test_a_resumed_run_has_its_weights_from_the_checkpoint(
-    make_run: Callable[..., ElasCLI], tmp_path: Path
-) -> None:
+def test_a_resumed_run_has_its_weights_from_the_checkpoint(make_run: Callable[..., ElasCLI], tmp_path: Path) -> None:
     cli = make_run(**{"model.optimizer.lr": 0.01, "checkpoint.every_n_train_steps": 3})
     execute(cli)
     saved = torch.load(cli.checkpoint_path, weights_only=True)["state_dict"]

@@ -37,15 +37,11 @@ def test_a_sharded_checkpoint_knows_the_directory_of_its_run(trained: ElasCLI, t
     shutil.copy(trained.checkpoint_path, last / "whole.pt")  # nothing of it is sharded
     torch.save({}, last / "shard-00000-of-00001.pt")
     assert load_model(last).directory == load_model(tmp_path / "run").directory == tmp_path / "run"
-    with pytest.raises(
-        UserError, match=r"whole\.pt is one file of the checkpoint .*last\.ckpt: give that folder"
-    ):
+    with pytest.raises(UserError, match=r"whole\.pt is one file of the checkpoint .*last\.ckpt: give that folder"):
         load_model(last / "whole.pt")
 
 
-def test_the_newest_checkpoint_of_a_directory_is_taken_whatever_its_name(
-    trained: ElasCLI, tmp_path: Path
-) -> None:
+def test_the_newest_checkpoint_of_a_directory_is_taken_whatever_its_name(trained: ElasCLI, tmp_path: Path) -> None:
     """A run of another checkpoint.filename was stopped, which wrote last.ckpt, and went on."""
     folder = tmp_path / "checkpoints"
     folder.mkdir()
@@ -69,9 +65,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["hopper", "cusparselt"])
 @torch.no_grad()
-def test_a_model_of_another_machines_backend_can_be_used(
-    backend: str, tokenizer_file: Path, tmp_path: Path
-) -> None:
+def test_a_model_of_another_machines_backend_can_be_used(backend: str, tokenizer_file: Path, tmp_path: Path) -> None:
     pytest.importorskip("safetensors", reason="folders are written with safetensors")
     model = random_model(ffn="relu2", **LOW_RANK, sparsity=SparsityConfig(("ffn_hidden",)))
     export_model(as_trained(model, tokenizer_file), tmp_path / "out", form="factors")

@@ -12,13 +12,7 @@ import torch
 from elas_lightning.nn import ModelConfig
 
 Make = Callable[..., ModelConfig]
-SIZES: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_layers": 2,
-    "num_heads": 4,
-}
+SIZES: dict[str, Any] = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_heads": 4}
 
 
 @pytest.fixture(autouse=True)

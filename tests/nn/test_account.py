@@ -41,9 +41,7 @@ def test_published_parameter_counts(size: str) -> None:
     ranks = {"attention_rank": rank, "ffn_rank": rank}
     assert count_parameters(config(size))["total"] / 1e6 == pytest.approx(full, rel=0.01)
     assert count_parameters(config(size, **ranks))["total"] / 1e6 == pytest.approx(low, rel=0.01)
-    assert count_parameters(config(size, **ranks, ffn="relu2"))["total"] / 1e6 == pytest.approx(
-        ungated, abs=1e-3
-    )
+    assert count_parameters(config(size, **ranks, ffn="relu2"))["total"] / 1e6 == pytest.approx(ungated, abs=1e-3)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -56,16 +54,10 @@ def test_parameters_of_the_real_model(size: str, ffn: Any, low_rank: bool) -> No
         model = Llama(described)
     counted = dict.fromkeys(("embedding", "attention", "ffn", "norms", "head"), 0)
     for name, parameter in model.named_parameters():
-        parts = {
-            "embed": "embedding",
-            "self_attn": "attention",
-            "mlp": "ffn",
-            "norm": "norms",
-            "lm_head": "head",
-        }
-        counted[
-            next(part for key, part in parts.items() if key in name.replace("attention_layernorm", "norm"))
-        ] += parameter.numel()
+        parts = {"embed": "embedding", "self_attn": "attention", "mlp": "ffn", "norm": "norms", "lm_head": "head"}
+        counted[next(part for key, part in parts.items() if key in name.replace("attention_layernorm", "norm"))] += (
+            parameter.numel()
+        )
     assert count_parameters(described) == {**counted, "total": sum(counted.values())}
 
 
@@ -142,9 +134,7 @@ def test_stored_ffns_compute_the_up_product_again(elas, kept: str, again: int) -
         ("bottleneck", {"attention_rank": 8, "ffn_rank": 12, "ffn": "relu2"}),
     ],
 )
-def test_checkpointing_computes_again_what_torch_counts(
-    swiglu, checkpointing: Any, changes: dict[str, Any]
-) -> None:
+def test_checkpointing_computes_again_what_torch_counts(swiglu, checkpointing: Any, changes: dict[str, Any]) -> None:
     described = swiglu(**changes, checkpointing=checkpointing)
     model, input_ids = Llama(described), torch.randint(97, (2, 16))
     with sdpa_kernel(SDPBackend.MATH):
@@ -214,9 +204,7 @@ def test_flops_with_24_are_those_of_products_with_a_24_operand(
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("method", METHODS)
-def test_flops_with_24_count_the_patterns_that_24_hardware_multiplies(
-    swiglu, method: Any, pattern: Any
-) -> None:
+def test_flops_with_24_count_the_patterns_that_24_hardware_multiplies(swiglu, method: Any, pattern: Any) -> None:
     sparsity = SparsityConfig(("ffn_hidden",), gradient="masked", pattern=pattern, method=method)
     described = swiglu(ffn="gelu", num_layers=1, ffn_rank=12, sparsity=sparsity)
     model, input_ids = Llama(described), torch.randint(97, (4, 30))
@@ -233,9 +221,7 @@ def test_flops_with_24_count_the_patterns_that_24_hardware_multiplies(
 
 @pytest.mark.parametrize("gradient", ["ste", "masked"])
 @pytest.mark.parametrize("changes", [{"ffn": "relu2"}, {"ffn_rank": 12}, {"ffn": "gelu", "ffn_rank": 12}])
-def test_feature_wise_weight_gradients_are_24_along_tokens(
-    swiglu, changes: dict[str, Any], gradient: Any
-) -> None:
+def test_feature_wise_weight_gradients_are_24_along_tokens(swiglu, changes: dict[str, Any], gradient: Any) -> None:
     """Tokens in the order in which they come, and no dense features, so that the pattern is there to be seen."""
     sparsity = SparsityConfig(
         ("ffn_hidden",), layers=(1,), gradient=gradient, pattern="3:4", backward="feature_wise",
@@ -261,9 +247,7 @@ def test_feature_wise_weight_gradients_are_24_along_tokens(
 
 @pytest.mark.parametrize("checkpointing", ["none", "block", "bottleneck"])
 @pytest.mark.parametrize("changes", [{"ffn": "relu2", "attention_rank": 8}, {"ffn_rank": 12}])
-def test_feature_wise_backward_computes_products_twice(
-    swiglu, changes: dict[str, Any], checkpointing: Any
-) -> None:
+def test_feature_wise_backward_computes_products_twice(swiglu, changes: dict[str, Any], checkpointing: Any) -> None:
     sparsity = SparsityConfig(("ffn_hidden",), layers=(1,), backward="feature_wise")
     described = swiglu(**changes, checkpointing=checkpointing, sparsity=sparsity)
     model, input_ids = Llama(described), torch.randint(97, (2, 16))

@@ -14,13 +14,7 @@ from torch import Tensor
 from elas_lightning.errors import UserError
 from elas_lightning.nn import Llama, ModelConfig, SparsityConfig
 from elas_lightning.nn import loss as loss_module
-from elas_lightning.nn.account import (
-    TrainingStep,
-    activations,
-    kv_cache_bytes,
-    memory_account,
-    parameter_account,
-)
+from elas_lightning.nn.account import TrainingStep, activations, kv_cache_bytes, memory_account, parameter_account
 from elas_lightning.nn.experts_config import ExpertsConfig
 from elas_lightning.nn.loss import linear_next_token_loss
 from elas_lightning.nn.weights_config import WeightsConfig
@@ -73,9 +67,7 @@ def random_case(seed: int) -> tuple[ModelConfig, int, int, bool]:
         storages += ["recompute", *(["packed"] if "ffn_hidden" in placement else [])]
     attention_rank = draw.choice([None, *ranks])
     # every pattern and method is drawn often; what knows 2:4 by magnitude alone decides for itself
-    pattern, method = (
-        (draw.choice(PATTERNS), draw.choice(METHODS)) if draw.random() < 0.7 else ("2:4", "magnitude")
-    )
+    pattern, method = (draw.choice(PATTERNS), draw.choice(METHODS)) if draw.random() < 0.7 else ("2:4", "magnitude")
     backward = draw.choice(["dense", "feature_wise"] if "ffn_hidden" in placement else ["dense"])
     widths = {"ffn_bottleneck": ffn_rank or 0, "ffn_hidden": 0}
     if any(widths.get(site, width) % width_multiple(pattern) for site in placement):
@@ -124,9 +116,7 @@ def test_activations_are_those_that_autograd_keeps_at_random_shapes(seed: int, p
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("backward", ["dense", "feature_wise"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_pattern_and_method_with_the_masked_gradient(
-    swiglu, method: Any, backward: Any, precision: Any
-) -> None:
+def test_every_pattern_and_method_with_the_masked_gradient(swiglu, method: Any, backward: Any, precision: Any) -> None:
     """At all sites at once; relu, squared ReLU and a gate differ in what else keeps the step's input."""
     for pattern, ffn in zip(PATTERNS, ("relu2", "relu", "swiglu", "gelu", "relu2"), strict=True):
         sparsity = SparsityConfig(SITES, gradient="masked", pattern=pattern, method=method, backward=backward)
@@ -138,16 +128,12 @@ def test_every_pattern_and_method_with_the_masked_gradient(
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("gradient", ["ste", "masked"])
-@pytest.mark.parametrize(
-    "changes", [{"ffn": "relu2"}, {"ffn": "relu"}, {"ffn": "gelu"}, {"ffn_storage": "packed"}]
-)
+@pytest.mark.parametrize("changes", [{"ffn": "relu2"}, {"ffn": "relu"}, {"ffn": "gelu"}, {"ffn_storage": "packed"}])
 def test_a_kernel_reads_its_input_again(elas, changes: dict[str, Any], gradient: Any, precision: Any) -> None:
     """Triton's interpreter, or the real kernels where there is a GPU, as ``tests/conftest.py`` decides."""
     if torch.cuda.is_available():
         pytest.skip("the interpreter, on a processor, is what this measures")
-    config = elas(
-        **changes, backend="triton", num_layers=1, sparsity=SparsityConfig(SITES, gradient=gradient)
-    )
+    config = elas(**changes, backend="triton", num_layers=1, sparsity=SparsityConfig(SITES, gradient=gradient))
     step = TrainingStep(2, 10, precision, device="cpu")
     assert accounted(config, step) == pytest.approx(measured(config, 2, 10, precision), rel=0.002)
 
@@ -168,9 +154,7 @@ def test_kept_tensors_have_a_layer_a_kind_and_a_name(elas) -> None:
     }
     hidden = next(k for k in kept if k.name == "hidden" and k.layer == 1)
     assert hidden.bytes == 2 * 2 * 80 * 24
-    assert (
-        sum(k.bytes for k in kept) == memory_account(elas(), TrainingStep(2, 12, device="cpu"))["activations"]
-    )
+    assert sum(k.bytes for k in kept) == memory_account(elas(), TrainingStep(2, 12, device="cpu"))["activations"]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -241,11 +225,7 @@ def test_another_optimizer_brings_its_own_entries(elas) -> None:
         {},
         {"bottleneck_activation": "silu"},
         {"ffn_storage": "packed"},
-        {
-            "sparsity": SparsityConfig(
-                ("ffn_hidden",), backward="feature_wise", method="mvue", gradient="masked"
-            )
-        },
+        {"sparsity": SparsityConfig(("ffn_hidden",), backward="feature_wise", method="mvue", gradient="masked")},
     ],
 )
 def test_what_checkpointing_keeps(elas, precision: Any, checkpointing: Any, changes: dict[str, Any]) -> None:
@@ -269,9 +249,7 @@ def test_a_bottleneck_cannot_be_kept_where_there_is_none(swiglu) -> None:
 
 
 def test_recomputed_is_what_one_block_adds_to_the_kept(elas) -> None:
-    one, two = (
-        memory_account(elas(num_layers=n), TrainingStep(4, 40, device="cpu"))["activations"] for n in (1, 2)
-    )
+    one, two = (memory_account(elas(num_layers=n), TrainingStep(4, 40, device="cpu"))["activations"] for n in (1, 2))
     step = TrainingStep(4, 40, device="cpu", checkpointing="block")
     casts = memory_account(elas(num_layers=1), TrainingStep(4, 40, device="cpu"))["weight_copies"]
     assert memory_account(elas(), step)["recomputed"] == two - one + casts

@@ -33,9 +33,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def _gradients(
-    config: ModelConfig, input_ids: torch.Tensor, run: Callable[..., Any] | None = None
-) -> list[Any]:
+def _gradients(config: ModelConfig, input_ids: torch.Tensor, run: Callable[..., Any] | None = None) -> list[Any]:
     torch.manual_seed(1)
     model = Llama(config)
     loss = (run or (lambda model, ids: model(ids).square().mean()))(model, input_ids)
@@ -98,8 +96,7 @@ def test_each_scheme_keeps_what_it_says(swiglu: Callable[..., ModelConfig]) -> N
     input_ids = torch.randint(97, (2, 24))
     cola = {**MODELS["cola"], "num_layers": layers}
     kept = {
-        scheme: _kept(swiglu(**cola, checkpointing=scheme), input_ids)
-        for scheme in ("none", "block", "bottleneck")
+        scheme: _kept(swiglu(**cola, checkpointing=scheme), input_ids) for scheme in ("none", "block", "bottleneck")
     }
     one_block_more = _kept(swiglu(**{**cola, "num_layers": layers + 1}, checkpointing="block"), input_ids)
     assert one_block_more - kept["block"] == 4 * tokens * width
@@ -108,9 +105,7 @@ def test_each_scheme_keeps_what_it_says(swiglu: Callable[..., ModelConfig]) -> N
     assert kept["none"] > 3 * kept["bottleneck"]
 
 
-def test_bottlenecks_are_not_multiplied_again(
-    swiglu: Callable[..., ModelConfig], input_ids: torch.Tensor
-) -> None:
+def test_bottlenecks_are_not_multiplied_again(swiglu: Callable[..., ModelConfig], input_ids: torch.Tensor) -> None:
     class Count(TorchDispatchMode):
         products = 0
 
@@ -141,9 +136,7 @@ def test_evaluation_is_untouched(swiglu: Callable[..., ModelConfig], input_ids: 
 
 
 def test_bottlenecks_need_factors(swiglu: Callable[..., ModelConfig]) -> None:
-    with pytest.raises(
-        UserError, match=r"model\.config\.checkpointing = 'bottleneck' is not possible: .*rank"
-    ):
+    with pytest.raises(UserError, match=r"model\.config\.checkpointing = 'bottleneck' is not possible: .*rank"):
         swiglu(checkpointing="bottleneck")
     with pytest.raises(UserError, match=r"model\.config\.checkpointing = 'half' .* none, block, bottleneck"):
         swiglu(checkpointing="half")
@@ -153,9 +146,7 @@ def test_bottlenecks_need_factors(swiglu: Callable[..., ModelConfig]) -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["block", "bottleneck"])
-def test_compiled_in_one_graph(
-    swiglu: Callable[..., ModelConfig], input_ids: torch.Tensor, checkpointing: str
-) -> None:
+def test_compiled_in_one_graph(swiglu: Callable[..., ModelConfig], input_ids: torch.Tensor, checkpointing: str) -> None:
     compiled = torch.compile(lambda model, ids: model(ids).square().mean(), fullgraph=True)
     plain = _gradients(swiglu(**MODELS["cola"]), input_ids)
     again = _gradients(swiglu(**MODELS["cola"], checkpointing=checkpointing), input_ids, compiled)

@@ -15,13 +15,7 @@ LOW_RANK = ModelConfig(attention_rank=128, ffn_rank=128, ffn="relu2")
 
 @pytest.mark.parametrize(
     ("ffn", "intermediate", "width"),
-    [
-        ("swiglu", 1376, 1376),
-        ("relu2", 1376, 2064),
-        ("relu2", 2048, 3072),
-        ("gelu", 2736, 4112),
-        ("silu", 5461, 8192),
-    ],
+    [("swiglu", 1376, 1376), ("relu2", 1376, 2064), ("relu2", 2048, 3072), ("gelu", 2736, 4112), ("silu", 5461, 8192)],
 )
 def test_ffn_width(ffn: Any, intermediate: int, width: int) -> None:
     assert ModelConfig(ffn=ffn, intermediate_size=intermediate).ffn_width == width
@@ -97,10 +91,7 @@ SPARSE = {"ffn_rank": 128, "ffn": "relu2"}
             r"ffn_storage = 'packed' .* divisible by 8, not 36: choose dense or recompute",
         ),
         ({"backend": "cuda"}, r"backend = 'cuda' .* auto, reference, triton, hopper, cusparselt"),
-        (
-            {"bottleneck_activation": "silu"},
-            r"bottleneck_activation = 'silu' .* set attention_rank or ffn_rank",
-        ),
+        ({"bottleneck_activation": "silu"}, r"bottleneck_activation = 'silu' .* set attention_rank or ffn_rank"),
         ({"bottleneck_activation": "gelu", "ffn_rank": 8}, r"bottleneck_activation = 'gelu' .* one of silu"),
         ({"sparsity": {"placement": []}}, r"model\.config\.sparsity = .* SparsityConfig"),
     ],
@@ -114,10 +105,7 @@ def test_model_refusals(values: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (
-            {"placement": ("hidden",)},
-            r"model\.config\.sparsity\.placement = 'hidden' .* ffn_hidden, ffn_input",
-        ),
+        ({"placement": ("hidden",)}, r"model\.config\.sparsity\.placement = 'hidden' .* ffn_hidden, ffn_input"),
         ({"placement": "ffn_hidden"}, r"sparsity\.placement = 'ffn_hidden' .* give a list"),
         ({"placement": None}, r"sparsity\.placement = None .* give a list"),
         ({"placement": ["ffn_input", "ffn_input"]}, r"sparsity\.placement .* each placement once"),
@@ -152,11 +140,7 @@ def test_sparsity_refusals(values: dict[str, Any], message: str) -> None:
         ({"num_layers": 1}, {"layers": "first_half"}, r"sparsity\.layers = 'first_half' .* none of 1 layers"),
         ({}, {"layers": ()}, r"sparsity\.layers = \[\] .* none of 8 layers"),
         ({"intermediate_size": 5461}, {}, r"intermediate_size = 5461 .* ffn_hidden needs .* by 4, not 5461"),
-        (
-            {},
-            {"placement": ("ffn_bottleneck",)},
-            r"sparsity\.placement = \['ffn_bottleneck'\] .* set ffn_rank",
-        ),
+        ({}, {"placement": ("ffn_bottleneck",)}, r"sparsity\.placement = \['ffn_bottleneck'\] .* set ffn_rank"),
         ({"ffn_rank": 10}, {"placement": ("ffn_bottleneck",)}, r"ffn_rank = 10 .* divisible by 4"),
         ({"hidden_size": 6, "num_heads": 1}, {"placement": ("ffn_input",)}, r"hidden_size = 6 .* ffn_input"),
         ({"hidden_size": 6, "num_heads": 1}, {"placement": ("attention_input",)}, r"hidden_size = 6"),
@@ -180,9 +164,7 @@ def test_sparsity_refusals(values: dict[str, Any], message: str) -> None:
         ),
     ],
 )
-def test_sparsity_that_the_model_cannot_carry(
-    model: dict[str, Any], sparsity: dict[str, Any], message: str
-) -> None:
+def test_sparsity_that_the_model_cannot_carry(model: dict[str, Any], sparsity: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ModelConfig(**model, sparsity=SparsityConfig(**{"placement": ("ffn_hidden",), **sparsity}))
 
@@ -197,9 +179,7 @@ def test_a_finer_multiple_comes_closer_to_one_and_a_half() -> None:
 
 def test_what_the_kernels_do_not_know_matters_only_at_the_hidden_features() -> None:
     sparsity = SparsityConfig(placement=("ffn_input",), pattern="1:4")
-    assert ModelConfig(
-        ffn="relu2", ffn_storage="recompute", backend="triton", sparsity=sparsity
-    ).sparse_layers
+    assert ModelConfig(ffn="relu2", ffn_storage="recompute", backend="triton", sparsity=sparsity).sparse_layers
 
 
 def test_widths_matter_only_where_placed() -> None:

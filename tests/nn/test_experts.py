@@ -71,9 +71,7 @@ def test_its_gradients_are_those_of_the_sum(swiglu, changes: dict[str, Any]) -> 
     ("changes", "backend"),
     [*((changes, "reference") for changes in CHANGES), *((changes, "triton") for changes in CHANGES[1:4])],
 )
-def test_an_expert_without_tokens_has_a_gradient_of_zeros(
-    swiglu, changes: dict[str, Any], backend: Any
-) -> None:
+def test_an_expert_without_tokens_has_a_gradient_of_zeros(swiglu, changes: dict[str, Any], backend: Any) -> None:
     """Other processes wait for it where training is distributed."""
     model = Llama(swiglu(**changes, backend=backend, experts=ExpertsConfig(4, 1)))
     for block in model.layers:
@@ -120,9 +118,7 @@ def test_the_balance_loss_reaches_the_routers_once(elas, input_ids, checkpointin
     nll, tokens = plain.loss(input_ids, input_ids)
     routes = []
     for block in plain.layers:
-        block.mlp.register_forward_pre_hook(
-            lambda mlp, arguments: routes.append(mlp.route(arguments[0].flatten(0, 1)))
-        )
+        block.mlp.register_forward_pre_hook(lambda mlp, arguments: routes.append(mlp.route(arguments[0].flatten(0, 1))))
     plain.hidden(input_ids)
     (nll / tokens + 0.5 * sum(route.balance for route in routes)).backward()
     for found, parameter in zip(with_it, plain.parameters(), strict=True):
@@ -221,10 +217,7 @@ def test_telemetry_has_a_row_a_layer_and_tells_the_busiest_expert(elas, input_id
         routes = mlp.route(seen[0])  # type: ignore[operator]
         x_PC = seen[0][routes.order_P]
         hidden = torch.cat(
-            [
-                e.hidden(part)
-                for e, part in zip(mlp.experts, x_PC.split(routes.tokens_E.tolist()), strict=True)
-            ]  # type: ignore[union-attr, arg-type, operator]
+            [e.hidden(part) for e, part in zip(mlp.experts, x_PC.split(routes.tokens_E.tolist()), strict=True)]  # type: ignore[union-attr, arg-type, operator]
         )
     assert rows[0]["busiest_expert"] == float(routes.tokens_E.max()) / 8  # of 24 tokens
     assert rows[0]["natural_zeros"] == pytest.approx(float((hidden == 0).float().mean()))

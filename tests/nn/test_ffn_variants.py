@@ -38,9 +38,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("rank", [8, None])
 @pytest.mark.parametrize("active", [False, True])
-def test_a_few_tokens_without_gradients_decode(
-    elas: Any, decoded: list[int], active: bool, rank: int | None
-) -> None:
+def test_a_few_tokens_without_gradients_decode(elas: Any, decoded: list[int], active: bool, rank: int | None) -> None:
     config = elas(ffn_rank=rank, initialization="xavier", sparsity=SparsityConfig(("ffn_hidden",)))
     ffn = UngatedFFN(config, 0).double().eval()
     ffn.hidden_site.set_active(active)

@@ -95,7 +95,5 @@ def test_torn_and_foreign_folders_are_refused(folder: Path) -> None:
 
 def test_says_which_package_is_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(
-        UserError, match=r"^safetensors is not installed: pip install 'elas-lightning\[export\]'$"
-    ):
+    with pytest.raises(UserError, match=r"^safetensors is not installed: pip install 'elas-lightning\[export\]'$"):
         read_weights(folder)

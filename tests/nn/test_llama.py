@@ -169,9 +169,7 @@ def test_traces_into_one_graph_on_both_sides_of_the_switch(elas, input_ids, ffn:
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 @pytest.mark.parametrize("storage", ["dense", "packed", "recompute"])
 @pytest.mark.parametrize("active", [False, True])
-def test_storage_and_backend_change_no_gradient(
-    elas, input_ids, active: bool, storage: Any, backend: Any
-) -> None:
+def test_storage_and_backend_change_no_gradient(elas, input_ids, active: bool, storage: Any, backend: Any) -> None:
     if backend == "triton":
         pytest.importorskip("triton", reason="the kernels need Triton: pip install 'elas-lightning[gpu]'")
     device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"

@@ -57,8 +57,7 @@ def test_value_and_gradients(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
     assert (count.dtype, count.item()) == (torch.int64, 12)
     torch.testing.assert_close(total, expected)
     torch.testing.assert_close(
-        torch.autograd.grad(total / count, (hidden, weight)),
-        torch.autograd.grad(expected / 12, (hidden, weight)),
+        torch.autograd.grad(total / count, (hidden, weight)), torch.autograd.grad(expected / 12, (hidden, weight))
     )
 
 

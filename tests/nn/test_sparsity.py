@@ -35,9 +35,7 @@ def test_full_factorial_trains(swiglu, input_ids, ffn: Any, gradient: Any, backw
     for number, (pattern, method) in enumerate(itertools.product(PATTERNS, METHODS)):
         ranks = WIDE if number % 2 else {}
         placement = tuple(s for s in EVERY_SITE if ranks or s != "ffn_bottleneck")
-        sparsity = SparsityConfig(
-            placement, pattern=pattern, method=method, gradient=gradient, backward=backward
-        )
+        sparsity = SparsityConfig(placement, pattern=pattern, method=method, gradient=gradient, backward=backward)
         model = Llama(swiglu(ffn=ffn, num_layers=1, **ranks, sparsity=sparsity))
         model(input_ids).square().sum().backward()
         for name, parameter in model.named_parameters():
@@ -61,9 +59,7 @@ def test_feature_wise_backward_changes_weight_gradients_of_the_ffn_alone(elas, i
     grads, outputs = {}, {}
     for backward in ("dense", "feature_wise"):
         torch.manual_seed(0)
-        sparsity = SparsityConfig(
-            ("ffn_hidden",), gradient="masked", backward=backward, backward_dense_share=0.0
-        )
+        sparsity = SparsityConfig(("ffn_hidden",), gradient="masked", backward=backward, backward_dense_share=0.0)
         model = Llama(elas(ffn=ffn, num_layers=1, sparsity=sparsity))
         outputs[backward] = model(input_ids)
         outputs[backward].square().sum().backward()
@@ -203,9 +199,7 @@ def test_a_model_from_the_meta_device_has_its_key(elas, input_ids) -> None:
 
 # torch's own tracer makes the instance that torch warns of
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize(
-    ("method", "backward"), [*((method, "dense") for method in METHODS), ("mvue", "feature_wise")]
-)
+@pytest.mark.parametrize(("method", "backward"), [*((method, "dense") for method in METHODS), ("mvue", "feature_wise")])
 def test_a_training_step_is_one_graph(elas, input_ids, method: Any, backward: Any) -> None:
     torch.compiler.reset()
     sparsity = SparsityConfig(("ffn_hidden",), method=method, gradient="masked", backward=backward)

@@ -182,8 +182,7 @@ def test_drift_and_spectrum_look_at_the_first_tokens_alone(elas) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "rank"),
-    [([1.0] * 5, 5.0), ([3.0, 0.0, 0.0], 1.0), ([0.0, 0.0], 0.0), ([0.75, 0.25], 1.7547654)],
+    ("values", "rank"), [([1.0] * 5, 5.0), ([3.0, 0.0, 0.0], 1.0), ([0.0, 0.0], 0.0), ([0.75, 0.25], 1.7547654)]
 )
 def test_effective_rank_of_known_spectra(values: list[float], rank: float) -> None:
     assert effective_rank(torch.tensor(values)) == pytest.approx(rank)

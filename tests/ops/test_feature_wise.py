@@ -71,9 +71,7 @@ def tensors(gated: bool) -> tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]:
 @pytest.mark.parametrize("dense_share", [0.0, 0.2])
 @pytest.mark.parametrize("permute", [False, True])
 @pytest.mark.parametrize("gated", [False, True])
-def test_gradients_are_those_of_the_definition(
-    gated: bool, permute: bool, dense_share: float, gradient: Any
-) -> None:
+def test_gradients_are_those_of_the_definition(gated: bool, permute: bool, dense_share: float, gradient: Any) -> None:
     factors, down, grad = tensors(gated)
     leaves = [t.requires_grad_() for t in (*(t for pair in factors for t in pair), down)]
     out = feature_wise_ffn(
@@ -121,9 +119,7 @@ def test_everything_dense_is_the_ordinary_backward() -> None:
     options: Any = {"dense_share": 1.0, "permute": True}
     out = feature_wise_ffn(factors, relu2, sparsify_24, down, **options)
     ordinary = F.linear(sparsify_24(relu2(F.linear(z, up))), down)
-    torch.testing.assert_close(
-        torch.autograd.grad(out, leaves, grad), torch.autograd.grad(ordinary, leaves, grad)
-    )
+    torch.testing.assert_close(torch.autograd.grad(out, leaves, grad), torch.autograd.grad(ordinary, leaves, grad))
 
 
 def test_nothing_unknown_of_a_dropped_entry_reaches_the_weights() -> None:

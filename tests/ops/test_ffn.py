@@ -113,13 +113,9 @@ def test_refuses_unknown_names(options: dict[str, Any], message: str) -> None:
         lowrank_ffn(*tensors(2), **options)
 
 
-@pytest.mark.parametrize(
-    "shapes", [((3, 5), (16, 6), (16, 5)), ((3, 6), (16, 6), (8, 5)), ((3, 6), (6,), (6, 5))]
-)
+@pytest.mark.parametrize("shapes", [((3, 5), (16, 6), (16, 5)), ((3, 6), (16, 6), (8, 5)), ((3, 6), (6,), (6, 5))])
 def test_refuses_shapes_that_do_not_fit(shapes: tuple[tuple[int, ...], ...]) -> None:
-    with pytest.raises(
-        ValueError, match=r"do not fit: they must be \(..., r\), \(d_ff, r\), \(d_ff, r_out\)"
-    ):
+    with pytest.raises(ValueError, match=r"do not fit: they must be \(..., r\), \(d_ff, r\), \(d_ff, r_out\)"):
         lowrank_ffn(*(torch.zeros(shape) for shape in shapes))
 
 

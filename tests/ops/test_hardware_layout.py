@@ -53,8 +53,7 @@ def test_round_trip(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype"),
-    [((64, 128), torch.float16), ((128, 64), torch.float16), ((128, 128), torch.float32)],
+    ("shape", "dtype"), [((64, 128), torch.float16), ((128, 64), torch.float16), ((128, 128), torch.float32)]
 )
 def test_refuses_what_has_no_such_form(shape: tuple[int, int], dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match=r"needs 16-bit values .* multiple of 128 and d_ff of 128"):

@@ -165,14 +165,11 @@ def test_a_compiler_sees_one_graph_at_any_length(record: Callable[..., Path]) ->
 
 
 @pytest.mark.parametrize(
-    "content",
-    ["{", "[]", "{}", '{"device": "DEVICE", "cases": [{"rank": 1}]}', '{"device": "DEVICE", "cases": 3}'],
+    "content", ["{", "[]", "{}", '{"device": "DEVICE", "cases": [{"rank": 1}]}', '{"device": "DEVICE", "cases": 3}']
 )
 def test_what_is_no_record_is_refused_by_name(content: str, folder: Path) -> None:
     (folder / "bad.json").write_text(content.replace("DEVICE", device_name(CPU)))
-    with pytest.raises(
-        UserError, match=r"bad\.json is not a record .* make it anew with `elas bench --tune`"
-    ):
+    with pytest.raises(UserError, match=r"bad\.json is not a record .* make it anew with `elas bench --tune`"):
         resolve_backend("auto", CPU, CASE)
 
 

@@ -11,14 +11,7 @@ import torch
 from torch import Tensor
 
 from elas_lightning.ops import sparsify, sparsify_24
-from elas_lightning.ops.patterns import (
-    METHODS,
-    PATTERNS,
-    STOCHASTIC,
-    _sample,
-    random_bits,
-    width_multiple,
-)
+from elas_lightning.ops.patterns import METHODS, PATTERNS, STOCHASTIC, _sample, random_bits, width_multiple
 
 KEPT = {"2:4": (2, 4), "1:4": (1, 4), "3:4": (3, 4), "2:8": (2, 8), "unstructured": (12, 24)}
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -164,11 +157,7 @@ def test_mvue_is_unbiased_with_least_variance_exactly(group: list[float], k: int
         chosen, factor = _sample(x, k, bits)
         assert chosen.sum() == min(k, (x != 0).sum())
         value = x * factor * chosen
-        mean, square, width = (
-            mean + value * (high - low),
-            square + value**2 * (high - low),
-            width + high - low,
-        )
+        mean, square, width = (mean + value * (high - low), square + value**2 * (high - low), width + high - low)
     assert width == pytest.approx(1)
     torch.testing.assert_close(mean, x, rtol=1e-8, atol=1e-8)
     least = sum(v * v / p for v, p in zip(group, chance, strict=True) if p > 0)
@@ -292,10 +281,7 @@ def test_a_stochastic_method_needs_a_key(method: Any) -> None:
         ({"pattern": "unstructured", "shape": (2, 7)}, "that 2 divides"),
         ({"pattern": "1:4", "shape": ()}, r"that 4 divides, not \(\)"),
         ({"pattern": "1:4", "dtype": torch.int32}, "not torch.int32"),
-        (
-            {"pattern": "1:4", "backend": "triton"},
-            "'triton' knows pattern 2:4 with method magnitude, not 1:4",
-        ),
+        ({"pattern": "1:4", "backend": "triton"}, "'triton' knows pattern 2:4 with method magnitude, not 1:4"),
         ({"method": "first", "backend": "cusparselt"}, "not 2:4 with first: choose auto or reference"),
     ],
 )

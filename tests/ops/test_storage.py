@@ -93,9 +93,7 @@ def test_one_chunk_is_multiplied_without_copies_and_conversions() -> None:
 def test_autocast_on_a_gpu_makes_no_hidden_features_wider() -> None:
     steps = PlainSteps()
     with FakeTensorMode():
-        z, up, down, grad = (
-            torch.empty(rows, 8, device="cuda", dtype=torch.float16) for rows in (16, 32, 32, 16)
-        )
+        z, up, down, grad = (torch.empty(rows, 8, device="cuda", dtype=torch.float16) for rows in (16, 32, 32, 16))
         torch.set_autocast_enabled("cuda", True)
         try:
             with Operators() as called:
@@ -110,9 +108,7 @@ def test_autocast_on_a_gpu_makes_no_hidden_features_wider() -> None:
 def test_a_second_derivative_is_refused() -> None:
     z, up, down = tensors(2)
     out = lowrank_ffn(z, up, down.t(), storage="recompute")
-    with pytest.raises(
-        UserError, match="no second derivative: choose backend reference and ffn_storage dense"
-    ):
+    with pytest.raises(UserError, match="no second derivative: choose backend reference and ffn_storage dense"):
         torch.autograd.grad(out.sum(), z, create_graph=True)
 
 
@@ -157,9 +153,7 @@ def test_autocast() -> None:
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize(("kept", "sparsity"), KEPT)
 def test_compiles_into_one_graph(kept: Any, sparsity: Any) -> None:
-    options = (
-        {"sparsity": sparsity, "gradient": "masked", "storage": kept} if sparsity else {"sparsity": None}
-    )
+    options = {"sparsity": sparsity, "gradient": "masked", "storage": kept} if sparsity else {"sparsity": None}
     ffn = lambda z, up, down: lowrank_ffn(z, up, down.t(), **options)  # noqa: E731
     z, up, down = tensors(7)
     out = torch.compile(ffn, fullgraph=True, backend="aot_eager")(z, up, down)

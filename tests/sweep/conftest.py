@@ -16,10 +16,7 @@ from elas_lightning.sweep.run import Request
 GRID = {
     "question": "Does the rank matter?",
     "base": ["sizes/{size}"],
-    "machines": {
-        "cpu": {"size": "small", "data": "inside"},
-        "gpu": {"size": "small", "data": "inside"},
-    },
+    "machines": {"cpu": {"size": "small", "data": "inside"}, "gpu": {"size": "small", "data": "inside"}},
     "search": {
         "method": {"overlays": {"dense": "methods/dense", "ELAS": "methods/elas"}},
         "rank": {

@@ -63,9 +63,7 @@ def finish(request: RunRequest) -> RunResult:
     """Come to an end at once, with the seed as perplexity."""
     seed = int(request.overrides["seed_everything"])
     metrics = {"val_perplexity": float(seed), "seconds": 1.0}
-    result = RunResult(
-        request.directory.name, "complete", None, seed, {}, [], {}, metrics, {}, {}, {}, "", ""
-    )
+    result = RunResult(request.directory.name, "complete", None, seed, {}, [], {}, metrics, {}, {}, {}, "", "")
     result.write(request.directory)
     return result
 
@@ -148,9 +146,7 @@ def hold_and_finish(request: RunRequest) -> RunResult:
 def prune_the_lowest_rank(request: RunRequest) -> RunResult:
     """As the pruner does it: the point's later seeds are not begun."""
     seed = int(request.overrides["seed_everything"])
-    state, reason = (
-        ("pruned", "above the median") if "rank-2" in request.directory.name else ("complete", None)
-    )
+    state, reason = ("pruned", "above the median") if "rank-2" in request.directory.name else ("complete", None)
     metrics = {"val_perplexity": 2.0, "seconds": 1.0}
     result = RunResult(request.directory.name, state, reason, seed, {}, [], {}, metrics, {}, {}, {}, "", "")
     result.write(request.directory)

@@ -11,9 +11,7 @@ from elas_lightning.sweep.claims import DUPLICATE, FAILED, LOST, PLACE, STOPPED,
 RUNNING, COMPLETE, PRUNED, FAIL = TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 
 
-def _trial(
-    number: int, x: float | None, state: TrialState, how: str | None = None, **more: Any
-) -> FrozenTrial:
+def _trial(number: int, x: float | None, state: TrialState, how: str | None = None, **more: Any) -> FrozenTrial:
     trial = create_trial(
         state=state,
         value=1.0 if state == COMPLETE else None,

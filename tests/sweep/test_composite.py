@@ -101,9 +101,7 @@ def test_a_worker_that_replaces_a_dead_one_has_only_the_time_that_is_left(
     assert started == []
 
 
-def test_the_status_of_a_composite_is_that_of_its_parts(
-    both: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_status_of_a_composite_is_that_of_its_parts(both: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _run(budget=0)
     assert main(["sweep", "status", "both"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -141,9 +139,7 @@ def test_a_plain_sweep_has_a_budget_too(both: Path, started: Started) -> None:
     assert started == []
 
 
-def test_the_command_reports_and_exits_with_0(
-    both: Path, started: Started, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_reports_and_exits_with_0(both: Path, started: Started, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "both", "--budget", "0"]) == 0
     out = capsys.readouterr().out
     assert "report: runs/both/report.html" in out
@@ -160,9 +156,7 @@ def test_a_dry_run_lists_all_runs_with_an_estimate(both: Path, capsys: pytest.Ca
     assert main(["sweep", "both", "--dry-run", *overrides]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if "(to run): elas fit" in line]) == 8
-    assert lines[-1].startswith(
-        "8 runs are missing; how long they take is known once one has run here; 30 minutes"
-    )
+    assert lines[-1].startswith("8 runs are missing; how long they take is known once one has run here; 30 minutes")
     assert not Path("runs").exists()
     run_sweep(Request("grid", overrides=QUICK), Console(file=io.StringIO()))
     assert main(["sweep", "both", "--dry-run", *overrides]) == 0

@@ -43,9 +43,7 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
 
 
 def test_workers_that_only_die_are_given_up(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"no worker stays alive: each died 3 times in its first seconds; see .*0\.log"
-    ):
+    with pytest.raises(UserError, match=r"no worker stays alive: each died 3 times in its first seconds; see .*0\.log"):
         _work("die", tmp_path)
     assert len(_starts(tmp_path)) == 6
 
@@ -58,9 +56,7 @@ def test_a_worker_that_lived_for_a_while_is_replaced_again_and_again(
     assert all(member.may_be_replaced() for _ in range(10))
 
 
-def test_who_was_given_up_stays_so_while_the_others_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_was_given_up_stays_so_while_the_others_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     member = crew_module.Member(0, {}, tmp_path, MEMBER)
     member._started = time.monotonic()
     assert [member.may_be_replaced() for _ in range(4)] == [True, True, False, False]

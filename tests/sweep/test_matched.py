@@ -83,9 +83,7 @@ def test_no_rank_matches_the_memory(size: str) -> None:
     assert of_no_rank > kept_numbers(elas, 2 * 9 / 16)
 
 
-@pytest.mark.parametrize(
-    "label", ["ELAS", "dense twin", "less width, packed memory", "less width, paper's memory"]
-)
+@pytest.mark.parametrize("label", ["ELAS", "dense twin", "less width, packed memory", "less width, paper's memory"])
 def test_the_account_of_memory_is_what_autograd_keeps(label: str) -> None:
     """At size tiny, in bfloat16: bytes of what backward needs that are neither weights nor counted twice."""
     config = contenders("tiny")[label]
@@ -97,9 +95,7 @@ def test_the_account_of_memory_is_what_autograd_keeps(label: str) -> None:
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.data_ptr() not in weights:
-            kept[tensor.data_ptr()] = max(
-                kept.get(tensor.data_ptr(), 0), tensor.numel() * tensor.element_size()
-            )
+            kept[tensor.data_ptr()] = max(kept.get(tensor.data_ptr(), 0), tensor.numel() * tensor.element_size())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):

@@ -7,18 +7,11 @@ import pytest
 
 from elas_lightning.sweep.objectives import OBJECTIVES, Objective, values_of
 
-LOOKED_AT = [
-    Objective(name, OBJECTIVES[name]) for name in ("val_perplexity", "tokens_per_second", "parameters")
-]
+LOOKED_AT = [Objective(name, OBJECTIVES[name]) for name in ("val_perplexity", "tokens_per_second", "parameters")]
 
 
 def run(perplexity: float | None, speed: float | None, parameters: int = 100) -> dict[str, Any]:
-    return {
-        "val_perplexity": perplexity,
-        "tokens_per_second": speed,
-        "parameters": parameters,
-        "seconds": 1.0,
-    }
+    return {"val_perplexity": perplexity, "tokens_per_second": speed, "parameters": parameters, "seconds": 1.0}
 
 
 def test_the_mean_over_seeds_of_each() -> None:

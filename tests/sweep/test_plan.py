@@ -71,10 +71,7 @@ def test_factors_change_several_keys_together(planned: Callable[..., Plan]) -> N
 
 
 def test_factors_of_what_is_no_number_are_refused(planned: Callable[..., Plan]) -> None:
-    for key, message in (
-        ("model.config.ffn", "is 'relu2': no number"),
-        ("model.rnak", "no configuration key"),
-    ):
+    for key, message in (("model.config.ffn", "is 'relu2': no number"), ("model.rnak", "no configuration key")):
         with pytest.raises(UserError, match=f"search.form.factors is '{key}', which {message}|is {message}"):
             planned(search={"form": {"factors": {"x": {key: 2}}}}, plots=[]).check()
 
@@ -89,9 +86,7 @@ def test_an_unknown_key_is_refused(planned: Callable[..., Plan]) -> None:
     with pytest.raises(UserError, match=r"model\.config\.rnak"):
         planned(search={"rank": {"keys": ["model.config.rnak"], "choices": [4]}}, plots=[]).check()
     reference = {"keys": ["model.config.ffn_rank"], "relative_to": "model.config.width", "choices": [0.5]}
-    with pytest.raises(
-        UserError, match=r"relative_to is 'model\.config\.width', which is no configuration key"
-    ):
+    with pytest.raises(UserError, match=r"relative_to is 'model\.config\.width', which is no configuration key"):
         planned(search={"rank": reference}, plots=[]).check()
 
 
@@ -110,9 +105,7 @@ def test_unknown_sizes_and_sweeps_are_refused_with_those_there_are(project: Path
         ("data.seed", "--set data.seed, which each run has from seeds"),
     ],
 )
-def test_what_the_sweep_itself_sets_cannot_be_set(
-    planned: Callable[..., Plan], key: str, complaint: str
-) -> None:
+def test_what_the_sweep_itself_sets_cannot_be_set(planned: Callable[..., Plan], key: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         replace(planned(), overrides={key: 4}).check()
 
@@ -127,9 +120,7 @@ def test_a_value_that_is_searched_by_factors_may_be_set(planned: Callable[..., P
     search = {"lr": {"keys": [rate], "relative_to": rate, "choices": [0.5, 2.0]}}
     plan = replace(planned(search=search, plots=[]), overrides={rate: 0.01})
     plan.check()
-    rates = {
-        resolve(r.request.overlays, r.request.overrides)["model"]["optimizer"]["lr"] for r in plan.runs()
-    }
+    rates = {resolve(r.request.overlays, r.request.overrides)["model"]["optimizer"]["lr"] for r in plan.runs()}
     assert rates == {r.values["lr"] for r in plan.runs()} == {0.005, 0.02}
 
 
@@ -154,9 +145,7 @@ def test_runs_of_several_lengths_are_not_pruned_against_each_other(
     """A pruner that knows one length takes a longer run's steps for those of its next seed."""
     (project / "experiments/methods/long.yaml").write_text("trainer:\n  max_steps: 99\n")
     planned(search={"budget": dimension}, plots=[]).check()
-    with pytest.raises(
-        UserError, match=r"compares runs of one length, and search.budget changes trainer.max_steps"
-    ):
+    with pytest.raises(UserError, match=r"compares runs of one length, and search.budget changes trainer.max_steps"):
         planned(search={"budget": dimension}, plots=[], pruner="median").check()
     methods = {"method": {"overlays": {"dense": "methods/dense", "ELAS": "methods/elas"}}}
     planned(search=methods, plots=[], pruner="median").check()

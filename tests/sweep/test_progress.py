@@ -55,9 +55,7 @@ def test_a_line_says_trial_seed_result_best_and_time_left(
     passing(60)
     progress.run_ended(_event(plan, 0.25, 1, metrics={"val_perplexity": 30.0}))
     first, second = _lines(console)
-    assert first == (
-        "[1/8] trial 3 seed 0  ELAS, rank 2  perplexity 20  60 s  best 20 (ELAS, rank 2)  7 min left"
-    )
+    assert first == ("[1/8] trial 3 seed 0  ELAS, rank 2  perplexity 20  60 s  best 20 (ELAS, rank 2)  7 min left")
     assert second.endswith("ELAS, rank 4  perplexity 30  60 s  best 20 (ELAS, rank 2)  6 min left")
 
 
@@ -103,9 +101,7 @@ def test_bars_come_and_go_with_the_runs() -> None:
         bars.show([("ELAS, rank 2, seed 0", 3, 10), ("ELAS, rank 4, seed 0", 1, 10)])
         bars._bars.refresh()
         bars.show([("ELAS, rank 4, seed 0", 2, 10)])
-        assert [(task.description, task.completed) for task in bars._bars.tasks] == [
-            ("ELAS, rank 4, seed 0", 2)
-        ]
+        assert [(task.description, task.completed) for task in bars._bars.tasks] == [("ELAS, rank 4, seed 0", 2)]
     assert "3/10" in console.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -28,9 +28,7 @@ def _study(points: list[dict[int, float]], state: TrialState = TrialState.COMPLE
 
 
 def _running(values: dict[int, float], point: int = 999) -> optuna.trial.FrozenTrial:
-    return create_trial(
-        state=TrialState.RUNNING, params={"p": point}, distributions=SPACE, intermediate_values=values
-    )
+    return create_trial(state=TrialState.RUNNING, params={"p": point}, distributions=SPACE, intermediate_values=values)
 
 
 def _pruner(baseline: dict[str, Any] | None = None, **pruning: Any) -> PairedMedianPruner:
@@ -96,9 +94,7 @@ def test_diverged_points_stay_in_the_median_as_pruned_ones_do() -> None:
 def test_no_number_is_pruned_and_the_end_of_a_run_is_its_own() -> None:
     study = _study([{100: 1.0, 150: 1.0} for _ in range(5)])
     assert _pruner().prune(study, _running({100: float("nan")}))
-    assert _pruner().prune(
-        study, _running({100: 2.0})
-    )  # step 100 of the first seed, not step 0 of the second
+    assert _pruner().prune(study, _running({100: 2.0}))  # step 100 of the first seed, not step 0 of the second
     assert report_step(1, 50, STEPS) == 150
 
 
@@ -147,17 +143,13 @@ def test_fewer_good_points_are_lost_than_by_optunas_median() -> None:
     theirs = np.array(
         [_lost_and_saved(MedianPruner(n_startup_trials=4, n_warmup_steps=25), seed) for seed in range(8)]
     ).sum(axis=0)
-    print(
-        f"of 96 good points lost: paired {ours[0]}, Optuna's median {theirs[0]}; saved {ours[1]}, {theirs[1]}"
-    )
+    print(f"of 96 good points lost: paired {ours[0]}, Optuna's median {theirs[0]}; saved {ours[1]}, {theirs[1]}")
     assert ours[0] < theirs[0]
 
 
 def test_the_file_chooses(planned: Callable[..., Plan]) -> None:
     assert isinstance(build_pruner(planned()), NopPruner)
-    pruner = build_pruner(
-        planned(pruner="median", pruning={"startup_points": 2}, baseline={"method": "dense"})
-    )
+    pruner = build_pruner(planned(pruner="median", pruning={"startup_points": 2}, baseline={"method": "dense"}))
     assert isinstance(pruner, PairedMedianPruner)
 
 
@@ -175,8 +167,6 @@ def test_the_file_chooses(planned: Callable[..., Plan]) -> None:
         ({"objective": "seconds", "pruner": "median"}, "it judges by validations"),
     ],
 )
-def test_impossible_settings_are_refused(
-    planned: Callable[..., Plan], changes: dict[str, Any], complaint: str
-) -> None:
+def test_impossible_settings_are_refused(planned: Callable[..., Plan], changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         planned(**changes)

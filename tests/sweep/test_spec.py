@@ -56,15 +56,10 @@ def test_an_x_may_be_no_parameter(tmp_path: Path, plot: dict[str, Any]) -> None:
 
 def test_a_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
     text = yaml.safe_dump({**MINIMAL, "search": {}, "plots": []}, sort_keys=False)
-    for written, choices in (
-        ("1e-3, 3E-03, 2e4", [1e-3, 3e-3, 2e4]),
-        ("'1e-3', 1.5e-3, 2", ["1e-3", 1.5e-3, 2]),
-    ):
+    for written, choices in (("1e-3, 3E-03, 2e4", [1e-3, 3e-3, 2e4]), ("'1e-3', 1.5e-3, 2", ["1e-3", 1.5e-3, 2])):
         path = tmp_path / "mine.yaml"
         path.write_text(
-            text.replace(
-                "search: {}", f"search: {{lr: {{keys: [model.optimizer.lr], choices: [{written}]}}}}"
-            )
+            text.replace("search: {}", f"search: {{lr: {{keys: [model.optimizer.lr], choices: [{written}]}}}}")
         )
         assert list(SweepSpec.read(path).search[0].choices) == choices
 
@@ -85,31 +80,21 @@ def test_labels_stand_for_values() -> None:
         ({"search": {}}, "search is empty"),
         ({"seeds": []}, "seeds: give at least one"),
         ({"seeds": [1, 1]}, "each once"),
-        (
-            {"machines": {"cpu": {"size": "tiny", "data": "pydocs"}}},
-            "machines: give size and data for cpu and for gpu",
-        ),
+        ({"machines": {"cpu": {"size": "tiny", "data": "pydocs"}}}, "machines: give size and data for cpu and for gpu"),
         ({"trials": 3}, "a grid has no trials"),
         ({"sampler": "tpe"}, "other samplers need them"),
         ({"search": {"lr": {"keys": ["k"], "low": 0.1, "high": 1.0}}}, "a range has no end of values"),
         ({"without": [{"rank": 3}]}, "is no point of the search"),
         ({"twins": {1: 3}}, "twins: 3 is no choice of rank: 1, 2"),
         (
-            {
-                "search": {
-                    "rank": {"keys": ["k"], "choices": ["full", 0.5], "relative_to": "model.config.ffn_rank"}
-                }
-            },
+            {"search": {"rank": {"keys": ["k"], "choices": ["full", 0.5], "relative_to": "model.config.ffn_rank"}}},
             "search.rank.choices has 'full': give numbers, which are factors of model.config.ffn_rank",
         ),
         ({"plots": [{"kind": "pie"}]}, "plots: kind is 'pie': metric_by"),
         ({"plots": [{"kind": ["bars"]}]}, "plots: kind is ['bars']: metric_by"),
         ({"plots": [{"kind": "bars", "x": "width"}]}, "x='width', which is not searched: rank, form"),
         ({"plots": [{"kind": "curves", "style": "width"}]}, "style='width', which is not searched"),
-        (
-            {"plots": [{"kind": "bars", "x": "rank", "grup": "form"}]},
-            "bars has no option 'grup': there are x, gr",
-        ),
+        ({"plots": [{"kind": "bars", "x": "rank", "grup": "form"}]}, "bars has no option 'grup': there are x, gr"),
         ({"plots": [{"kind": "importance", "metric": "val_loss"}]}, "no option 'metric': there are none"),
         ({"plots": [{"kind": "heatmap", "x": "rank"}]}, "plots: heatmap needs y"),
         ({"plots": [{"kind": "telemetry"}]}, "plots: telemetry needs value"),
@@ -117,10 +102,7 @@ def test_labels_stand_for_values() -> None:
         ({"search": {"rank": {"keys": ["k"], "values": [1]}}}, "unexpected keyword argument 'values'"),
         ({"search": {"rank": {"keys": ["k"]}}}, "give exactly one of overlays, choices, or low and high"),
         ({"search": {"rank": {"choices": [1]}}}, "choices and ranges need keys"),
-        (
-            {"search": {"a": {"overlays": {"x": "m"}, "factors": {"y": {"k": 2}}}}},
-            "'y' is none of the overlays'",
-        ),
+        ({"search": {"a": {"overlays": {"x": "m"}, "factors": {"y": {"k": 2}}}}}, "'y' is none of the overlays'"),
         ({"search": {"a": {"factors": {"y": {"k": 0}}}}}, "'y' has k: 0: give a number above 0"),
         ({"search": {"a": {"factors": {"y": {"k": True}}}}}, "'y' has k: True: give a number above 0"),
         ({"search": {"a": {"factors": {1: {"k": 2}}, "keys": ["k"]}}}, "overlays take none"),

@@ -245,9 +245,7 @@ def test_patience_has_an_end_and_is_told_twice_at_most(caplog: pytest.LogCapture
         patient.set_trial_state_values(trial, TrialState.FAIL)
 
 
-def test_an_answer_that_was_under_way_when_an_outage_began_does_not_end_it(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_an_answer_that_was_under_way_when_an_outage_began_does_not_end_it(caplog: pytest.LogCaptureFixture) -> None:
     clock = Time()
     outage = Outage("storage x", 60.0, clock)
     asked = clock()
@@ -313,9 +311,7 @@ def test_the_proxy_serves_a_database(tmp_path: Path) -> None:
     server = _context().Process(target=serve, args=(None, tmp_path, port, "127.0.0.1"))
     server.start()
     try:
-        study = optuna.create_study(
-            study_name="a", storage=open_storage(f"grpc://127.0.0.1:{port}", tmp_path)
-        )
+        study = optuna.create_study(study_name="a", storage=open_storage(f"grpc://127.0.0.1:{port}", tmp_path))
         trial = study.ask()
         trial.suggest_float("x", 0.0, 1.0)
         study.tell(trial, 2.0)

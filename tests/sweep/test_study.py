@@ -156,9 +156,7 @@ def test_the_pruner_ends_a_hopeless_point_and_says_so(project: Path) -> None:
 
 
 def test_a_sweep_that_cannot_be_run_leaves_nothing(project: Path, planned: Callable[..., Any]) -> None:
-    _write_sweep(
-        project, "bad", search={"rank": {"keys": ["model.config.ffn_rank"], "choices": [99]}}, plots=[]
-    )
+    _write_sweep(project, "bad", search={"rank": {"keys": ["model.config.ffn_rank"], "choices": [99]}}, plots=[])
     with pytest.raises(UserError, match="ffn_rank"):
         _sweep("bad")
     assert not Path("runs/bad").exists()
@@ -177,9 +175,7 @@ def test_a_point_that_is_drawn_twice_leaves_nothing_missing(project: Path, start
     assert summary["runs"]["planned"] == summary["runs"]["complete"] == len(started)
 
 
-def test_a_pruned_point_that_is_drawn_twice_hides_no_other_points_runs(
-    project: Path, started: Started
-) -> None:
+def test_a_pruned_point_that_is_drawn_twice_hides_no_other_points_runs(project: Path, started: Started) -> None:
     started.make_with(lambda request: making.prune_the_lowest_rank)
     rank = {"rank": {"keys": ["model.config.ffn_rank"], "choices": [2, 4]}}
     _write_sweep(project, "few", search=rank, sampler="random", trials=6, seeds=[0, 1, 2], plots=[])
@@ -189,9 +185,7 @@ def test_a_pruned_point_that_is_drawn_twice_hides_no_other_points_runs(
     assert summary["runs"]["planned"] == len(_rows("few")) == len(started) == 4
 
 
-def test_points_that_round_to_one_configuration_leave_nothing_missing(
-    project: Path, started: Started
-) -> None:
+def test_points_that_round_to_one_configuration_leave_nothing_missing(project: Path, started: Started) -> None:
     started.make_with(lambda request: making.finish)
     rank = {"keys": ["model.config.ffn_rank"], "relative_to": "model.config.hidden_size"}
     _write_sweep(project, "near", search={"rank": {**rank, "choices": [0.25, 0.26]}}, seeds=[0, 1], plots=[])
@@ -250,9 +244,7 @@ def test_importances_are_those_of_the_better_end(project: Path, objective: str) 
     for _ in range(200):
         point = {name: draw.random() for name in ranges}
         value = sign * (max(0.0, point["good"] - 0.8) - max(0.0, point["bad"] - 0.8))
-        study.study.add_trial(
-            optuna.trial.create_trial(params=point, distributions=distributions, value=value)
-        )
+        study.study.add_trial(optuna.trial.create_trial(params=point, distributions=distributions, value=value))
     shares = study.importances()
     assert shares is not None
     assert shares["good"] > 0.9

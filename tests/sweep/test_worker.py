@@ -136,9 +136,7 @@ def test_a_stopped_worker_stops_its_run_and_gives_the_place_back(study: Study) -
     threading.Thread(target=stop_when_it_runs).start()
     with pytest.raises(Interrupted):
         _work(study, making.wait_for_the_end)
-    assert [path.read_text() for path in study.plan.folder.glob("runs/*/stopped.txt")] == [
-        str(signal.SIGTERM.value)
-    ]
+    assert [path.read_text() for path in study.plan.folder.glob("runs/*/stopped.txt")] == [str(signal.SIGTERM.value)]
     assert _states(study) == ["stopped"]
     _work(study, making.finish)
     assert _states(study) == ["stopped"] + ["complete"] * 4
@@ -183,9 +181,7 @@ def test_a_server_that_was_killed_is_replaced(study: Study) -> None:
     assert IsolatedRun(second.request, making.finish).close() == DONE
 
 
-def test_a_directory_that_another_process_holds_is_waited_for(
-    study: Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_directory_that_another_process_holds_is_waited_for(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = next(study.plan.runs())
     first = IsolatedRun(planned.request, making.hold_and_finish, "fork")
     while not (planned.request.directory / "begun.txt").exists():

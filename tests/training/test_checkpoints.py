@@ -18,9 +18,7 @@ class _Places(Callback):
     def __init__(self) -> None:
         self.seen: list[tuple[int, int]] = []
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.seen.append((trainer.global_step, trainer.datamodule.state_dict()["next_micro_batch"]))  # type: ignore[attr-defined]
 
 
@@ -40,9 +38,7 @@ def _places(overlay: Path, directory: Path, **changes: Any) -> list[tuple[int, i
     ],
     ids=["monitor", "every-validation"],
 )
-def test_a_validation_in_the_midst_of_a_step_saves_nothing(
-    overlay: Path, tmp_path: Path, when: dict[str, Any]
-) -> None:
+def test_a_validation_in_the_midst_of_a_step_saves_nothing(overlay: Path, tmp_path: Path, when: dict[str, Any]) -> None:
     """Every other validation comes after the first of two micro-batches, which going on would leave out."""
     seen = _places(
         overlay,
@@ -57,9 +53,7 @@ def test_a_validation_in_the_midst_of_a_step_saves_nothing(
 
 
 @pytest.mark.parametrize("every", [5, 6, 12, 100])
-def test_the_last_step_is_saved_once_wherever_the_rhythm_falls(
-    overlay: Path, tmp_path: Path, every: int
-) -> None:
+def test_the_last_step_is_saved_once_wherever_the_rhythm_falls(overlay: Path, tmp_path: Path, every: int) -> None:
     seen = _places(overlay, tmp_path / "run", checkpoint__every_n_train_steps=every)
     assert [steps for steps, _ in seen] == [*range(every, 12, every), 12]
     assert read(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 12

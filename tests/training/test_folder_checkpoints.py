@@ -9,13 +9,7 @@ import torch
 
 from elas_lightning.errors import UserError
 from elas_lightning.training.checkpoints import TornCheckpoint, take_up, verify
-from elas_lightning.training.folder_checkpoints import (
-    files_of,
-    put_together,
-    rows_of,
-    shard_name,
-    take_apart,
-)
+from elas_lightning.training.folder_checkpoints import files_of, put_together, rows_of, shard_name, take_apart
 
 
 @pytest.mark.parametrize("before", [1, 2, 3, 5])
@@ -42,10 +36,7 @@ def test_a_folder_is_put_together_from_its_files(tmp_path: Path) -> None:
     }
     torch.save(content, folder / "whole.pt")
     for rank in range(2):
-        shard = {
-            "/state_dict/w": weight.chunk(2)[rank],
-            "/optimizer_states/0/state/0/exp_avg": moment.chunk(2)[rank],
-        }
+        shard = {"/state_dict/w": weight.chunk(2)[rank], "/optimizer_states/0/state/0/exp_avg": moment.chunk(2)[rank]}
         torch.save(shard, folder / shard_name(rank, 2))
     verify(folder)
     found = put_together(folder)

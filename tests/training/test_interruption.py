@@ -18,12 +18,8 @@ from elas_lightning.training.interruption import Interrupted
 pytestmark = pytest.mark.usefixtures("obeys_ctrl_c")
 
 
-@pytest.mark.parametrize(
-    ("number", "accumulate"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2)]
-)
-def test_stopped_and_resumed_equals_unbroken(
-    overlay: Path, tmp_path: Path, number: int, accumulate: int
-) -> None:
+@pytest.mark.parametrize(("number", "accumulate"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2)])
+def test_stopped_and_resumed_equals_unbroken(overlay: Path, tmp_path: Path, number: int, accumulate: int) -> None:
     overrides = {"trainer.accumulate_grad_batches": accumulate, "trainer.max_steps": 9}
     whole = run(RunRequest(tmp_path / "whole", [overlay], overrides))
     request = RunRequest(tmp_path / "broken", [overlay], overrides)
@@ -75,9 +71,7 @@ def test_a_resumed_run_draws_what_an_unbroken_one_draws(overlay: Path, tmp_path:
     resumed = run(request)
     assert resumed.metrics["val_loss"] == whole.metrics["val_loss"]
     assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
-    other = run(
-        RunRequest(tmp_path / "other", [overlay], {**overrides, "seed_everything": 1, "data.seed": 0})
-    )
+    other = run(RunRequest(tmp_path / "other", [overlay], {**overrides, "seed_everything": 1, "data.seed": 0}))
     assert other.metrics["val_loss"] != whole.metrics["val_loss"]
 
 

@@ -37,8 +37,7 @@ def _child(parent: int) -> int:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the second process in Linux's /proc")
 @pytest.mark.parametrize(
-    ("scale", "told"),
-    [("ddp_node", "both"), ("ddp_node", "second"), ("fsdp_node", "first"), ("fsdp_nodes", "second")],
+    ("scale", "told"), [("ddp_node", "both"), ("ddp_node", "second"), ("fsdp_node", "first"), ("fsdp_nodes", "second")]
 )
 def test_a_stopped_run_of_two_processes_goes_on_by_the_same_command(
     overlay: Path, tmp_path: Path, scale: str, told: str
@@ -69,11 +68,7 @@ def test_a_stopped_run_of_two_processes_goes_on_by_the_same_command(
     assert (result["state"], result["environment"]["world_size"]) == ("complete", 2)
     weights = read(tmp_path / "runs/fit/000/checkpoints/last.ckpt")["state_dict"]
     unbroken = subprocess.run(
-        [*command, "--trainer.default_root_dir=whole"],
-        cwd=tmp_path,
-        env=own,
-        capture_output=True,
-        timeout=240,
+        [*command, "--trainer.default_root_dir=whole"], cwd=tmp_path, env=own, capture_output=True, timeout=240
     )
     assert unbroken.returncode == 0
     expected = read(tmp_path / "whole/checkpoints/last.ckpt")["state_dict"]

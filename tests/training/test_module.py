@@ -21,9 +21,7 @@ from elas_lightning.training.module import ElasModule
 def _cli(overlay: Path, directory: Path, *callbacks: Callback, **overrides: Any) -> ElasCLI:
     dotted = {key.replace("__", "."): value for key, value in overrides.items()}
     return ElasCLI(
-        command_line([overlay], {**dotted, "trainer.default_root_dir": str(directory)}),
-        run=False,
-        callbacks=callbacks,
+        command_line([overlay], {**dotted, "trainer.default_root_dir": str(directory)}), run=False, callbacks=callbacks
     )
 
 
@@ -69,16 +67,12 @@ def test_every_micro_batch_has_random_numbers_of_its_own(overlay: Path, tmp_path
     for seed in (0, 1):
         watch = _Keys()
         changes = {"trainer__max_steps": 5, "trainer__accumulate_grad_batches": 2, "seed_everything": seed}
-        execute(
-            _cli(overlay, tmp_path / str(seed), watch, model__config__sparsity__method="random", **changes)
-        )
+        execute(_cli(overlay, tmp_path / str(seed), watch, model__config__sparsity__method="random", **changes))
         keys += watch.keys
     assert len(keys) == len(set(keys)) == 20
 
 
-def test_validation_of_a_stochastic_method_does_not_depend_on_the_batch_size(
-    overlay: Path, tmp_path: Path
-) -> None:
+def test_validation_of_a_stochastic_method_does_not_depend_on_the_batch_size(overlay: Path, tmp_path: Path) -> None:
     change = {"model__config__sparsity__method": "mvue", "model__config__sparsity__dense_warmup_steps": 0}
     one = execute(_cli(overlay, tmp_path / "one", **change))
     other = execute(_cli(overlay, tmp_path / "other", data__validation_batch_size=7, **change))
@@ -94,9 +88,7 @@ def test_training_lowers_the_loss(overlay: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])
-def test_validation_loss_does_not_depend_on_the_batch_size(
-    overlay: Path, tmp_path: Path, batch_size: int
-) -> None:
+def test_validation_loss_does_not_depend_on_the_batch_size(overlay: Path, tmp_path: Path, batch_size: int) -> None:
     one = execute(_cli(overlay, tmp_path / "one"))
     other = execute(_cli(overlay, tmp_path / "other", data__validation_batch_size=batch_size))
     assert other.metrics["val_loss"] == pytest.approx(one.metrics["val_loss"], rel=1e-6)
@@ -126,9 +118,7 @@ def test_divergence_is_a_result_with_its_reason(overlay: Path, tmp_path: Path) -
 class _PoisonGradientLater(Callback):
     """Remembers the weights at the step whose loss is not finite."""
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *args: Any
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *args: Any) -> None:
         if trainer.global_step == 3:
             pl_module.model.set_sparsity(False)  # type: ignore[union-attr]
             self.before = {name: value.clone() for name, value in pl_module.state_dict().items()}

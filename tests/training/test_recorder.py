@@ -32,9 +32,7 @@ def test_curve_has_a_row_per_step_and_per_validation(overlay: Path, tmp_path: Pa
     assert 12 * 3 * 15 <= result.metrics["tokens"] <= 12 * 3 * 16
     seconds = [float(r["seconds"]) for r in rows]
     assert seconds == sorted(seconds)
-    assert result.metrics["tokens_per_second"] == pytest.approx(
-        result.metrics["tokens"] / result.metrics["seconds"]
-    )
+    assert result.metrics["tokens_per_second"] == pytest.approx(result.metrics["tokens"] / result.metrics["seconds"])
 
 
 def test_sparser_logging_loses_no_tokens(overlay: Path, tmp_path: Path) -> None:
@@ -136,9 +134,7 @@ def test_energy_is_summed_over_training_and_travels_with_the_checkpoint(
 
     monkeypatch.setattr(recorder_module, "EnergyMeter", Meter)
     result = run(RunRequest(tmp_path / "run", [overlay]))
-    assert (
-        result.metrics["energy_joules"] == 2.0 * 12
-    )  # a window a step; what is read around validation is dropped
+    assert result.metrics["energy_joules"] == 2.0 * 12  # a window a step; what is read around validation is dropped
     assert result.metrics["tokens_per_joule"] == result.metrics["tokens"] / 24
     recorder = RunRecorder(tmp_path)
     recorder.load_state_dict({**recorder.state_dict(), "joules": 3.5})

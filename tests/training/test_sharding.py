@@ -197,9 +197,7 @@ def test_telemetry_looks_at_whole_weights(made: Made) -> None:
     assert float(rows["fsdp"][-1]["gradient_cosine"]) > 0
 
 
-@pytest.mark.parametrize(
-    "name", ["one_to_fsdp", "ddp_to_fsdp", "fsdp_to_ddp", "folder_to_folder", "folder_to_ddp"]
-)
+@pytest.mark.parametrize("name", ["one_to_fsdp", "ddp_to_fsdp", "fsdp_to_ddp", "folder_to_folder", "folder_to_ddp"])
 def test_two_processes_go_on_from_any_checkpoint(made: Made, name: str) -> None:
     assert list(differing(made.end("loro_one"), made.end(name))) == []
     losses = curve(made.folder / "loro_one", "train_loss")
@@ -216,9 +214,7 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(made: Made, source: str)
 @pytest.mark.parametrize("kind", ["ddp", "fsdp", "folder"])
 def test_a_signal_to_some_process_stops_all_where_they_can_go_on(made: Made, kind: str) -> None:
     directory = made.folder / f"stopped_{kind}"
-    assert [(directory / f"stopped.{rank}").read_text() for rank in range(2)] == [
-        str(int(signal.SIGTERM))
-    ] * 2
+    assert [(directory / f"stopped.{rank}").read_text() for rank in range(2)] == [str(int(signal.SIGTERM))] * 2
     assert list(differing(made.end("loro_one"), made.end(f"stopped_{kind}"))) == []
     assert curve(directory, "train_loss") == curve(made.folder / "loro_ddp", "train_loss")
     assert len(list(directory.glob("curve.csv*"))) == 1
@@ -327,11 +323,7 @@ def test_two_processes_train_what_one_trains_compiled_and_in_bfloat16(
 @pytest.mark.parametrize(
     ("strategy", "weights", "message"),
     [
-        (
-            FullyShardedStrategy(),
-            {"method": "sltrain"},
-            r"weights\.method is sltrain, whose rules need whole weights",
-        ),
+        (FullyShardedStrategy(), {"method": "sltrain"}, r"weights\.method is sltrain, whose rules need whole weights"),
         (FSDPStrategy(), {}, r"trainer\.strategy FSDPStrategy is not supported: choose ddp"),
         (ModelParallelStrategy(), {}, r"trainer\.strategy ModelParallelStrategy is not supported"),
     ],

@@ -73,9 +73,7 @@ def _cli(overlay: Path, directory: Path, overrides: dict[str, Any], *callbacks: 
 
 def test_decay_counts_once_a_step_and_after_clipping(overlay: Path, tmp_path: Path) -> None:
     class Watch(Callback):
-        def on_before_zero_grad(
-            self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
-        ) -> None:
+        def on_before_zero_grad(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
             for rule, parameter in weight_rules(pl_module.model):  # type: ignore[arg-type]
                 if parameter.grad is not None:
                     # the mask has been chosen anew since, by then; weights have hardly moved
@@ -117,16 +115,10 @@ def test_relora_changes_phase_and_forgets(overlay: Path, tmp_path: Path) -> None
 # the directory of a run that goes on is not empty, and is meant not to be
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
 def test_oats_validates_what_it_leaves(overlay: Path, tmp_path: Path) -> None:
-    overrides = {
-        **METHODS["oats"],
-        "checkpoint.every_n_train_steps": 8,
-        "model.config.weights.oats_compression": 0.9,
-    }
+    overrides = {**METHODS["oats"], "checkpoint.every_n_train_steps": 8, "model.config.weights.oats_compression": 0.9}
     cli = _cli(overlay, tmp_path / "oats", overrides)
     result = execute(cli)
-    plain = execute(
-        _cli(overlay, tmp_path / "plain", {**METHODS["oats"], "model.config.weights.method": "plain"})
-    )
+    plain = execute(_cli(overlay, tmp_path / "plain", {**METHODS["oats"], "model.config.weights.method": "plain"}))
     losses = {name: [row for row in curve(tmp_path / name) if row[2]] for name in ("oats", "plain")}
     assert losses["oats"] == losses["plain"]  # the same training
     assert result.metrics["val_loss"] != plain.metrics["val_loss"]
@@ -142,9 +134,7 @@ def test_a_saved_run_cannot_go_on_as_another_method(overlay: Path, tmp_path: Pat
     with pytest.raises(Interrupted):
         run(RunRequest(tmp_path / "run", [overlay], METHODS["sr_ste"]), [StopAfter(2)])
     other = RunRequest(tmp_path / "run", [overlay], {**METHODS["sr_ste"], "model.config.weights.decay": 0.5})
-    with pytest.raises(
-        UserError, match=r"model\.config\.weights is .*0\.5.* but the checkpoint has .*0\.0002"
-    ):
+    with pytest.raises(UserError, match=r"model\.config\.weights is .*0\.5.* but the checkpoint has .*0\.0002"):
         run(other)
 
 
@@ -153,9 +143,7 @@ def test_checkpointing_may_change_on_the_way(overlay: Path, tmp_path: Path) -> N
     request = RunRequest(tmp_path / "run", [overlay], METHODS["cola-m"])
     with pytest.raises(Interrupted):
         run(request, [StopAfter(3)])
-    other = RunRequest(
-        tmp_path / "run", [overlay], {**METHODS["cola-m"], "model.config.checkpointing": "none"}
-    )
+    other = RunRequest(tmp_path / "run", [overlay], {**METHODS["cola-m"], "model.config.checkpointing": "none"})
     assert run(other).metrics["val_loss"] == whole.metrics["val_loss"]
 
 

@@ -34,9 +34,7 @@ def forest(found: Sequence[Comparison]) -> tuple[Figure, str] | None:
         if d.low is not None and d.high is not None and e.low is not None and e.high is not None:
             ax.plot([d.low, d.high], [row, row], color=style.look(0).color, linewidth=1.2)
             ax.plot([e.low, e.high], [row, row], color=style.look(0).color, linewidth=4, alpha=0.5)
-            clauses.append(
-                f"{one.method} is {signed(d.value, decimals_of(d))} % ({interval(d)}) from {one.against}"
-            )
+            clauses.append(f"{one.method} is {signed(d.value, decimals_of(d))} % ({interval(d)}) from {one.against}")
         ax.plot([d.value], [row], marker="o", color=style.look(0).color)
     names = [style.wrap(f"{one.method} against {one.against}", 24) + _lost(one) for one in shown]
     style.level_axis(ax, "y", range(len(shown)), names)

@@ -61,9 +61,7 @@ def sizes_table(paper: Paper) -> Table | None:
     """What a step keeps and takes at the paper's sizes, with and without checkpointing; None without a record."""
     rows = paper_sizes(paper)
     places = list(dict.fromkeys((row["batch"], row["sequence"], row["checkpointing"]) for row in rows))
-    kept = {
-        (r["shape"], r["contender"], r["batch"], r["sequence"], r["checkpointing"]): r["bytes"] for r in rows
-    }
+    kept = {(r["shape"], r["contender"], r["batch"], r["sequence"], r["checkpointing"]): r["bytes"] for r in rows}
     cells = tuple(
         (shape, contender, *(f"{kept[shape, contender, *p]['activations'] / 1e9:.2f}" for p in places))
         for shape, contender in dict.fromkeys((row["shape"], row["contender"]) for row in rows)

@@ -24,9 +24,7 @@ def published_tables(part: str) -> list[tuple[str, Table]]:
     found = []
     for entry in published()["tables"]:
         if part in entry["parts"]:
-            rows = tuple(
-                tuple("not given" if cell is None else str(cell) for cell in row) for row in entry["rows"]
-            )
+            rows = tuple(tuple("not given" if cell is None else str(cell) for cell in row) for row in entry["rows"])
             caption = (
                 f"Published, not measured here: {entry['source']}. Other data, sizes and budgets than ours: compare "
                 "the order and the gaps, never figure with figure."

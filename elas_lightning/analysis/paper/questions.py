@@ -56,8 +56,7 @@ class Question:
 def questions(paper: Paper) -> list[Question]:
     """All eight."""
     return [
-        _question(paper, number, asked, answer, parts)
-        for number, (asked, answer, parts) in enumerate(_ASKED, start=1)
+        _question(paper, number, asked, answer, parts) for number, (asked, answer, parts) in enumerate(_ASKED, start=1)
     ]
 
 
@@ -69,11 +68,7 @@ def _question(paper: Paper, number: int, asked: str, answer: _Answer, parts: tup
     links = [(f"part-{part}", part) for part in parts if part in paper.parts]
     links += [(name, label) for name, label in _SECTIONS.get(number, ())]
     return Question(
-        number,
-        asked,
-        [text for known, text in said if known],
-        [text for known, text in said if not known],
-        links,
+        number, asked, [text for known, text in said if known], [text for known, text in said if not known], links
     )
 
 
@@ -144,9 +139,7 @@ def _memory(paper: Paper) -> Iterator[tuple[bool, str]]:
 
 
 def _matched(paper: Paper) -> Iterator[tuple[bool, str]]:
-    yield from _part(
-        paper, "matched_ablation", "A dense low-rank model with the same FLOPs, and with the same memory"
-    )
+    yield from _part(paper, "matched_ablation", "A dense low-rank model with the same FLOPs, and with the same memory")
     yield from _part(paper, "rank_ablation", "How perplexity depends on the rank, with and without 2:4")
     if paper.table is not None and paper.table.trials["flops_per_token"].notna().any():
         yield True, "FLOPs a token stand in the table of methods."
@@ -156,11 +149,7 @@ def _part(paper: Paper, part: str, what: str) -> Iterator[tuple[bool, str]]:
     """The comparisons of a part in a sentence for each contrast, or that it has not been run."""
     results = paper.parts.get(part)
     if results is None:
-        why = (
-            f"the sweep {part} has not been run"
-            if part in paper.absent
-            else "no part of this document asks it"
-        )
+        why = f"the sweep {part} has not been run" if part in paper.absent else "no part of this document asks it"
         yield False, f"{what}: {why}."
         return
     if paper.captions[part] and (results.trials["state"] == "complete").any():
@@ -217,9 +206,7 @@ def _telemetry_rows(results: SweepResults) -> pd.DataFrame | None:
 
 def _downstream(paper: Paper) -> Iterator[tuple[bool, str]]:
     tasks = {
-        name: [
-            task for found in (record.get("tasks") or {}).values() for task in (found.get("results") or {})
-        ]
+        name: [task for found in (record.get("tasks") or {}).values() for task in (found.get("results") or {})]
         for name, record in paper.evaluations.items()
     }
     if not any(tasks.values()):
@@ -233,10 +220,7 @@ def _downstream(paper: Paper) -> Iterator[tuple[bool, str]]:
         )
     for name, found in tasks.items():
         if found:
-            yield (
-                True,
-                f"{name}: zero-shot tasks {listing(sorted(set(found)))}; the numbers stand in their section.",
-            )
+            yield (True, f"{name}: zero-shot tasks {listing(sorted(set(found)))}; the numbers stand in their section.")
     ratio = tokens_per_parameter(paper.trials) if len(paper.trials) else None
     if ratio is not None:
         low, high = ratio.min(), ratio.max()
@@ -251,10 +235,7 @@ def _elsewhere(paper: Paper) -> Iterator[tuple[bool, str]]:
     results = paper.parts.get("placement_ablation")
     done = results is not None and (results.trials["state"] == "complete").any()
     if results is None or not done:
-        yield (
-            False,
-            "Other placements are asked by the sweep placement_ablation, which has no finished run yet.",
-        )
+        yield (False, "Other placements are asked by the sweep placement_ablation, which has no finished run yet.")
     else:
         yield from _part(paper, "placement_ablation", "Placement")
     yield from _part(paper, "sequence_length_ablation", "Long context")
@@ -315,11 +296,7 @@ _ASKED: list[tuple[str, _Answer, tuple[str, ...]]] = [
         _telemetry,
         ("warmup_ablation", "paper_table"),
     ),
-    (
-        "Downstream tasks, not only perplexity; at least 20 tokens per parameter.",
-        _downstream,
-        ("budget_ablation",),
-    ),
+    ("Downstream tasks, not only perplexity; at least 20 tokens per parameter.", _downstream, ("budget_ablation",)),
     (
         "Can the inputs of other linear layers be 2:4 too? Does it hold with mixtures of experts and long context?",
         _elsewhere,

@@ -14,20 +14,10 @@ from elas_lightning.analysis.page import data_uri, drawn, render, table_html
 from elas_lightning.analysis.paper.forest import forest
 from elas_lightning.analysis.paper.load import Paper, load_paper
 from elas_lightning.analysis.paper.memory import memory_table, sizes_table
-from elas_lightning.analysis.paper.protocol import (
-    measured,
-    protocol_figure,
-    protocol_sentences,
-    protocol_table,
-)
+from elas_lightning.analysis.paper.protocol import measured, protocol_figure, protocol_sentences, protocol_table
 from elas_lightning.analysis.paper.published import published_tables
 from elas_lightning.analysis.paper.questions import questions
-from elas_lightning.analysis.paper.scaling import (
-    scaling_figure,
-    scaling_sentences,
-    scaling_series,
-    scaling_table,
-)
+from elas_lightning.analysis.paper.scaling import scaling_figure, scaling_sentences, scaling_series, scaling_table
 from elas_lightning.analysis.paper.speed import speed_sentences, speed_table
 from elas_lightning.analysis.paper.table import against_twins, methods_table
 from elas_lightning.analysis.paper.tasks import tasks_table
@@ -129,11 +119,7 @@ def _own_figures(paper: Paper) -> _Own:
             "Points are means with 95 % intervals over seeds; curves, where there are any, are fitted to them, dotted "
             "beyond the largest size and shaded where 95 % of the resampled seeds lie.",
         )
-    return {
-        name: (style.save(found[0], home / name), found[1])
-        for name, found in made.items()
-        if found is not None
-    }
+    return {name: (style.save(found[0], home / name), found[1]) for name, found in made.items() if found is not None}
 
 
 def _figure(own: _Own, name: str) -> dict[str, str] | None:
@@ -154,9 +140,7 @@ def _part(paper: Paper, name: str) -> dict[str, Any]:
         "figures": figures,
         "not_drawn": not_drawn,
         "published": [] if results is paper.table else _published(name),
-        "results": table_html(
-            results_table(results) if len(results.trials) else None, f"{name}: results by setting"
-        ),
+        "results": table_html(results_table(results) if len(results.trials) else None, f"{name}: results by setting"),
         "comparisons": table_html(comparison_table(results), f"{name}: comparisons"),
         "missing": results.missing,
         "command": results.summary.get("command"),

@@ -67,17 +67,13 @@ def _series(part: str, results: SweepResults, name: str, axis: str) -> list[Seri
         rows = results.trials
         for other, level in zip(others, levels, strict=True):
             rows = rows[rows[other] == level]
-        label = ", ".join(
-            level_name(results.parameter(o), level) for o, level in zip(others, levels, strict=True)
-        )
+        label = ", ".join(level_name(results.parameter(o), level) for o, level in zip(others, levels, strict=True))
         done = rows[(rows["state"] == "complete") & np.isfinite(rows["val_loss"]) & (rows[axis] > 0)]
         data: dict[float, dict[int, float]] = {}
         # by level, since padding makes a budget's tokens differ a little from seed to seed
         for _, group in done.groupby(name, sort=False):
             by_seed = zip(group["seed"], group["val_loss"], strict=True)
-            data.setdefault(float(group[axis].mean()), {}).update(
-                (int(s), float(loss)) for s, loss in by_seed
-            )
+            data.setdefault(float(group[axis].mean()), {}).update((int(s), float(loss)) for s, loss in by_seed)
         data = dict(sorted(data.items()))
         lost = int((rows["state"] == "diverged").sum())
         waiting = tuple(

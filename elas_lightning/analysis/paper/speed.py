@@ -25,11 +25,7 @@ class Ratio(NamedTuple):
     @property
     def is_ours_against_its_twin(self) -> bool:
         """ELAS beside the same low-rank model without 2:4: what the paper does not report."""
-        return (
-            self.contender.lower().startswith("elas")
-            and "full" not in self.against
-            and "transf" not in self.against
-        )
+        return self.contender.lower().startswith("elas") and "full" not in self.against and "transf" not in self.against
 
 
 def ratios(paper: Paper) -> list[Ratio]:
@@ -41,9 +37,7 @@ def ratios(paper: Paper) -> list[Ratio]:
     ]
 
 
-def _walk(
-    node: Any, name: str, record: Mapping[str, Any], place: tuple[str, ...], label: str
-) -> Iterator[Ratio]:
+def _walk(node: Any, name: str, record: Mapping[str, Any], place: tuple[str, ...], label: str) -> Iterator[Ratio]:
     if isinstance(node, list):
         for item in node:
             yield from _walk(item, name, record, place, label)

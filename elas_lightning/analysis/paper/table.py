@@ -135,9 +135,7 @@ def methods_table(results: SweepResults) -> Table:
 def _spread(point: Point | None, scale: float, planned: int) -> str:
     if point is None:
         return NOT_RUN
-    lost = [
-        f"{point.counts[state]} {state}" for state in ("diverged", "failed", "pruned") if point.counts[state]
-    ]
+    lost = [f"{point.counts[state]} {state}" for state in ("diverged", "failed", "pruned") if point.counts[state]]
     if missing := planned - sum(point.counts.values()):
         lost.append(f"{missing} {NOT_RUN}")
     value = plus_minus(point.estimate, scale) if point.estimate else "none"

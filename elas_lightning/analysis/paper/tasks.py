@@ -20,9 +20,7 @@ def tasks_table(paper: Paper) -> Table | None:
     if not rows:
         return None
     columns = ("File", "2:4", "Task", "Metric", "Value", "Standard error")
-    caption = (
-        "By lm-eval on the model's own code. The standard error is over examples; it knows nothing of seeds."
-    )
+    caption = "By lm-eval on the model's own code. The standard error is over examples; it knows nothing of seeds."
     return Table(caption, columns, tuple(rows), 4)
 
 

@@ -93,9 +93,7 @@ def winner(results: SweepResults) -> str:
     has = "has" if len(waiting) == 1 else "have"
     rest = f" ({listing(waiting)} {has} no finished run yet)" if waiting else ""
     if not done:
-        return (
-            f"None of our contenders has a finished run yet: {listing(ours) if ours else 'none is listed'}."
-        )
+        return f"None of our contenders has a finished run yet: {listing(ours) if ours else 'none is listed'}."
     if len(done) == 1:
         (name,) = done
         return f"Of our own contenders only {name} has finished runs{rest}, so there is no winner among them."

@@ -41,10 +41,7 @@ def metric_by(results: SweepResults, options: Options) -> tuple[Figure, str]:
     """
     figure, metric, lines, cut = _draw(results, options, bool(options.get("log_x", False)))
     points = [point for _, line in lines for point in line]
-    caption = [
-        _trend(results, options, metric, _focused(results, options, lines)),
-        _against(results, options, lines),
-    ]
+    caption = [_trend(results, options, metric, _focused(results, options, lines)), _against(results, options, lines)]
     return figure, sentence([*caption, cut_clause(cut), losses_clause(points), rest_clause(results, points)])
 
 
@@ -76,9 +73,7 @@ def lr_curve(results: SweepResults, options: Options) -> tuple[Figure, str]:
     lead = f"{metric.noun} is best at {listing(winners)} ({seeds_phrase(min(seeds))})"
     clauses = [lead]
     if edges:
-        clauses.append(
-            f"for {listing(edges)} that is an end of the tried range, so the optimum may lie outside"
-        )
+        clauses.append(f"for {listing(edges)} that is an end of the tried range, so the optimum may lie outside")
     points = [point for _, line in lines for point in line]
     clauses += [cut_clause(cut), losses_clause(points), rest_clause(results, points)]
     return figure, sentence(clauses)
@@ -116,9 +111,7 @@ def _draw(
     return figure, metric, lines, cut
 
 
-def _lines(
-    results: SweepResults, points: Sequence[Point], series: str | None
-) -> list[tuple[str, list[Point]]]:
+def _lines(results: SweepResults, points: Sequence[Point], series: str | None) -> list[tuple[str, list[Point]]]:
     if series is None:
         return [("", list(points))]
     parameter = results.parameter(series)

@@ -35,9 +35,7 @@ def required(options: Options, key: str) -> str:
         UserError: if it is missing.
     """
     if key not in options:
-        raise UserError(
-            f"plots: a {options.get('kind')} plot needs `{key}`: the name of a searched parameter."
-        )
+        raise UserError(f"plots: a {options.get('kind')} plot needs `{key}`: the name of a searched parameter.")
     return str(options[key])
 
 
@@ -110,9 +108,7 @@ class Scale:
         ax.set_xlabel(self.parameter.label)
 
 
-def value_limits(
-    ax: Axes, which: str, values: Sequence[float], intervals: Sequence[tuple[float, float]]
-) -> bool:
+def value_limits(ax: Axes, which: str, values: Sequence[float], intervals: Sequence[tuple[float, float]]) -> bool:
     """Choose scale and limits of the axis that shows a metric.
 
     A spread of more than a factor of five goes on a log axis. The interval of two seeds can be many times

@@ -15,14 +15,7 @@ from elas_lightning.analysis import style
 from elas_lightning.analysis.load import SweepResults
 from elas_lightning.analysis.metrics import metric_of
 from elas_lightning.analysis.parameters import level_name, side_name
-from elas_lightning.analysis.plots.base import (
-    MOST_MARKERS,
-    TIME_LABELS,
-    CannotDraw,
-    Options,
-    rest_clause,
-    time_axis,
-)
+from elas_lightning.analysis.plots.base import MOST_MARKERS, TIME_LABELS, CannotDraw, Options, rest_clause, time_axis
 from elas_lightning.analysis.points import Point, gather
 from elas_lightning.analysis.statistics import Estimate, estimate
 from elas_lightning.analysis.wording import listing, plural, plus_minus, seeds_phrase, sentence
@@ -60,9 +53,7 @@ def curves(results: SweepResults, options: Options) -> tuple[Figure, str]:
         for _, run in mine[mine["state"] == "diverged"].groupby("run"):
             dead += 1
             whole.plot(run[x], run[metric.column], color=look.color, linestyle=":", linewidth=1.2, zorder=2)
-            whole.plot(
-                run[x].iloc[-1:], run[metric.column].iloc[-1:], color=look.color, marker="x", markersize=8
-            )
+            whole.plot(run[x].iloc[-1:], run[metric.column].iloc[-1:], color=look.color, marker="x", markersize=8)
         band = _band(mine[mine["state"] == "complete"], x, metric.column)
         if len(band) >= 2:
             curves_drawn.append(_Curve(point, band, look))
@@ -124,20 +115,12 @@ def _name_curves(results: SweepResults, options: Options, end: Axes, drawn: Sequ
             if mine:
                 height = sum(curve.final.mean for curve in mine) / len(mine)
                 look = _look(results, options, mine[0].point)
-                ends.append(
-                    (height, level_name(parameter, level), look._replace(linestyle="-") if second else look)
-                )
+                ends.append((height, level_name(parameter, level), look._replace(linestyle="-") if second else look))
         style.label_ends(end, ends, parameter.label)
     if second:
         parameter = results.parameter(second)
         lines = [
-            Line2D(
-                [],
-                [],
-                color=style.GREY,
-                linestyle=style.look(i).linestyle,
-                label=level_name(parameter, level),
-            )
+            Line2D([], [], color=style.GREY, linestyle=style.look(i).linestyle, label=level_name(parameter, level))
             for i, level in enumerate(parameter.levels)
             if any(curve.point.levels[second] == level for curve in drawn)
         ]
@@ -155,9 +138,7 @@ def _name_curves(results: SweepResults, options: Options, end: Axes, drawn: Sequ
 
 def _curves_caption(results: SweepResults, noun: str, drawn: Sequence[_Curve], dead: int) -> str:
     def named(curve: _Curve) -> str:
-        name = ", ".join(
-            side_name(results.parameter(key), level) for key, level in curve.point.levels.items()
-        )
+        name = ", ".join(side_name(results.parameter(key), level) for key, level in curve.point.levels.items())
         return plus_minus(curve.final) + (f" for {name}" if name else "")
 
     n = min(curve.final.n for curve in drawn)
@@ -181,15 +162,7 @@ def _band(rows: pd.DataFrame, x: str, column: str) -> pd.DataFrame:
     for place, (_, values) in zip(places, wide.iterrows(), strict=True):
         found = estimate(values.to_list())
         if found is not None:
-            records.append(
-                {
-                    "x": place,
-                    "mean": found.mean,
-                    "low": found.low,
-                    "high": found.high,
-                    "estimate": found,
-                }
-            )
+            records.append({"x": place, "mean": found.mean, "low": found.low, "high": found.high, "estimate": found})
     return pd.DataFrame(records)
 
 

@@ -85,12 +85,7 @@ def _levels_of(points: list[Point], parameter: Parameter) -> list[Level]:
 
 
 def _draw_group(
-    ax: Axes,
-    metric: Metric,
-    places: list[tuple[float, Point]],
-    look: style.Look,
-    name: str | None,
-    height: float,
+    ax: Axes, metric: Metric, places: list[tuple[float, Point]], look: style.Look, name: str | None, height: float
 ) -> None:
     """Means, intervals, seeds and losses of one group, each point at its place from the top."""
     known = [(place, point, estimate) for place, point in places if (estimate := point.estimate)]
@@ -98,9 +93,7 @@ def _draw_group(
     if metric.from_zero:
         ax.barh(rows, means, height=0.85 * height, color=look.color, alpha=0.3, zorder=1)
     reach = [(e.half_width or 0.0) * metric.scale for *_, e in known]
-    ax.errorbar(
-        means, rows, xerr=reach, color=look.color, marker=look.marker, linestyle="none", label=name, zorder=3
-    )
+    ax.errorbar(means, rows, xerr=reach, color=look.color, marker=look.marker, linestyle="none", label=name, zorder=3)
     # Below the interval, where its bar does not hide them.
     seeds = [
         (value * metric.scale, place + 0.3 * height)

@@ -25,15 +25,7 @@ from elas_lightning.analysis.plots.base import (
     rest_clause,
 )
 from elas_lightning.analysis.points import Point, best, describe, difference, gather
-from elas_lightning.analysis.wording import (
-    compare,
-    listing,
-    number,
-    plural,
-    plus_minus,
-    seeds_phrase,
-    sentence,
-)
+from elas_lightning.analysis.wording import compare, listing, number, plural, plus_minus, seeds_phrase, sentence
 
 # One hue from light to dark that also reads in grey; yellow stands for the better end.
 _COLOURS = "cividis_r"
@@ -95,9 +87,7 @@ def _ends(results: SweepResults, done: list[Point], metric: Metric) -> list[str]
         f"{plus_minus(top.estimate, metric.scale)} ({seeds_phrase(top.estimate.n)})"
     ]
     if bottom is not top:
-        clauses.append(
-            f"worst with {describe(results, bottom.levels)}: {plus_minus(bottom.estimate, metric.scale)}"
-        )
+        clauses.append(f"worst with {describe(results, bottom.levels)}: {plus_minus(bottom.estimate, metric.scale)}")
         found = difference(top, bottom, metric.column)
         clauses.append(compare(found, "the best", "the worst"))
         clauses.append(picked_clause(found, "they were picked as the two ends", len(done)))
@@ -115,28 +105,15 @@ def _cell(ax: Axes, i: int, j: int, point: Point | None, metric: Metric, image: 
     if point is None or point.estimate is None:
         counts = point.counts if point else {}
         lost = next((state for state in ("diverged", "failed", "pruned") if counts.get(state)), "not run")
-        ax.add_patch(
-            Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor="#f4f4f4", edgecolor="#bbbbbb", hatch="///", lw=0)
-        )
-        ax.text(
-            j, i, lost, ha="center", va="center", fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1.5}
-        )
+        ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor="#f4f4f4", edgecolor="#bbbbbb", hatch="///", lw=0))
+        ax.text(j, i, lost, ha="center", va="center", fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1.5})
         return
     red, green, blue, _ = image.to_rgba(np.asarray(point.estimate.mean * metric.scale))
     dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45
     text = plus_minus(point.estimate, metric.scale).replace(" ± ", "\n± ")
     if count := point.counts["diverged"]:
         text += f"\n{count} div."
-    ax.text(
-        j,
-        i,
-        text,
-        ha="center",
-        va="center",
-        fontsize=8.5,
-        color="white" if dark else "black",
-        linespacing=1.05,
-    )
+    ax.text(j, i, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black", linespacing=1.05)
 
 
 def _worst(points: list[Point], metric: Metric) -> Point:
@@ -167,9 +144,7 @@ def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
     scales = [_unit_scale(parameter) for parameter in results.parameters]
     ticks = [_ticks(parameter, scale) for parameter, scale in zip(results.parameters, scales, strict=True)]
     lines = max(sum(1 + name.count("\n") for name in found) for found in ticks)
-    figure = style.new_figure(
-        width=max(style.WIDTH, 1.15 * (len(names) + 1)), height=max(3.6, 1.0 + 0.15 * lines)
-    )
+    figure = style.new_figure(width=max(style.WIDTH, 1.15 * (len(names) + 1)), height=max(3.6, 1.0 + 0.15 * lines))
     ax = figure.add_subplot()
     colours = ScalarMappable(norm, _COLOURS if metric.lower_is_better else _COLOURS.removesuffix("_r"))
 
@@ -196,9 +171,7 @@ def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
         _upright(ax, i, found)
     labels = [style.wrap(parameter.label, 13) for parameter in results.parameters]
     better = "lower" if metric.lower_is_better else "higher"
-    style.level_axis(
-        ax, "x", range(len(names) + 1), [*labels, style.wrap(f"{metric.label} ({better} is better)", 13)]
-    )
+    style.level_axis(ax, "x", range(len(names) + 1), [*labels, style.wrap(f"{metric.label} ({better} is better)", 13)])
     ax.set_xlim(-0.35, len(names) + 0.55)
     ax.set_ylim(-0.06, 1.06)
     ax.yaxis.set_visible(False)
@@ -266,9 +239,7 @@ def importance(results: SweepResults, options: Options) -> tuple[Figure, str]:
     if not found:
         raise CannotDraw("the study estimated no importances (it needs several finished points that differ)")
     ordered = sorted(
-        ((name, found[name]) for name in results.names if name in found),
-        key=lambda item: item[1],
-        reverse=True,
+        ((name, found[name]) for name in results.names if name in found), key=lambda item: item[1], reverse=True
     )
     known = {parameter.name: parameter for parameter in results.parameters}
     figure = style.new_figure(height=1.0 + 0.42 * len(ordered))
@@ -284,9 +255,7 @@ def importance(results: SweepResults, options: Options) -> tuple[Figure, str]:
     ax.grid(axis="y", visible=False)
     metric = metric_of(results.objective)
     ax.set_xlabel(f"Share of the variation in {metric.noun} (%)")
-    said = listing(
-        [f"{spoken(known[name])} {share:.0f} %" for (name, _), share in zip(ordered, shares, strict=True)]
-    )
+    said = listing([f"{spoken(known[name])} {share:.0f} %" for (name, _), share in zip(ordered, shares, strict=True)])
     count = int((results.trials["state"] == "complete").sum())
     return figure, sentence(
         [

@@ -12,13 +12,7 @@ from elas_lightning.analysis import style
 from elas_lightning.analysis.load import SweepResults
 from elas_lightning.analysis.metrics import Metric, metric_of
 from elas_lightning.analysis.parameters import side_name
-from elas_lightning.analysis.plots.base import (
-    CannotDraw,
-    Options,
-    cut_clause,
-    losses_clause,
-    value_limits,
-)
+from elas_lightning.analysis.plots.base import CannotDraw, Options, cut_clause, losses_clause, value_limits
 from elas_lightning.analysis.points import Point, gather
 from elas_lightning.analysis.statistics import Estimate
 from elas_lightning.analysis.wording import listing, sentence
@@ -30,9 +24,7 @@ def front(*columns: Sequence[float]) -> list[int]:
     return [
         i
         for i, point in enumerate(points)
-        if not any(
-            other != point and all(o <= p for o, p in zip(other, point, strict=True)) for other in points
-        )
+        if not any(other != point and all(o <= p for o, p in zip(other, point, strict=True)) for other in points)
     ]
 
 
@@ -134,9 +126,7 @@ def _clauses(drawn: list[_Drawn], best: list[_Drawn], cost: Metric, metric: Metr
         where = f"{'above' if metric.lower_is_better else 'below'} or to the {side}"
         clauses.append(f"grey, {where} of it: {listing(beaten)}")
     if diverged:
-        clauses.append(
-            f"grey, since not all of their runs went to the end without diverging: {listing(diverged)}"
-        )
+        clauses.append(f"grey, since not all of their runs went to the end without diverging: {listing(diverged)}")
     clauses.append("means over seeds with 95 % intervals; which of two close points is better is not settled")
     return clauses
 

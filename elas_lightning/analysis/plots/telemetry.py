@@ -28,15 +28,11 @@ class Quantity(NamedTuple):
 
 
 QUANTITIES = {
-    "natural_zeros": Quantity(
-        "Zeros before the sparsity step (%)", "share of zeros before the sparsity step"
-    ),
+    "natural_zeros": Quantity("Zeros before the sparsity step (%)", "share of zeros before the sparsity step"),
     "dropped_energy": Quantity("Energy dropped (%)", "energy dropped by the sparsity step"),
     "dropped_nonzeros": Quantity("Non-zeros dropped (%)", "share of non-zeros dropped by the sparsity step"),
     "mask_drift": Quantity("Choice given up since the last look (%)", "share of the choice that is given up"),
-    "gradient_norm_ste": Quantity(
-        "Norm of the straight-through gradient", "straight-through gradient's norm", 1.0, ""
-    ),
+    "gradient_norm_ste": Quantity("Norm of the straight-through gradient", "straight-through gradient's norm", 1.0, ""),
     "gradient_norm_masked": Quantity("Norm of the exact gradient", "exact gradient's norm", 1.0, ""),
     "gradient_cosine": Quantity(
         "Cosine to the exact gradient", "cosine between straight-through and exact gradient", 1.0, ""
@@ -47,9 +43,7 @@ QUANTITIES = {
         1.0,
         "",
     ),
-    "effective_rank_up": Quantity(
-        "Effective rank, up projection", "effective rank of the up projection", 1.0, ""
-    ),
+    "effective_rank_up": Quantity("Effective rank, up projection", "effective rank of the up projection", 1.0, ""),
     "effective_rank_down": Quantity(
         "Effective rank, down projection", "effective rank of the down projection", 1.0, ""
     ),
@@ -74,9 +68,7 @@ def telemetry(results: SweepResults, options: Options) -> tuple[Figure, str]:
     value, site = str(options.get("value", "")), str(options.get("site", "ffn_hidden"))
     x = time_axis(options, "step")
     if value not in QUANTITIES:
-        raise UserError(
-            f"plots: telemetry value={value!r} is not allowed; use one of {', '.join(QUANTITIES)}."
-        )
+        raise UserError(f"plots: telemetry value={value!r} is not allowed; use one of {', '.join(QUANTITIES)}.")
     quantity = QUANTITIES[value]
     points = gather(results, [], results.objective, options.get("filter"))
     rows = results.telemetry
@@ -103,9 +95,7 @@ def telemetry(results: SweepResults, options: Options) -> tuple[Figure, str]:
         color = matplotlib.colors.to_hex(colours(0.88 * i / max(len(layers) - 1, 1)))
         look = style.Look(color, style.look(i).marker, "-")
         markers = look.marker if len(line) <= MOST_MARKERS else None
-        ax.plot(
-            [places[step] for step in line.index], line.to_numpy(), color=color, marker=markers, markersize=4
-        )
+        ax.plot([places[step] for step in line.index], line.to_numpy(), color=color, marker=markers, markersize=4)
         if i % every == 0 or i == len(layers) - 1:
             ends.append((float(line.iloc[-1]), f"layer {layer:.0f}", look))
     ax.set_xlabel(TIME_LABELS[x])
@@ -137,9 +127,7 @@ def at_common_steps(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["step"].isin(whole.index)]
 
 
-def _telemetry_caption(
-    results: SweepResults, rows: pd.DataFrame, point: Point, value: str, options: Options
-) -> str:
+def _telemetry_caption(results: SweepResults, rows: pd.DataFrame, point: Point, value: str, options: Options) -> str:
     _, noun, scale, unit = QUANTITIES[value]
     by_layer = scale * rows[rows["step"] == rows["step"].max()].groupby("layer")[value].mean()
     # One value a seed (mean over layers): layers of one run are not independent repeats.

@@ -82,8 +82,7 @@ def write_plots(folder: str | Path) -> list[Path]:
         figures.append({"name": name, **entry, "caption": caption})
     captions = home / "captions.json"
     captions.write_text(
-        json.dumps({"figures": figures, "not_drawn": not_drawn}, indent=2, ensure_ascii=False) + "\n",
-        encoding="utf-8",
+        json.dumps({"figures": figures, "not_drawn": not_drawn}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     for old in home.iterdir():
         if old.suffix in {".png", ".svg"} and old not in written:
@@ -118,9 +117,7 @@ def _title(results: SweepResults, options: Mapping[str, Any]) -> str:
         "parallel": lambda: "The search at a glance",
         "importance": lambda: "Which parameter matters",
         "curves": lambda: "Loss during training",
-        "telemetry": lambda: (
-            f"{str(options.get('value', '')).replace('_', ' ').capitalize()} by layer during training"
-        ),
+        "telemetry": lambda: f"{str(options.get('value', '')).replace('_', ' ').capitalize()} by layer during training",
         "heatmap": lambda: f"{metric} by {label('x')} and {label('y')}",
     }
     if kind == "pareto":

@@ -191,9 +191,7 @@ def activations(config: ModelConfig, step: TrainingStep) -> list[Kept]:
         UserError: ``checkpointing`` is ``bottleneck`` but no matrix of the blocks has one.
     """
     width, tokens = config.hidden_size, step.tokens
-    if step.checkpointing == "bottleneck" and not (
-        config.layer_rank("attention") or config.layer_rank("ffn")
-    ):
+    if step.checkpointing == "bottleneck" and not (config.layer_rank("attention") or config.layer_rank("ffn")):
         raise UserError(
             "account: checkpointing = 'bottleneck' is not possible: it keeps what low-rank factors leave between "
             "them; set model.config.attention_rank or ffn_rank, or choose block"
@@ -210,7 +208,5 @@ def activations(config: ModelConfig, step: TrainingStep) -> list[Kept]:
     kept.append(Kept(None, "attention", "rotary angles", 2 * 4 * config.head_dim * step.sequence))
     kept.append(Kept(None, "norms", "last norm", _Rules(config, step, 0).norm() * tokens))
     kept.append(Kept(None, "head", "gradient of its input", step.parameter_bytes * width * tokens))
-    kept.append(
-        Kept(None, "head", "gradient of its weight", step.parameter_bytes * width * config.vocab_size)
-    )
+    kept.append(Kept(None, "head", "gradient of its weight", step.parameter_bytes * width * config.vocab_size))
     return kept

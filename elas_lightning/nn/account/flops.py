@@ -92,10 +92,7 @@ def _sparse_sites(config: ModelConfig, part: str) -> dict[str, int]:
         "ffn_bottleneck": (rank or 0) * (inputs * hidden + width),
     }
     # a site without a matrix before it, behind a norm or behind attention, passes its sparsity on to nothing
-    masked = {
-        "ffn_hidden": inputs * hidden * ffn_read,
-        "ffn_bottleneck": (rank or 0) * (inputs * width + hidden),
-    }
+    masked = {"ffn_hidden": inputs * hidden * ffn_read, "ffn_bottleneck": (rank or 0) * (inputs * width + hidden)}
     placed = [site for site in sparsity.placement if site.startswith(part)]
     exact = sparsity.gradient == "masked"
     exact &= sparsity.method != "soft_threshold" or sparsity.pattern == "1:4"
@@ -112,9 +109,7 @@ def _feature_wise_layers(config: ModelConfig) -> int:
 
 def _before_choosing(config: ModelConfig) -> int:
     """Products that all feature-wise FFNs spend in forward to learn which entries their weight gradients will keep."""
-    products = (
-        (ffn_matrices(config) - 1) * config.ffn_width * (config.layer_rank("ffn") or config.hidden_size)
-    )
+    products = (ffn_matrices(config) - 1) * config.ffn_width * (config.layer_rank("ffn") or config.hidden_size)
     return 2 * _feature_wise_layers(config) * config.experts.per_token * products
 
 

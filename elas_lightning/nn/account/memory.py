@@ -66,9 +66,7 @@ def _buffers(config: ModelConfig) -> int:
     return 0
 
 
-def memory_account(
-    config: ModelConfig, step: TrainingStep, optimizer_entries: int | None = None
-) -> dict[str, Any]:
+def memory_account(config: ModelConfig, step: TrainingStep, optimizer_entries: int | None = None) -> dict[str, Any]:
     """Count the bytes of training, on one device and without sharding.
 
     Weights, gradients and optimizer state are there throughout (gradients from the first backward on);

@@ -83,11 +83,7 @@ def decompose_matrix(weight_OI: Tensor, moment_I: Tensor, config: WeightsConfig)
     size_I = moment_I.clamp(min=1e-6 * float(moment_I.mean())).sqrt()
     rank, row = oats_shape(config, columns, rows)
     sparse_OI, left_OR, right_RI = sparse_plus_low_rank(
-        weight_OI * size_I,
-        rank=rank,
-        row=row,
-        pattern=config.oats_pattern,
-        iterations=config.oats_iterations,
+        weight_OI * size_I, rank=rank, row=row, pattern=config.oats_pattern, iterations=config.oats_iterations
     )
     return (sparse_OI + left_OR @ right_RI) / size_I
 

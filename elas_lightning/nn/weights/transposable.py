@@ -21,9 +21,7 @@ def transposable_patterns() -> tuple[tuple[int, ...], ...]:
     """The 90 patterns, each 16 zeros and ones, row after row."""
     rows = [tuple(int(i in pair) for i in range(4)) for pair in combinations(range(4), 2)]
     blocks = product(rows, repeat=4)
-    return tuple(
-        sum(block, ()) for block in blocks if all(sum(column) == 2 for column in zip(*block, strict=True))
-    )
+    return tuple(sum(block, ()) for block in blocks if all(sum(column) == 2 for column in zip(*block, strict=True)))
 
 
 def transposable_mask(weight_OI: Tensor) -> Tensor:

@@ -112,25 +112,16 @@ def compile_source(source: Source) -> tuple[bytes, str]:
     """
     nvrtc = library()
     if nvrtc is None:
-        raise UserError(
-            "backend 'hopper' cannot run here: NVRTC is not installed (pip install nvidia-cuda-nvrtc)"
-        )
+        raise UserError("backend 'hopper' cannot run here: NVRTC is not installed (pip install nvidia-cuda-nvrtc)")
     headers = sorted(FOLDER.glob("*.cuh"))
     program = ctypes.c_void_p()
     texts = (ctypes.c_char_p * len(headers))(*(path.read_bytes() for path in headers))
     names = (ctypes.c_char_p * len(headers))(*(path.name.encode() for path in headers))
     made = nvrtc.nvrtcCreateProgram(
-        ctypes.byref(program),
-        source.text().encode(),
-        f"{source.name}.cu".encode(),
-        len(headers),
-        texts,
-        names,
+        ctypes.byref(program), source.text().encode(), f"{source.name}.cu".encode(), len(headers), texts, names
     )
     options = [f"--gpu-architecture={ARCHITECTURE}".encode(), b"--std=c++17", b"--ptxas-options=-v"]
-    failed = made or nvrtc.nvrtcCompileProgram(
-        program, len(options), (ctypes.c_char_p * len(options))(*options)
-    )
+    failed = made or nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     log = _read(nvrtc, program, "ProgramLog").rstrip(b"\0").decode(errors="replace").strip()
     if failed:
         raise UserError(

@@ -43,9 +43,7 @@ def to_fragments(values: Tensor, meta: Tensor) -> tuple[Tensor, Tensor]:
     """
     tokens, features = values.shape[0], 2 * values.shape[1]
     if tokens % TOKENS or features % FEATURES:
-        raise ValueError(
-            f"fragments are blocks of {TOKENS} tokens and {FEATURES} features, not {tokens} x {features}"
-        )
+        raise ValueError(f"fragments are blocks of {TOKENS} tokens and {FEATURES} features, not {tokens} x {features}")
     lanes = values.reshape(tokens // 16, 2, 8, features // 32, 2, 4, 2).permute(0, 3, 2, 5, 4, 1, 6)
     words = meta.contiguous().view(torch.int16).view(tokens // 16, 2, 8, features // 64, 2, 2)
     codes = words.permute(0, 3, 2, 5, 4, 1).contiguous()

@@ -52,9 +52,7 @@ class HopperSteps(TritonSteps):
         _try_forward(z_tR.device, z_tR.dtype, z_tR.shape[1], down_FO.shape[1])
         return ffn.forward(z_tR, up_FR, down_FO.t())
 
-    def forward_keeping(
-        self, z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, values: Tensor, meta: Tensor
-    ) -> Tensor:
+    def forward_keeping(self, z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, values: Tensor, meta: Tensor) -> Tensor:
         _try_kept(z_tR.device, z_tR.dtype, z_tR.shape[1], down_FO.shape[1], False)
         return ffn.forward_keeping(z_tR, up_FR, down_FO.t(), values)
 
@@ -67,14 +65,7 @@ class HopperSteps(TritonSteps):
         return ffn.hidden_backward(z_tR, up_FR, down_FO, grad_tO, masked)
 
     def kept_backward(
-        self,
-        values: Tensor,
-        meta: Tensor,
-        z_tR: Tensor,
-        up_FR: Tensor,
-        down_FO: Tensor,
-        grad_tO: Tensor,
-        masked: bool,
+        self, values: Tensor, meta: Tensor, z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, grad_tO: Tensor, masked: bool
     ) -> tuple[Tensor, Tensor]:
         _try_kept(z_tR.device, z_tR.dtype, z_tR.shape[1], down_FO.shape[1], masked)
         return ffn.kept_backward(values, down_FO, grad_tO, masked)

@@ -13,14 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from elas_lightning.ops.hardware_layout import packed_shape, split
-from elas_lightning.ops.kernels.products import (
-    own_tile,
-    product,
-    row_places,
-    store_columns,
-    to_multiple,
-    upcast,
-)
+from elas_lightning.ops.kernels.products import own_tile, product, row_places, store_columns, to_multiple, upcast
 from elas_lightning.ops.kernels.selection import activate, member_major, pack, place
 from elas_lightning.ops.kernels.tiles import hidden_tiles
 

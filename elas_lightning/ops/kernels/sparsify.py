@@ -28,10 +28,7 @@ def sparsify_kernel(x_ptr, out_ptr, entries, RELU2: tl.constexpr, BLOCK: tl.cons
     keep_a, keep_b, keep_c, keep_d = keep_24(a, b, c, d)
     zero = tl.zeros_like(a)
     kept = join_groups(
-        tl.where(keep_a, a, zero),
-        tl.where(keep_b, b, zero),
-        tl.where(keep_c, c, zero),
-        tl.where(keep_d, d, zero),
+        tl.where(keep_a, a, zero), tl.where(keep_b, b, zero), tl.where(keep_c, c, zero), tl.where(keep_d, d, zero)
     )
     tl.store(out_ptr + offsets, kept, mask=offsets < entries)
 

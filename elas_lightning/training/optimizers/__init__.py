@@ -6,10 +6,4 @@ from elas_lightning.training.optimizers.moments import reset_moments
 from elas_lightning.training.optimizers.schedule import learning_rate_factor
 from elas_lightning.training.optimizers.state import optimizer_state_entries
 
-__all__ = [
-    "OptimizerConfig",
-    "build_optimizer",
-    "learning_rate_factor",
-    "optimizer_state_entries",
-    "reset_moments",
-]
+__all__ = ["OptimizerConfig", "build_optimizer", "learning_rate_factor", "optimizer_state_entries", "reset_moments"]

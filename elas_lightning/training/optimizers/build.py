@@ -50,10 +50,7 @@ def build_optimizer(
     chosen = {id(p) for p in (*head, *learning)}
     others = [p for p in model.parameters() if id(p) not in chosen]  # embedding, norms and routers
     decay = config.weight_decay
-    plain: list[dict[str, Any]] = [
-        {"params": head, "weight_decay": decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    plain: list[dict[str, Any]] = [{"params": head, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
     if entries:
         plain.append({"params": entries, "weight_decay": decay, "lr": config.block_lr_ratio * config.lr})
     assert sum(map(len, (head, others, blocks, entries))) == len(list(model.parameters()))
@@ -71,11 +68,7 @@ def build_optimizer(
 
 
 def _optimizer(
-    model: Llama,
-    config: OptimizerConfig,
-    plain: list[dict[str, Any]],
-    blocks: list[nn.Parameter],
-    fused: bool,
+    model: Llama, config: OptimizerConfig, plain: list[dict[str, Any]], blocks: list[nn.Parameter], fused: bool
 ) -> torch.optim.Optimizer:
     """The optimizer of ``config.name``: AdamW on the groups ``plain``, its own rule on ``blocks``."""
     block_lr = config.block_lr_ratio * config.lr

@@ -14,12 +14,7 @@ Schedule = Literal["cosine", "cosine_restarts"]
 LoroDirection = Literal["adam", "gradient"]
 LoroReset = Literal["all", "factors"]
 
-_CHOICES = {
-    "name": OptimizerName,
-    "schedule": Schedule,
-    "loro_direction": LoroDirection,
-    "loro_reset": LoroReset,
-}
+_CHOICES = {"name": OptimizerName, "schedule": Schedule, "loro_direction": LoroDirection, "loro_reset": LoroReset}
 
 
 @dataclass(frozen=True)

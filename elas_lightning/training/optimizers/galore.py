@@ -87,12 +87,8 @@ class GaLore(BlockOptimizer):
         weight_MN.mul_(1 - group["lr"] * group["weight_decay"])
         rate = -group["lr"] * group["scale"]
         if weight_MN.shape[0] <= weight_MN.shape[1]:
-            step_RL = adam_direction(
-                projector_SR.T @ gradient_MN, state, betas=group["betas"], eps=group["eps"]
-            )
+            step_RL = adam_direction(projector_SR.T @ gradient_MN, state, betas=group["betas"], eps=group["eps"])
             weight_MN.addmm_(projector_SR, step_RL, alpha=rate)
         else:
-            step_LR = adam_direction(
-                gradient_MN @ projector_SR, state, betas=group["betas"], eps=group["eps"]
-            )
+            step_LR = adam_direction(gradient_MN @ projector_SR, state, betas=group["betas"], eps=group["eps"])
             weight_MN.addmm_(step_LR, projector_SR.T, alpha=rate)

@@ -27,9 +27,7 @@ def reset_moments(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]
                 state[key].zero_()
 
 
-def adam_direction(
-    gradient: Tensor, state: dict[str, Tensor], *, betas: tuple[float, float], eps: float
-) -> Tensor:
+def adam_direction(gradient: Tensor, state: dict[str, Tensor], *, betas: tuple[float, float], eps: float) -> Tensor:
     """Adam's step before the learning rate (arXiv 1412.6980, algorithm 1), for those who do not apply it as it is.
 
     Args:

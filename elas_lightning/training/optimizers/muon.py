@@ -26,9 +26,7 @@ class Muon(BlockOptimizer):
     Where parameters are sharded a matrix and its momentum are gathered for its step (``whole.py``).
     """
 
-    def __init__(
-        self, adamw: torch.optim.AdamW, group: dict[str, Any], *, momentum: float, ns_steps: int
-    ) -> None:
+    def __init__(self, adamw: torch.optim.AdamW, group: dict[str, Any], *, momentum: float, ns_steps: int) -> None:
         """Share parameters out.
 
         Args:

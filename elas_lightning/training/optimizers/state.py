@@ -63,9 +63,6 @@ def optimizer_state_entries(optimizer: OptimizerConfig, model: ModelConfig) -> d
         "ffn": layers * (model.experts.count * expert + 2 * router_entries(model)),
     }
     if model.weights.method == "sltrain":  # its sparse entries are a vector, which goes by AdamW
-        for part, matrices, d_out in (
-            ("attention", 4, width),
-            ("ffn", 3 if model.gated else 2, model.ffn_width),
-        ):
+        for part, matrices, d_out in (("attention", 4, width), ("ffn", 3 if model.gated else 2, model.ffn_width)):
             parts[part] += 2 * layers * matrices * sltrain_entries(model.weights, width, d_out)
     return {**parts, "total": sum(parts.values())}

@@ -33,9 +33,7 @@ def _plain_twin(model: Llama) -> Llama:
     state = {name: value for name, value in model.state_dict().items() if ".parametrizations." not in name}
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
-            state |= {
-                f"{name}.{tensor}": getattr(module, tensor).detach() for tensor in module.parametrizations
-            }
+            state |= {f"{name}.{tensor}": getattr(module, tensor).detach() for tensor in module.parametrizations}
     twin.load_state_dict(state)
     return twin
 
@@ -60,9 +58,7 @@ def test_a_model_computes_with_the_weights_that_its_layers_show(
 
 
 @pytest.mark.parametrize("method", ["sr_ste", "transposable", "s_ste"])
-def test_low_rank_layers_are_sparse_in_both_factors(
-    with_method: Make, input_ids: torch.Tensor, method: str
-) -> None:
+def test_low_rank_layers_are_sparse_in_both_factors(with_method: Make, input_ids: torch.Tensor, method: str) -> None:
     model = Llama(with_method(method, {"attention_rank": 8, "ffn_rank": 12, "ffn": "relu2"}))
     _stir(model)
     assert torch.equal(model(input_ids), _plain_twin(model)(input_ids))

@@ -54,9 +54,7 @@ def test_the_error_never_grows_with_the_rounds(pattern: Any) -> None:
     matrix = _trained_like()
     errors = []
     for iterations in range(1, 12):
-        sparse, left, right = sparse_plus_low_rank(
-            matrix, rank=4, row=24, pattern=pattern, iterations=iterations
-        )
+        sparse, left, right = sparse_plus_low_rank(matrix, rank=4, row=24, pattern=pattern, iterations=iterations)
         errors.append(float((matrix - sparse - left @ right).square().sum()))
     assert all(later <= sooner * (1 + 1e-12) for sooner, later in pairwise(errors))
     assert errors[-1] < 0.99 * errors[0]
@@ -69,9 +67,7 @@ def test_together_they_beat_either_alone_at_the_same_number_of_entries() -> None
 
     def error(rank: int, row: int) -> float:
         assert rank * (rows + columns) + row * rows <= entries
-        sparse, left, right = sparse_plus_low_rank(
-            matrix, rank=rank, row=row, pattern="unstructured", iterations=40
-        )
+        sparse, left, right = sparse_plus_low_rank(matrix, rank=rank, row=row, pattern="unstructured", iterations=40)
         return float((matrix - sparse - left @ right).square().sum())
 
     rank, row = oats_shape(OATS, columns, rows)
@@ -89,12 +85,8 @@ def test_columns_count_as_their_inputs_do() -> None:
         return float((x @ (decompose_matrix(weight, moment_I, OATS) - weight).T).square().mean())
 
     assert output_error(moment) < 0.7 * output_error(torch.ones_like(moment))
-    torch.testing.assert_close(
-        decompose_matrix(weight, 7 * moment, OATS), decompose_matrix(weight, moment, OATS)
-    )
-    assert (
-        decompose_matrix(weight, torch.zeros(64).index_fill(0, torch.tensor(3), 1.0), OATS).isfinite().all()
-    )
+    torch.testing.assert_close(decompose_matrix(weight, 7 * moment, OATS), decompose_matrix(weight, moment, OATS))
+    assert decompose_matrix(weight, torch.zeros(64).index_fill(0, torch.tensor(3), 1.0), OATS).isfinite().all()
 
 
 @pytest.mark.parametrize("ffn", ["swiglu", "relu2"])
@@ -121,14 +113,10 @@ def test_a_model_is_decomposed_block_by_block(
     handle.remove()
     second.remove()
     name = "layers.1.self_attn.q_proj.weight"
-    expected = decompose_matrix(
-        before[name], reads["q"][0].flatten(0, 1).square().sum(0), model.config.weights
-    )
+    expected = decompose_matrix(before[name], reads["q"][0].flatten(0, 1).square().sum(0), model.config.weights)
     torch.testing.assert_close(model.state_dict()[name], expected)
     name = "layers.1.mlp.down_proj.weight"
-    expected = decompose_matrix(
-        before[name], down_reads[0].flatten(0, 1).square().sum(0), model.config.weights
-    )
+    expected = decompose_matrix(before[name], down_reads[0].flatten(0, 1).square().sum(0), model.config.weights)
     torch.testing.assert_close(model.state_dict()[name], expected)
     for name, weight in before.items():
         matrix = "_proj" in name

@@ -91,9 +91,7 @@ def test_a_merge_changes_no_output(relora: tuple[Restarted, nn.Parameter]) -> No
     assert rule.A.abs().max() <= 12**-0.5
 
 
-def test_the_new_start_depends_on_the_layer_and_the_step_alone(
-    relora: tuple[Restarted, nn.Parameter],
-) -> None:
+def test_the_new_start_depends_on_the_layer_and_the_step_alone(relora: tuple[Restarted, nn.Parameter]) -> None:
     rule, parameter = relora
     starts = []
     for step in (30, 40, 30):

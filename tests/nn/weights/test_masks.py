@@ -26,8 +26,7 @@ def test_there_are_ninety_transposable_patterns() -> None:
     every = [
         bits
         for bits in product((0, 1), repeat=16)
-        if all(sum(bits[4 * i : 4 * i + 4]) == 2 for i in range(4))
-        and all(sum(bits[i::4]) == 2 for i in range(4))
+        if all(sum(bits[4 * i : 4 * i + 4]) == 2 for i in range(4)) and all(sum(bits[i::4]) == 2 for i in range(4))
     ]
     assert sorted(transposable_patterns()) == sorted(every)
     assert len(every) == 90
@@ -42,9 +41,7 @@ def test_a_transposable_mask_is_the_best_of_all(shape: tuple[int, int]) -> None:
         kept = mask[row : row + 4, column : column + 4]
         assert (kept.sum(0) == 2).all()
         assert (kept.sum(1) == 2).all()
-        best = max(
-            float((block.flatten() * torch.tensor(pattern)).sum()) for pattern in transposable_patterns()
-        )
+        best = max(float((block.flatten() * torch.tensor(pattern)).sum()) for pattern in transposable_patterns())
         assert float(block[kept].sum()) == pytest.approx(best, rel=1e-12)
     # another way round, the same entries
     assert torch.equal(transposable_mask(weight_OI.T), mask.T)

@@ -104,9 +104,7 @@ def test_entries_are_those_of_the_real_layers(with_method: Make, method: Any, ff
 def test_oats_keeps_what_it_says(pattern: Any) -> None:
     weights = WeightsConfig(method="oats", oats_compression=0.4, oats_pattern=pattern)
     rank, row = oats_shape(weights, 64, 48)
-    sparse, left, right = sparse_plus_low_rank(
-        torch.randn(48, 64), rank=rank, row=row, pattern=pattern, iterations=2
-    )
+    sparse, left, right = sparse_plus_low_rank(torch.randn(48, 64), rank=rank, row=row, pattern=pattern, iterations=2)
     deployed = layer_entries(weights, "ffn", 64, 48, None).deployed
     assert int((sparse != 0).sum()) + left.numel() + right.numel() == deployed
     kept = 0.6 if pattern == "unstructured" else 0.5 / 0.75

@@ -72,12 +72,7 @@ def test_what_is_right_is_right_whenever_it_happens(late: tuple[bool, bool], emu
     ],
 )  # fmt: skip
 def test_a_mistake_is_told(
-    right: str,
-    wrong: str,
-    late: tuple[bool, bool],
-    said: str,
-    emulator: Emulator,
-    monkeypatch: pytest.MonkeyPatch,
+    right: str, wrong: str, late: tuple[bool, bool], said: str, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _mistake(monkeypatch, right, wrong)
     emulator.late = late

@@ -45,7 +45,5 @@ def test_there_and_back(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("shape", [(100, 64), (128, 72)])
 def test_refuses_what_is_no_whole_block(shape: tuple[int, int]) -> None:
     packed = pack_24(torch.randn(shape).half(), backend="reference")
-    with pytest.raises(
-        ValueError, match=f"blocks of 128 tokens and 64 features, not {shape[0]} x {shape[1]}"
-    ):
+    with pytest.raises(ValueError, match=f"blocks of 128 tokens and 64 features, not {shape[0]} x {shape[1]}"):
         to_fragments(*packed)

@@ -21,11 +21,7 @@ SOURCES = [
     *(ffn.multiply_source(width, half) for width in (128, 256) for half in (False, True)),
     *(ffn.backward_source(rank, masked, False) for rank in (128, 256, 512) for masked in (False, True)),
     ffn.backward_source(256, True, True),
-    *(
-        ffn.kept_backward_source(rank, masked, False)
-        for rank in (128, 256, 384, 512, 513)
-        for masked in (False, True)
-    ),
+    *(ffn.kept_backward_source(rank, masked, False) for rank in (128, 256, 384, 512, 513) for masked in (False, True)),
 ]
 
 

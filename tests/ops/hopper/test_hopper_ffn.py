@@ -16,13 +16,7 @@ from elas_lightning.ops.hopper.compiler import Source
 from elas_lightning.ops.storage import stored_ffn, stored_ffn_backward
 
 # (tokens, rank, d_ff, output rank): whole blocks, odd everything, and what the other kernels are for
-SHAPES = [
-    (256, 128, 256, 128),
-    (37, 24, 44, 20),
-    (300, 200, 528, 256),
-    (200, 320, 272, 64),
-    (130, 576, 136, 600),
-]
+SHAPES = [(256, 128, 256, 128), (37, 24, 44, 20), (300, 200, 528, 256), (200, 320, 272, 64), (130, 576, 136, 600)]
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
@@ -82,9 +76,7 @@ def test_one_output_and_no_tokens(keeps: Any, device: torch.device) -> None:
     options: dict[str, Any] = {"backend": "hopper", "storage": keeps}
     for shape in ((20, 16, 40, 1), (1, 1, 24, 1)):
         tensors = inputs(shape, torch.float16, device)
-        for mine, theirs in zip(
-            results(tensors, **options), results(tensors, backend="reference"), strict=True
-        ):
+        for mine, theirs in zip(results(tensors, **options), results(tensors, backend="reference"), strict=True):
             assert error(mine, theirs) < 2e-3
     nothing = inputs((0, 16, 40, 8), torch.float16, device)
     out, grad_z, grad_up, grad_down = results(nothing, **options)
@@ -147,9 +139,7 @@ def test_without_gradients_any_storage_will_do(device: torch.device) -> None:
         ({"activation": "gelu"}, "is for activation relu2, not 'gelu'"),
     ],
 )
-def test_refuses_what_it_cannot_keep_or_compute(
-    options: dict[str, Any], message: str, device: torch.device
-) -> None:
+def test_refuses_what_it_cannot_keep_or_compute(options: dict[str, Any], message: str, device: torch.device) -> None:
     with pytest.raises(UserError, match=message):
         results(inputs((20, 16, 40, 8), torch.float16, device), backend="hopper", **options)
     with pytest.raises(UserError, match=r"'hopper' computes float16 and bfloat16, not torch\.float32"):
@@ -174,12 +164,7 @@ def test_refuses_a_width_without_whole_groups(keeps: Any, device: torch.device) 
     ],
 )
 def test_a_kernel_that_computes_something_else_is_refused(
-    name: str,
-    right: str,
-    wrong: str,
-    device: torch.device,
-    emulator: Emulator | None,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, right: str, wrong: str, device: torch.device, emulator: Emulator | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if emulator is None:
         pytest.skip("compiles mistakes: runs without a GPU")
@@ -193,9 +178,7 @@ def test_a_kernel_that_computes_something_else_is_refused(
     monkeypatch.setattr(Source, "body", mistaken)
     rank = 320 if name in ("hidden", "multiply") else 64
     tensors = inputs((20, rank, 40, 8), torch.float16, device)
-    with pytest.raises(
-        UserError, match=r"'hopper' cannot run here: compiled on this machine .* error .* choose tri"
-    ):
+    with pytest.raises(UserError, match=r"'hopper' cannot run here: compiled on this machine .* error .* choose tri"):
         results(tensors, backend="hopper", storage="dense" if name == "backward_kept" else "recompute")
 
 
@@ -205,9 +188,7 @@ def test_a_kernel_that_computes_something_else_is_refused(
 def test_torch_sees_through(keeps: bool, shape: tuple[int, ...], device: torch.device) -> None:
     z, up, down, grad = inputs(shape, torch.float16, device)
     options = (True, True, keeps, "hopper")
-    torch.library.opcheck(
-        stored_ffn, (z.requires_grad_(), up.requires_grad_(), down.requires_grad_(), *options)
-    )
+    torch.library.opcheck(stored_ffn, (z.requires_grad_(), up.requires_grad_(), down.requires_grad_(), *options))
     with torch.no_grad():
         _, values, meta = stored_ffn(z, up, down, *options)
     arguments = (z.detach(), up.detach(), down.detach(), values, meta, grad, *options)
@@ -218,9 +199,7 @@ def test_torch_sees_through(keeps: bool, shape: tuple[int, ...], device: torch.d
 @pytest.mark.parametrize("keeps", ["recompute", "dense"])
 def test_compiles_into_one_graph(keeps: Any, device: torch.device) -> None:
     options: dict[str, Any] = {"backend": "hopper", "storage": keeps}
-    call = torch.compile(
-        lambda z, up, down: lowrank_ffn(z, up, down, **options), fullgraph=True, backend="aot_eager"
-    )
+    call = torch.compile(lambda z, up, down: lowrank_ffn(z, up, down, **options), fullgraph=True, backend="aot_eager")
     z, up, down, _ = inputs((20, 16, 40, 8), torch.float16, device)
     out = call(z.requires_grad_(), up.requires_grad_(), down)
     torch.testing.assert_close(out, lowrank_ffn(z, up, down, **options))

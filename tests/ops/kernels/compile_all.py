@@ -72,10 +72,7 @@ def products(dtype: torch.dtype, pointer: str, shared_bytes: int) -> Iterator[tu
         yield f"fused {name}", product(ffn.fused_kernel, pointer, sizes, constants, chosen)
     for sparse, packed in ((True, True), (True, False), (False, False)):
         constants = {"SPARSE": sparse, "PACKED": packed}
-        yield (
-            f"hidden {name}",
-            product(ffn.hidden_kernel, pointer, sizes, constants, tiles.hidden_tiles(dtype)),
-        )
+        yield (f"hidden {name}", product(ffn.hidden_kernel, pointer, sizes, constants, tiles.hidden_tiles(dtype)))
     if dtype != torch.float32:  # cuSPARSELt's 2:4 form is for 16 bits
         chosen = tiles.hidden_tiles(dtype)
         yield f"hidden hardware {name}", product(hardware.hidden_hardware_kernel, pointer, sizes, {}, chosen)
@@ -90,15 +87,10 @@ def products(dtype: torch.dtype, pointer: str, shared_bytes: int) -> Iterator[tu
     for sparse, masked in ((True, True), (True, False), (False, False)):
         constants = {"SPARSE": sparse, "MASKED": masked}
         chosen = tiles.backward_tiles(dtype)
-        yield (
-            f"hidden backward {name}",
-            product(ffn.hidden_backward_kernel, pointer, sizes, constants, chosen),
-        )
+        yield (f"hidden backward {name}", product(ffn.hidden_backward_kernel, pointer, sizes, constants, chosen))
 
 
-def product(
-    kernel: Any, pointer: str, sizes: dict[str, str], constants: dict[str, Any], chosen: tiles.Tiles
-) -> Case:
+def product(kernel: Any, pointer: str, sizes: dict[str, str], constants: dict[str, Any], chosen: tiles.Tiles) -> Case:
     """A matrix kernel with its tiles among the constants."""
     names = kernel.arg_names
     types = {key: pointer for key in names if key.endswith("_ptr")}
@@ -124,16 +116,12 @@ def compile_one(case: Case, capability: int) -> dict[str, Any]:
         constexprs={(names.index(key),): value for key, value in constants.items()},
         attrs={(names.index(key),): [["tt.divisibility", 16]] for key in aligned},
     )
-    options = (
-        {"num_warps": chosen.warps, "num_stages": chosen.stages} if chosen else {"num_warps": sparsify.WARPS}
-    )
+    options = {"num_warps": chosen.warps, "num_stages": chosen.stages} if chosen else {"num_warps": sparsify.WARPS}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
-        usage = subprocess.run(
-            [CUOBJDUMP, "-res-usage", cubin.name], capture_output=True, text=True, check=True
-        )
+        usage = subprocess.run([CUOBJDUMP, "-res-usage", cubin.name], capture_output=True, text=True, check=True)
     found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.stdout)}
     instructions = ("wgmma", "tcgen05.mma", "mma.sync")
     return {

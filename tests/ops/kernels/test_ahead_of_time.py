@@ -40,13 +40,7 @@ def test_compiles_without_spills_and_within_shared_memory(
     )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {row["kernel"].split()[0] for row in rows} >= {
-        "sparsify",
-        "pack_kernel",
-        "fused",
-        "hidden",
-        "decode",
-    }
+    assert {row["kernel"].split()[0] for row in rows} >= {"sparsify", "pack_kernel", "fused", "hidden", "decode"}
     halves = {name for name in dtypes if name != "fp32"}
     for step in ("hidden", "unpack"):
         assert {row["kernel"] for row in rows} >= {f"{step} hardware {name}" for name in halves}

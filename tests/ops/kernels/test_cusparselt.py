@@ -13,15 +13,7 @@ from torch import Tensor
 
 from elas_lightning.errors import UserError
 from elas_lightning.ops import backend as backends
-from elas_lightning.ops import (
-    cusparselt,
-    lowrank_ffn,
-    pack_24,
-    relu2_sparsify_24,
-    sparsify_24,
-    storage,
-    unpack_24,
-)
+from elas_lightning.ops import cusparselt, lowrank_ffn, pack_24, relu2_sparsify_24, sparsify_24, storage, unpack_24
 from elas_lightning.ops.cusparselt import PLANS, Plan, PlanCache
 from elas_lightning.ops.hardware_layout import FEATURES, ROWS, from_hardware, packed_shape, to_hardware
 from elas_lightning.ops.kernels import hardware
@@ -51,9 +43,7 @@ class Library:
         self.alive = packed
         return packed
 
-    def multiply(
-        self, packed: Tensor, dense: Tensor, *, alg_id: int, split_k: int, split_k_mode: int
-    ) -> Tensor:
+    def multiply(self, packed: Tensor, dense: Tensor, *, alg_id: int, split_k: int, split_k_mode: int) -> Tensor:
         assert (alg_id, split_k, split_k_mode) in ((0, 1, -1), (7, 1, -1))
         assert packed.is_contiguous()
         assert packed.dtype == dense.dtype
@@ -145,17 +135,11 @@ def test_tiles_that_stand_out_of_the_blocks_are_not_launched(
     ("shape", "dtype"), [*((shape, torch.float16) for shape in SHAPES), (SHAPES[1], torch.bfloat16)]
 )
 @pytest.mark.parametrize(
-    ("backend", "kept"),
-    [("cusparselt", "packed"), ("cusparselt", "recompute"), ("cusparselt_compress", "recompute")],
+    ("backend", "kept"), [("cusparselt", "packed"), ("cusparselt", "recompute"), ("cusparselt_compress", "recompute")]
 )
 @pytest.mark.parametrize("gradient", ["ste", "masked"])
 def test_agrees_with_the_reference(
-    gradient: Any,
-    backend: str,
-    kept: Any,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    device: torch.device,
+    gradient: Any, backend: str, kept: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> None:
     tensors = inputs(shape, dtype, device)
     actual = results(tensors, gradient=gradient, backend=backend, storage=kept)
@@ -166,9 +150,7 @@ def test_agrees_with_the_reference(
 
 
 @pytest.mark.parametrize("kept", ["packed", "recompute"])
-def test_chunks_and_leading_dimensions(
-    kept: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chunks_and_leading_dimensions(kept: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = inputs((300, 16, 40, 8), torch.float16, device)
     whole = results(tensors, backend="cusparselt", storage=kept)
     monkeypatch.setattr(storage, "CHUNK_TOKENS", 128)
@@ -235,9 +217,7 @@ def test_another_layout_is_refused_before_it_is_used(device: torch.device, libra
     z, up, down, _ = inputs((20, 16, 40, 8), torch.float16, device)
     library.other_layout = True
     for _ in range(2):
-        with pytest.raises(
-            UserError, match=r"otherwise than our kernel \(their products differ\); choose cusp"
-        ):
+        with pytest.raises(UserError, match=r"otherwise than our kernel \(their products differ\); choose cusp"):
             lowrank_ffn(z, up, down, backend="cusparselt", storage="recompute")
     assert not PLANS.plans
     assert lowrank_ffn(z, up, down, backend="cusparselt_compress").isfinite().all()
@@ -252,9 +232,7 @@ def test_a_wrong_algorithm_is_refused(device: torch.device, library: Library | N
         lowrank_ffn(z, up, down, backend="cusparselt", storage="recompute")
 
 
-def test_another_size_of_the_packed_form_is_refused(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_size_of_the_packed_form_is_refused(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     z, up, down, _ = inputs((20, 16, 40, 8), torch.float16, device)
     monkeypatch.setattr(torch, "_cslt_compress", lambda hidden: hidden)
     with pytest.raises(UserError, match="9216 words, it has 16384"):
@@ -267,15 +245,10 @@ def test_another_size_of_the_packed_form_is_refused(
         ({"backend": "cusparselt"}, "no dense hidden features .* ffn_storage recompute or packed"),
         ({"backend": "cusparselt_compress"}, "no dense hidden features .* ffn_storage recompute$"),
         ({"backend": "cusparselt_compress", "storage": "packed"}, "packs in a form that only cuSPARSELt"),
-        (
-            {"backend": "cusparselt", "activation": "gelu"},
-            "is for activation relu2, not 'gelu': choose triton",
-        ),
+        ({"backend": "cusparselt", "activation": "gelu"}, "is for activation relu2, not 'gelu': choose triton"),
     ],
 )
-def test_refuses_what_it_cannot_keep_or_compute(
-    options: dict[str, Any], message: str, device: torch.device
-) -> None:
+def test_refuses_what_it_cannot_keep_or_compute(options: dict[str, Any], message: str, device: torch.device) -> None:
     with pytest.raises(UserError, match=message):
         results(inputs((20, 16, 40, 8), torch.float16, device), **options)
 
@@ -292,9 +265,7 @@ def test_refuses_float32(device: torch.device) -> None:
 def test_torch_sees_through(backend: str, packed: bool, device: torch.device) -> None:
     z, up, down, grad = inputs((20, 16, 40, 8), torch.float16, device)
     options = (True, True, packed, backend)
-    torch.library.opcheck(
-        stored_ffn, (z.requires_grad_(), up.requires_grad_(), down.requires_grad_(), *options)
-    )
+    torch.library.opcheck(stored_ffn, (z.requires_grad_(), up.requires_grad_(), down.requires_grad_(), *options))
     with torch.no_grad():
         _, values, meta = stored_ffn(z, up, down, *options)
     arguments = (z.detach(), up.detach(), down.detach(), values, meta, grad, *options)
@@ -304,9 +275,7 @@ def test_torch_sees_through(backend: str, packed: bool, device: torch.device) ->
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiles_into_one_graph(device: torch.device) -> None:
     options: dict[str, Any] = {"backend": "cusparselt", "storage": "packed"}
-    call = torch.compile(
-        lambda z, up, down: lowrank_ffn(z, up, down, **options), fullgraph=True, backend="aot_eager"
-    )
+    call = torch.compile(lambda z, up, down: lowrank_ffn(z, up, down, **options), fullgraph=True, backend="aot_eager")
     z, up, down, _ = inputs((20, 16, 40, 8), torch.float16, device)
     out = call(z.requires_grad_(), up.requires_grad_(), down)
     torch.testing.assert_close(out, lowrank_ffn(z, up, down, **options))

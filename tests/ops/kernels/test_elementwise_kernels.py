@@ -25,10 +25,7 @@ def same(actual: Tensor, expected: Tensor) -> None:
     assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
     if actual.is_floating_point():
         assert torch.equal(actual.isnan(), expected.isnan())
-        actual, expected = (
-            actual.nan_to_num(0.0, math.inf, -math.inf),
-            expected.nan_to_num(0.0, math.inf, -math.inf),
-        )
+        actual, expected = (actual.nan_to_num(0.0, math.inf, -math.inf), expected.nan_to_num(0.0, math.inf, -math.inf))
     assert torch.equal(actual.view(integer), expected.view(integer))
 
 
@@ -39,12 +36,8 @@ def full_of_ties(*shape: int, dtype: torch.dtype, device: torch.device) -> Tenso
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(
-    "fill", [full_of_ties, lambda *s, dtype, device: torch.randn(s, device=device).to(dtype)]
-)
-def test_selects_as_the_reference(
-    fill: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> None:
+@pytest.mark.parametrize("fill", [full_of_ties, lambda *s, dtype, device: torch.randn(s, device=device).to(dtype)])
+def test_selects_as_the_reference(fill: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
     x = fill(*shape, dtype=dtype, device=device)
     same(sparsify_24(x, backend="triton"), sparsify_24(x, backend="reference"))
     for actual, expected in zip(pack_24(x, backend="triton"), pack_24(x, backend="reference"), strict=True):
@@ -54,14 +47,10 @@ def test_selects_as_the_reference(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_squares_and_selects_as_the_reference(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> None:
+def test_squares_and_selects_as_the_reference(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
     x = full_of_ties(*shape, dtype=dtype, device=device)
     same(relu2_sparsify_24(x, backend="triton"), relu2_sparsify_24(x, backend="reference"))
-    if (
-        dtype != torch.bfloat16 or device.type == "cuda"
-    ):  # the interpreter truncates to bfloat16, hardware rounds
+    if dtype != torch.bfloat16 or device.type == "cuda":  # the interpreter truncates to bfloat16, hardware rounds
         x = torch.randn(shape, device=device).to(dtype)
         same(relu2_sparsify_24(x, backend="triton"), relu2_sparsify_24(x, backend="reference"))
 
@@ -71,9 +60,7 @@ def test_squares_and_selects_as_the_reference(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", [sparsify_24, relu2_sparsify_24])
 def test_special_values_in_every_order(op: Any, dtype: torch.dtype, device: torch.device) -> None:
-    values = torch.tensor(
-        [0.0, -0.0, 1.0, -1.0, 256.0, math.inf, -math.inf, math.nan], dtype=dtype, device=device
-    )
+    values = torch.tensor([0.0, -0.0, 1.0, -1.0, 256.0, math.inf, -math.inf, math.nan], dtype=dtype, device=device)
     x = torch.cartesian_prod(values, values, values, values)
     same(op(x, backend="triton"), op(x, backend="reference"))
     pairs = torch.cat((x, x.flip(0)), 1)

@@ -45,12 +45,7 @@ def same(actual: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize(("sparsity", "gradient"), FFNS)
 @pytest.mark.parametrize("storage", ["dense", "packed", "recompute"])
 def test_agrees_with_the_reference(
-    storage: Any,
-    sparsity: Any,
-    gradient: Any,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    device: torch.device,
+    storage: Any, sparsity: Any, gradient: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> None:
     if storage == "packed" and sparsity is None:
         with pytest.raises(ValueError, match="needs sparsity"):
@@ -195,9 +190,7 @@ def test_refuses_float64(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize(("kib", "rank"), [(99, 128), (163, 128), (227, 256)])
-def test_the_fused_rank_follows_from_shared_memory(
-    kib: int, rank: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_fused_rank_follows_from_shared_memory(kib: int, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     card = SimpleNamespace(shared_memory_per_block_optin=kib * 2**10)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     shared = tiles.shared_memory(torch.device("cuda"))

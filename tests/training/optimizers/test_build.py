@@ -38,9 +38,7 @@ def test_only_matrices_decay(make_model: MakeModel, name: OptimizerName) -> None
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_matrices_of_the_blocks_learn_at_their_own_rate(
-    make_model: MakeModel, name: OptimizerName
-) -> None:
+def test_the_matrices_of_the_blocks_learn_at_their_own_rate(make_model: MakeModel, name: OptimizerName) -> None:
     config = OptimizerConfig(name=name, lr=0.4, block_lr_ratio=0.25, warmup_steps=0)
     rates = _by_name(make_model(ffn_rank=None), config, "initial_lr")
     slow = {name for name, rate in rates.items() if rate == 0.1}
@@ -49,9 +47,7 @@ def test_the_matrices_of_the_blocks_learn_at_their_own_rate(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_routers_go_by_adamw_at_the_nominal_rate_and_do_not_decay(
-    make_model: MakeModel, name: OptimizerName
-) -> None:
+def test_routers_go_by_adamw_at_the_nominal_rate_and_do_not_decay(make_model: MakeModel, name: OptimizerName) -> None:
     config = OptimizerConfig(name=name, lr=0.4, block_lr_ratio=0.25, weight_decay=0.1, warmup_steps=0)
     model = make_model(experts=ExpertsConfig(3))
     expected = {"rule": None, "initial_lr": 0.4, "weight_decay": 0.0}
@@ -102,12 +98,7 @@ def test_the_optimizer_follows_the_schedule(make_model: MakeModel, name: Optimiz
 
 def test_the_schedule_restarts_when_asked(make_model: MakeModel) -> None:
     config = OptimizerConfig(
-        lr=1.0,
-        schedule="cosine_restarts",
-        restart_every=2,
-        restart_warmup_steps=2,
-        warmup_steps=0,
-        min_lr_ratio=1.0,
+        lr=1.0, schedule="cosine_restarts", restart_every=2, restart_warmup_steps=2, warmup_steps=0, min_lr_ratio=1.0
     )
     optimizer, schedule = build_optimizer(make_model(), config, total_steps=6)
     rates = []
@@ -137,12 +128,7 @@ def test_a_gradient_scaler_changes_nothing_and_skips_what_is_not_finite(
     make_model: MakeModel, name: OptimizerName
 ) -> None:
     config = OptimizerConfig(
-        name=name,
-        warmup_steps=0,
-        restart_every=2,
-        restart_warmup_steps=0,
-        galore_rank=2,
-        loro_direction="gradient",
+        name=name, warmup_steps=0, restart_every=2, restart_warmup_steps=0, galore_rank=2, loro_direction="gradient"
     )
 
     def train(scale: float, overflow: bool) -> dict[str, torch.Tensor]:
@@ -172,11 +158,7 @@ def test_a_warmup_as_long_as_the_run_is_refused(make_model: MakeModel) -> None:
 @pytest.mark.parametrize(
     ("changes", "config", "message"),
     [
-        (
-            {"attention_rank": None, "ffn_rank": None},
-            {"name": "loro"},
-            "name is loro but no layer has factors",
-        ),
+        ({"attention_rank": None, "ffn_rank": None}, {"name": "loro"}, "name is loro but no layer has factors"),
         ({"bottleneck_activation": "silu"}, {"name": "loro"}, "bottleneck_activation = silu stands between"),
         (
             {"ffn_rank": 8, "sparsity": SparsityConfig(placement=["ffn_bottleneck"])},

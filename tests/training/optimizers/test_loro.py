@@ -127,9 +127,7 @@ def test_the_count_of_steps_is_saved_and_loaded(make_model: MakeModel, give_grad
         assert torch.equal(value, broken.state_dict()[name]), name
 
 
-def test_bfloat16_factors_are_stepped_in_float32(
-    make_model: MakeModel, give_gradients: GiveGradients
-) -> None:
+def test_bfloat16_factors_are_stepped_in_float32(make_model: MakeModel, give_gradients: GiveGradients) -> None:
     model = make_model().bfloat16()
     _after(3, model, _config("gradient"), give_gradients)
     assert all(p.dtype == torch.bfloat16 and p.isfinite().all() for p in model.parameters())

@@ -32,9 +32,7 @@ def test_it_is_torchs_muon_on_the_blocks_and_adamw_on_the_rest(
     rest = [p for p in theirs.parameters() if not any(p is q for q in (*blocks, *head))]
     own: dict[str, Any] = {"momentum": 0.8, "ns_steps": 4, "adjust_lr_fn": "match_rms_adamw"}
     muon = torch.optim.Muon(blocks, lr=0.025, weight_decay=0.1, **own)
-    adamw = torch.optim.AdamW(
-        [{"params": head, "weight_decay": 0.1}, {"params": rest}], lr=0.1, weight_decay=0.0
-    )
+    adamw = torch.optim.AdamW([{"params": head, "weight_decay": 0.1}, {"params": rest}], lr=0.1, weight_decay=0.0)
     for seed in range(3):
         give_gradients(mine.parameters(), seed)
         give_gradients(theirs.parameters(), seed)

@@ -88,7 +88,5 @@ def test_another_optimizer_is_refused_when_resuming(overlay: Path, tmp_path: Pat
     with pytest.raises(Interrupted):
         run(RunRequest(tmp_path / "run", [overlay], _overrides(muon)), [StopAfter(3)])
     other = RunRequest(tmp_path / "run", [overlay], _overrides({**muon, "muon_momentum": 0.5}))
-    with pytest.raises(
-        UserError, match=r"model\.optimizer\.muon_momentum is 0\.5 but the checkpoint has 0\.95"
-    ):
+    with pytest.raises(UserError, match=r"model\.optimizer\.muon_momentum is 0\.5 but the checkpoint has 0\.95"):
         run(other)
