@@ -240,8 +240,9 @@ _PATHS = {
     "hopper": {
         "dense": "one CUDA kernel packs 2:4 features and keeps what they were before squaring, one multiplies on the "
         "sparse tensor cores; a CUDA kernel and library products in backward",
-        "recompute": "one CUDA kernel chooses 2:4 in registers and multiplies on the sparse tensor cores at ranks to 256, "
-        "above them one packs and one multiplies; a CUDA kernel and library products in backward; nothing d_ff wide kept",
+        "recompute": "one CUDA kernel chooses 2:4 in registers and multiplies on the sparse tensor cores at ranks to "
+        "256, above them one packs and one multiplies; a CUDA kernel and library products in backward; nothing d_ff "
+        "wide kept",
     },
     "cusparselt": {
         "packed": f"{_HARDWARE_FORM}, which are kept as they are; library products in backward",
