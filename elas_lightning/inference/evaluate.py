@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from elas_lightning.errors import UserError
@@ -138,18 +137,18 @@ def _phases(trained: TrainedModel, dense: bool) -> dict[str, bool]:
 
 
 def show(found: Mapping[str, Any], console: Console) -> None:
-    """Print what :func:`evaluate` found."""
+    """Print what :func:`evaluate` found, on a console that takes no markup: brackets in a name are a part of it."""
     environment = found["environment"]
     console.print(
         f"{found['checkpoint']}, step {found['step']}; windows of {found['length']} tokens; {environment['hardware']}",
-        soft_wrap=True, highlight=False, markup=False,
+        soft_wrap=True, highlight=False,
     )  # fmt: skip
     if found["text"]:
         table = _table(("text", "sparsity"), ("documents", "tokens", "loss", "perplexity", "bits/byte"))
         for row in found["text"]:
             score = TextScore(**{key: value for key, value in row.items() if key != "sparsity"})
             table.add_row(
-                escape(Path(score.source).name), row["sparsity"], f"{score.documents:,}", f"{score.tokens:,}",
+                Path(score.source).name, row["sparsity"], f"{score.documents:,}", f"{score.tokens:,}",
                 f"{score.loss:.4f}", f"{score.perplexity:.2f}", f"{score.bits_per_byte:.4f}",
             )  # fmt: skip
         console.print(table)
