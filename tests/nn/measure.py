@@ -1,4 +1,4 @@
-"""What PyTorch keeps and allocates, measured."""
+"""What PyTorch keeps, allocates and multiplies, measured."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from elas_lightning.nn import Llama, ModelConfig
+from elas_lightning.nn.account import flops_by_part
 
 
 def storage_bytes(tensors: list[Tensor]) -> dict[int, int]:
@@ -52,3 +57,16 @@ class Live(TorchDispatchMode):
                 self.made.setdefault(reference.cdata, (reference, storage.nbytes()))
         self.peak = max(self.peak, self.now())
         return out
+
+
+def step_flops(model: Llama, input_ids: Tensor) -> int:
+    """What torch counts of a forward and a backward pass; fused attention would count a product of its own."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(input_ids).sum().backward()
+    return counter.get_total_flops()
+
+
+def accounted_flops(config: ModelConfig, sequence_length: int) -> int:
+    """The same by the account, of one token."""
+    account = flops_by_part(config, sequence_length)
+    return sum(account[part]["total"] for part in ("forward", "backward", "recomputed"))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from measure import accounted_flops, step_flops
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -250,12 +251,7 @@ def test_feature_wise_weight_gradients_are_24_along_tokens(swiglu, changes: dict
 def test_feature_wise_backward_computes_products_twice(swiglu, changes: dict[str, Any], checkpointing: Any) -> None:
     sparsity = SparsityConfig(("ffn_hidden",), layers=(1,), backward="feature_wise")
     described = swiglu(**changes, checkpointing=checkpointing, sparsity=sparsity)
-    model, input_ids = Llama(described), torch.randint(97, (2, 16))
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(input_ids).sum().backward()
-    account = flops_by_part(described, 16)
-    counted = sum(account[part]["total"] for part in ("forward", "backward", "recomputed"))
-    assert 32 * counted == counter.get_total_flops()
+    assert 32 * accounted_flops(described, 16) == step_flops(Llama(described), torch.randint(97, (2, 16)))
 
 
 @pytest.mark.parametrize(

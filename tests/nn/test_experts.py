@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from measure import accounted_flops, step_flops
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from elas_lightning.errors import UserError
 from elas_lightning.nn import ExpertsConfig, Llama, ModelConfig, SparsityConfig
-from elas_lightning.nn.account import count_parameters, flops_by_part
+from elas_lightning.nn.account import count_parameters
 from elas_lightning.nn.cache import Cache
 from elas_lightning.nn.experts import MixtureOfExperts
 from elas_lightning.nn.telemetry import layer_statistics, sparsity_statistics
@@ -181,12 +180,7 @@ def test_flops_are_what_torch_counts(
     if checkpointing == "bottleneck" and "ffn_rank" not in changes:
         changes = {**changes, "attention_rank": 8}
     config = swiglu(**changes, experts=ExpertsConfig(count, per_token), checkpointing=checkpointing)
-    model, ids = Llama(config), torch.randint(97, (2, 16))
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(ids).sum().backward()
-    account = flops_by_part(config, 16)
-    counted = sum(account[part]["total"] for part in ("forward", "backward", "recomputed"))
-    assert 32 * counted == counter.get_total_flops()
+    assert 32 * accounted_flops(config, 16) == step_flops(Llama(config), torch.randint(97, (2, 16)))
 
 
 def test_parameters_are_those_of_the_model(elas) -> None:
