@@ -33,7 +33,9 @@ def _make(ready: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["make", *arguments, *own],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        # without what `make test ARGS=...` hands to every make below it
+        env={name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "ARGS"}}
+        | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

@@ -271,23 +271,26 @@ def test_a_restart_of_the_server_during_calls_of_several_threads_loses_nothing(
 ) -> None:
     storage = open_storage(postgres.create(tmp_path.name), tmp_path)
     study = optuna.create_study(study_name="a", storage=storage)
-    down = threading.Event()
+    under_way, stopped = threading.Event(), threading.Event()
 
     def work(worker: int) -> list[int]:
         done = []
         for index in range(40):
+            if index == 20:  # those before may meet the server's end, those behind surely meet none
+                stopped.wait()
             trial = study.ask()
             trial.set_user_attr("by", [worker, index])
             study.tell(trial, float(index))
             done.append(trial.number)
             if index == 3:
-                down.set()
+                under_way.set()
         return done
 
     with caplog.at_level(logging.WARNING), ThreadPoolExecutor(3) as pool:
         futures = [pool.submit(work, worker) for worker in range(3)]
-        down.wait()
+        under_way.wait()
         postgres.stop()
+        stopped.set()
         time.sleep(1.0)
         postgres.start()
         told = [number for future in futures for number in future.result()]
