@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 
 from elas_lightning.data import unigram
 from elas_lightning.data.cache import cache_root
@@ -249,20 +250,27 @@ class C4DataModule(L.LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a place.
+        """Go on from a place. To validate takes none, and may look at other rows of the same token ids.
 
         Raises:
-            UserError: the place belongs to another order of batches.
+            UserError: The place belongs to another order of batches, or the ids to another tokenizer.
         """
+        signature = state_dict["signature"]
+        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            if signature["tokenizer"] != self.text_tokenizer.fingerprint:
+                raise UserError(
+                    f"data.tokenizer={self.tokenizer} is not the one that the checkpoint was trained with, so its ids "
+                    "mean other text; set it back"
+                )
+            return
         if self.on_damaged_shard == "skip":
             skipped = [name for place in state_dict["places"] if place for name in place["skipped"]]
             self.corpus = as_it_was(self.corpus, state_dict["files"], skipped)
         for field, value in self._signature().items():
-            saved = state_dict["signature"].get(field)
-            if saved != value:
+            if signature.get(field) != value:
                 raise UserError(
-                    f"data.{field} is {value!r}, but the checkpoint was written with {saved!r}, so its place "
-                    "in the data means nothing here; set it back, or start a new run"
+                    f"data.{field} is {value!r}, but the checkpoint was written with {signature.get(field)!r}, so its "
+                    "place in the data means nothing here; set it back, or start a new run"
                 )
         self._next_micro_batch = state_dict["next_micro_batch"]
         self._places = list(state_dict["places"])

@@ -1,5 +1,6 @@
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -121,6 +122,18 @@ def test_a_place_in_another_corpus_or_tokenizer_is_refused(make_data):
         state["signature"][field] = "other"
         with pytest.raises(UserError, match=rf"data\.{field} is "):
             make_data().load_state_dict(state)
+
+
+def test_validation_needs_no_place_but_the_same_ids(make_data):
+    state = make_data().state_dict()
+    other = make_data(sequence_length=8, batching="truncate")
+    other.trainer = SimpleNamespace(state=SimpleNamespace(fn="validate"))
+    before = other.state_dict()
+    other.load_state_dict(state)
+    assert other.state_dict() == before
+    state["signature"]["tokenizer"] = "other"
+    with pytest.raises(UserError, match=r"^data\.tokenizer=\S+ is not the one that .* trained with, .*set it back$"):
+        other.load_state_dict(state)
 
 
 @pytest.mark.parametrize("change", [{"num_workers": 2}, {"validation_tokens": 9}, {"validation_batch_size": 1}])
