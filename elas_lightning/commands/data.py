@@ -35,8 +35,9 @@ def add(commands: Any) -> None:
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", action="append", default=[], type=Path, metavar="FILE",
-                        help="an overlay, as for fit; several stack")  # fmt: skip
+    parser.add_argument(
+        "--config", action="append", default=[], type=Path, metavar="FILE", help="an overlay, as for fit; several stack"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", type=override, dest="overrides",
                         help="set a dotted configuration key, e.g. data.sequence_length=512")  # fmt: skip
     for name, text in (

@@ -25,8 +25,9 @@ def add(commands: Any) -> None:
                        help="start no more runs after this time; the same command makes the rest later")  # fmt: skip
     sweep.add_argument("--workers", type=at_least_one, default=1, metavar="N",
                        help="make N runs at a time; they share the machine's GPUs or cores")  # fmt: skip
-    sweep.add_argument("--storage", metavar="URL",
-                       help="where the study lives; the same command elsewhere joins in (default: a file)")  # fmt: skip
+    sweep.add_argument(
+        "--storage", metavar="URL", help="where the study lives; the same command elsewhere joins in (default: a file)"
+    )
     sweep.add_argument("--patience", type=minutes, default=30.0, metavar="MINUTES",
                        help="kill and resume a run that makes no progress for this long (default: 30)")  # fmt: skip
     sweep.add_argument("--dry-run", action="store_true", help="check the sweep and list its runs, run nothing")

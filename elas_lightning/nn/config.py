@@ -76,9 +76,7 @@ class ModelConfig:
     experts: ExpertsConfig = ExpertsConfig()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
-        for key in (
-            "vocab_size", "hidden_size", "intermediate_size", "ffn_width_multiple", "num_layers", "num_heads"
-        ):  # fmt: skip
+        for key in ("vocab_size", "hidden_size", "intermediate_size", "ffn_width_multiple", "num_layers", "num_heads"):
             check_int(key, getattr(self, key), 1)
         for key in ("initializer_range", "norm_eps", "rope_theta"):
             check_number(key, getattr(self, key), 0.0)

@@ -121,8 +121,10 @@ def test_four_commands_on_one_study_survive_kills_bit_for_bit(project: Path, req
         curves = [_losses(project / "runs" / name / "runs" / run) for name in ("real", "unbroken")]
         assert curves[0] == curves[1]
     assert len(found["runs"]) == len(whole) == 12
-    print(f"{kills} kills, {dict(hit)}, in {time.monotonic() - began:.0f} s: "
-          f"{len(found['points'])} points complete once, {len(whole)} runs equal bit for bit")  # fmt: skip
+    print(
+        f"{kills} kills, {dict(hit)}, in {time.monotonic() - began:.0f} s: "
+        f"{len(found['points'])} points complete once, {len(whole)} runs equal bit for bit"
+    )
     assert sum(hit.values()) == kills
 
 

@@ -285,10 +285,11 @@ def test_the_measured_effect_is_that_of_the_mask_on_the_runs_validation_tokens(r
     for active, measured in ((True, effect.kept), (False, effect.dropped)):
         trained.model.set_sparsity(active)
         nll = [
-            torch.nn.functional.cross_entropy(trained.model(b["input_ids"]).flatten(0, 1), b["labels"].flatten(),
-                                              ignore_index=-100, reduction="sum")
+            torch.nn.functional.cross_entropy(
+                trained.model(b["input_ids"]).flatten(0, 1), b["labels"].flatten(), ignore_index=-100, reduction="sum"
+            )
             for b in data.val_dataloader()
-        ]  # fmt: skip
+        ]
         assert measured == pytest.approx(float((sum(nll) / 150).exp()), rel=1e-5)
     trained.model.set_sparsity(True)
     assert effect.kept != effect.dropped

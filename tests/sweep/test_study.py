@@ -234,8 +234,10 @@ def test_a_diverged_point_is_the_worst_whatever_is_looked_at(project: Path, star
 @pytest.mark.parametrize("objective", ["tokens_per_second", "seconds"])
 def test_importances_are_those_of_the_better_end(project: Path, objective: str) -> None:
     """The better values are decided by one parameter and the worse ones by the other."""
-    ranges = {name: {"keys": [f"model.optimizer.{key}"], "low": 0.0, "high": 1.0}
-              for name, key in (("good", "lr"), ("bad", "weight_decay"))}  # fmt: skip
+    ranges = {
+        name: {"keys": [f"model.optimizer.{key}"], "low": 0.0, "high": 1.0}
+        for name, key in (("good", "lr"), ("bad", "weight_decay"))
+    }
     _write_sweep(project, "fast", search=ranges, objective=objective, sampler="random", trials=200, plots=[])
     study = open_study(Request("fast").plan(), Request("fast"))
     draw = random.Random(0)

@@ -55,9 +55,7 @@ COMMON = {
 LORO = {"model.optimizer.name": "loro"}
 KINDS: dict[str, dict[str, Any]] = {"ddp": DDP, "fsdp": FSDP}
 # so many that some have no token in a micro-batch; routers stay in float32, where matrices are gathered in bfloat16
-EXPERTS = {
-    "model.config.experts.count": 24, "model.config.experts.per_token": 2, "trainer.precision": "bf16-mixed",
-}  # fmt: skip
+EXPERTS = {"model.config.experts.count": 24, "model.config.experts.per_token": 2, "trainer.precision": "bf16-mixed"}
 
 
 @dataclass
@@ -223,8 +221,10 @@ def test_a_signal_to_some_process_stops_all_where_they_can_go_on(made: Made, kin
 def test_a_folder_holds_what_each_process_has_and_no_more(made: Made) -> None:
     folder = made.end("loro_folder")
     assert sorted(path.name for path in folder.iterdir()) == [
-        "shard-00000-of-00002.pt", "shard-00001-of-00002.pt", "whole.pt",
-    ]  # fmt: skip
+        "shard-00000-of-00002.pt",
+        "shard-00001-of-00002.pt",
+        "whole.pt",
+    ]
     assert list(differing(made.end("loro_fsdp"), folder)) == []
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     assert sizes["shard-00001-of-00002.pt"] < made.end("loro_fsdp").stat().st_size * 0.75

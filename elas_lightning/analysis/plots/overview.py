@@ -153,8 +153,7 @@ def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
 
     lost = [point for point in points if not point.values]
     for point in lost:
-        ax.plot(range(len(names)), heights_of(point), color=style.GREY, linestyle=(0, (1, 2)), linewidth=1.0,
-                zorder=1)  # fmt: skip
+        ax.plot(range(len(names)), heights_of(point), color=style.GREY, linestyle=(0, (1, 2)), linewidth=1.0, zorder=1)
     # Drawn from worst to best, so that the good ones are not buried.
     for point in sorted(done, key=lambda p: means[id(p)], reverse=metric.lower_is_better):
         heights = [*heights_of(point), float(norm(means[id(point)]))]

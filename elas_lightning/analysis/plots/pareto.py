@@ -84,8 +84,7 @@ def pareto(results: SweepResults, options: Options) -> tuple[Figure, str]:
     corners = [(one.price.mean * cost.scale, one.value.mean * metric.scale) for one in best]
     worst_x, worst_y = ax.get_xlim()[cost.lower_is_better], ax.get_ylim()[metric.lower_is_better]
     line = [(corners[0][0], worst_y), *corners, (worst_x, corners[-1][1])]
-    ax.plot(*zip(*line, strict=True), color=style.GREY, linewidth=1.0, linestyle="--", drawstyle="steps-post",
-            zorder=2)  # fmt: skip
+    ax.plot(*zip(*line, strict=True), color=style.GREY, linewidth=1.0, linestyle="--", drawstyle="steps-post", zorder=2)
     style.label_ends(ax, ends, "In colour: on the front" if len(best) < len(drawn) else "All on the front")
     clauses = _clauses(drawn, best, cost, metric)
     return figure, sentence([*clauses, cut_clause(any(cut)), losses_clause(points)])

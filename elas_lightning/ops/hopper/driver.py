@@ -94,9 +94,8 @@ def launch(
     # the number alone, as torch's own generated code asks for it: torch.cuda makes an object of it each time
     stream = ctypes.c_void_p(torch._C._cuda_getCurrentRawStream(index))
     code = _cuda().cuLaunchKernel(
-        _function(source, index, shared_bytes), programs, 1, 1, threads, 1, 1, shared_bytes, stream,
-        addresses, None,
-    )  # fmt: skip
+        _function(source, index, shared_bytes), programs, 1, 1, threads, 1, 1, shared_bytes, stream, addresses, None
+    )
     if code:
         _check(code, f"the launch of {source.name}.cu")
 
