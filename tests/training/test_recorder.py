@@ -117,7 +117,7 @@ def test_spikes_are_marked_and_counted_once_across_a_resume(tmp_path: Path) -> N
     assert [i for i, mark in enumerate(marks) if mark] == [20, 21, 23]
     assert straight.loss_spikes == 2
     resumed = RunRecorder(tmp_path)
-    resumed.look_back([{"train_loss": str(loss)} for loss in [*calm, high[0]]] + [{"train_loss": ""}])
+    resumed._look_back([{"train_loss": str(loss)} for loss in [*calm, high[0]]] + [{"train_loss": ""}])
     for loss in (high[1], 3.0, 9.0):
         resumed._look_for_spike(loss)
     assert resumed.loss_spikes == 2
