@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-from scipy import stats
-
 from elas_lightning.analysis.compare_select import ENERGY_COLUMNS, Contender, config_differences, select
 from elas_lightning.analysis.metrics import Metric, metric_of
 from elas_lightning.analysis.run import RunResults
-from elas_lightning.analysis.statistics import CONFIDENCE, Difference, paired_difference
+from elas_lightning.analysis.statistics import Difference, paired_difference, unpaired_difference
 from elas_lightning.analysis.tables import Table
 from elas_lightning.analysis.wording import decimals_of, interval, listing, number, plural, plus_minus, signed
 from elas_lightning.errors import UserError
@@ -108,38 +104,6 @@ def against_first(comparison: Comparison) -> list[Against]:
                 unpaired = unpaired_difference(list(a.values()), list(b.values()), unit)
                 found.append(Against(other.name, column, unpaired, "unpaired", (len(a), len(b))))
     return found
-
-
-def unpaired_difference(a: Sequence[float], b: Sequence[float], unit: Literal["%", "absolute"]) -> Difference | None:
-    """Welch's interval of a difference of means, for sides that share no seeds.
-
-    Args:
-        a, b: Values of the two sides; positive for ``unit="%"``.
-        unit: As :func:`~elas_lightning.analysis.statistics.paired_difference` has it.
-
-    Returns:
-        The difference with ``n`` the smaller of the two numbers of seeds, without an interval where a side has one
-        seed; None where a side has none.
-    """
-    if not a or not b:
-        return None
-    left, right = (np.log(x) if unit == "%" else np.asarray(x, float) for x in (a, b))
-
-    def scale(x: float) -> float:
-        return 100.0 * math.expm1(x) if unit == "%" else x
-
-    mean, n = float(left.mean() - right.mean()), min(len(a), len(b))
-    if n == 1:
-        return Difference(scale(mean), None, None, None, 1, unit)
-    parts = [float(side.var(ddof=1)) / side.size for side in (left, right)]
-    error = math.sqrt(sum(parts))
-    if error == 0:
-        return Difference(scale(mean), scale(mean), scale(mean), float(mean == 0), n, unit)
-    # Welch and Satterthwaite: how many seeds two unequal spreads are worth
-    freedom = sum(parts) ** 2 / sum(p**2 / (side.size - 1) for p, side in zip(parts, (left, right), strict=True))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
-    p = float(2 * stats.t.sf(abs(mean) / error, freedom))
-    return Difference(scale(mean), scale(mean - half), scale(mean + half), p, n, unit)
 
 
 def _cautions(contenders: Sequence[Contender]) -> tuple[list[str], dict[tuple[str, str], str]]:
