@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from ffn_inputs import error, inputs, results
+from ffn_inputs import error, inputs, opcheck, results
 from torch import Tensor
 
 from elas_lightning.errors import UserError
@@ -18,7 +18,6 @@ from elas_lightning.ops.hardware_layout import FEATURES, ROWS, from_hardware, pa
 from elas_lightning.ops.kernels import hardware
 from elas_lightning.ops.kernels.hardware import hidden_hardware, unpack_hardware
 from elas_lightning.ops.kernels.tiles import Tiles, hidden_tiles
-from elas_lightning.ops.storage import stored_ffn, stored_ffn_backward
 
 # (tokens, rank, d_ff, output rank): whole blocks, and odd everything
 SHAPES = [(128, 32, 128, 32), (37, 24, 40, 20), (130, 70, 136, 40)]
@@ -262,13 +261,7 @@ def test_refuses_float32(device: torch.device) -> None:
     ("backend", "packed"), [("cusparselt", True), ("cusparselt", False), ("cusparselt_compress", False)]
 )
 def test_torch_sees_through(backend: str, packed: bool, device: torch.device) -> None:
-    z, up, down, grad = inputs((20, 16, 40, 8), torch.float16, device)
-    options = (True, True, packed, backend)
-    torch.library.opcheck(stored_ffn, (z.requires_grad_(), up.requires_grad_(), down.requires_grad_(), *options))
-    with torch.no_grad():
-        _, values, meta = stored_ffn(z, up, down, *options)
-    arguments = (z.detach(), up.detach(), down.detach(), values, meta, grad, *options)
-    torch.library.opcheck(stored_ffn_backward, arguments)
+    opcheck(inputs((20, 16, 40, 8), torch.float16, device), True, True, packed, backend)
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
