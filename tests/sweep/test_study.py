@@ -1,6 +1,5 @@
 """Real sweeps of seconds: nothing runs twice, nothing is lost, a run that dies is a row."""
 
-import csv
 import io
 import json
 import os
@@ -14,6 +13,7 @@ import making
 import optuna
 import pytest
 import yaml
+from csv_rows import rows_of
 from making import Started
 from rich.console import Console
 
@@ -32,8 +32,7 @@ def _sweep(name: str = "grid") -> str:
 
 
 def _rows(name: str = "grid") -> list[dict[str, str]]:
-    with Path(f"runs/{name}/trials.csv").open() as file:
-        return list(csv.DictReader(file))
+    return rows_of(Path(f"runs/{name}/trials.csv"))
 
 
 def _write_sweep(project: Path, name: str, **changes: Any) -> None:

@@ -5,7 +5,6 @@ binary arithmetic and a sum of two has one order, so on two processes nothing bu
 up otherwise; all else is compared bit for bit.
 """
 
-import csv
 import errno
 import json
 import os
@@ -19,6 +18,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from csv_rows import rows_of
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from several_ranks import DDP, FOLDER, FSDP, Job, curve, differing, run_together, tensors
 
@@ -188,8 +188,7 @@ def test_a_result_describes_the_run_and_not_a_share_of_it(made: Made, kind: str)
 def test_telemetry_looks_at_whole_weights(made: Made) -> None:
     rows = {}
     for kind in KINDS:
-        with (made.folder / f"loro_{kind}/telemetry.csv").open() as file:
-            rows[kind] = list(csv.DictReader(file))
+        rows[kind] = rows_of(made.folder / f"loro_{kind}/telemetry.csv")
     assert rows["fsdp"] == rows["ddp"]
     assert len(rows["fsdp"]) == 2 * 2  # validations by layers: one process has written
     assert float(rows["fsdp"][-1]["gradient_cosine"]) > 0
