@@ -36,7 +36,6 @@ STUDY_NAME = "study.db"  # in the sweep's folder, where no URL is given
 BUSY_SECONDS = 60.0  # how long a writer waits for another on SQLite
 OPENING_SECONDS = 10  # how long a server may take to answer the first call
 KNOWN = "journal:///path, postgresql://user@host/database, mysql://user@host/database, grpc://host:port"
-_EVERY_ADDRESS = "0.0.0.0"
 # What a server says that starts or stops, and a table that another process made at the same moment.
 _PASSING = r"already exists|[Dd]uplicate|UNIQUE|starting up|shutting down"
 # Each process has one thread that works and one whose heart beats. A server has a hundred connections or so, and
@@ -75,13 +74,14 @@ def open_storage(url: str | None, folder: Path, *, patience: float = PATIENCE_SE
     return PatientStorage(_OPENERS[scheme](url, shown), shown, patience)
 
 
-def serve(url: str | None, folder: Path, port: int) -> None:
+def serve(url: str | None, folder: Path, port: int, host: str = "0.0.0.0") -> None:
     """Answer ``grpc://host:port`` for a database until stopped, so that hundreds of workers share a few connections.
 
     Args:
         url: Of a database (Optuna's proxy does not take journals).
         folder: As for :func:`open_storage`.
         port: To listen on. Whoever reaches it can write to the study: keep it inside the cluster.
+        host: Address to listen on.
 
     Raises:
         UserError: As :func:`open_storage`, or the port is taken.
@@ -95,11 +95,11 @@ def serve(url: str | None, folder: Path, port: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
-            optuna.storages.run_grpc_proxy_server(storage, host=_EVERY_ADDRESS, port=port)
+            optuna.storages.run_grpc_proxy_server(storage, host=host, port=port)
         except ImportError as error:
             raise UserError("the proxy needs grpcio: pip install 'elas-lightning[grpc]'") from error
         except RuntimeError as error:
-            raise UserError(f"port {port} of {_EVERY_ADDRESS} cannot be listened on: {reason_of(error)}") from error
+            raise UserError(f"port {port} of {host} cannot be listened on: {reason_of(error)}") from error
 
 
 def _sqlite(url: str, shown: str) -> BaseStorage:
