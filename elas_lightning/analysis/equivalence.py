@@ -127,11 +127,9 @@ def sentence_of(found: Equivalence, adjusted: float | None, a: str, b: str) -> s
     return f"it is not shown that {a} and {b} are equivalent within {within} of perplexity ({test}): {why}"
 
 
-def pair(
-    a: Mapping[int, float], b: Mapping[int, float], lost: int = 0, margin: float = MARGIN
-) -> tuple[Difference | None, Equivalence]:
+def pair(a: Mapping[int, float], b: Mapping[int, float], lost: int = 0) -> tuple[Difference | None, Equivalence]:
     """Difference and equivalence of the same two sides."""
-    return paired_difference(a, b), equivalence(a, b, margin, lost)
+    return paired_difference(a, b), equivalence(a, b, lost=lost)
 
 
 def _signed(value: float) -> str:
