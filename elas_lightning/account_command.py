@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from elas_lightning.configuration import Resolver, resolve
+from elas_lightning.configuration import resolve
 from elas_lightning.errors import UserError
 from elas_lightning.layout import overlay_path, shipped_folder
 from elas_lightning.nn.account import (
@@ -113,12 +113,11 @@ def account_of_all(overrides: dict[str, Any], request: StepRequest, json_path: P
         UserError: The step cannot be, or the overlays are not there.
     """
     rows, refused = [], []
-    resolver = Resolver()
     for size in _names("sizes"):
         for method in _names("methods"):
             try:
                 stack = [overlay_path(f"sizes/{size}"), overlay_path(f"methods/{method}")]
-                rows.append({"size": size, "method": method, **_row(resolver(stack, overrides), request)})
+                rows.append({"size": size, "method": method, **_row(resolve(stack, overrides), request)})
             except UserError as error:
                 refused.append(f"{size} {method}: {error}")
     if not rows:

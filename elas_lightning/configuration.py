@@ -11,6 +11,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,12 @@ class _ParseOnly(ElasCLI):
         pass
 
 
+@cache
+def _parse_only() -> _ParseOnly:
+    # one for all: to build the parser takes longer than to use it
+    return _ParseOnly([], run=False)
+
+
 def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
@@ -207,26 +214,12 @@ def resolve(overlays: Sequence[Path], overrides: dict[str, Any]) -> dict[str, An
     Raises:
         UserError: An unknown key or a value of the wrong type.
     """
-    return Resolver()(overlays, overrides)
-
-
-class Resolver:
-    """:func:`resolve` for many stacks: to build the parser takes longer than to use it."""
-
-    def __init__(self) -> None:
-        self._cli = _ParseOnly([], run=False)
-
-    def __call__(self, overlays: Sequence[Path], overrides: dict[str, Any]) -> dict[str, Any]:
-        """As :func:`resolve`.
-
-        Raises:
-            UserError: An unknown key or a value of the wrong type.
-        """
-        try:
-            self._cli.parse_arguments(self._cli.parser, command_line(overlays, overrides))
-        except argparse.ArgumentError as error:
-            raise UserError(_in_one_line(str(error))) from error
-        return self._cli.resolved
+    cli = _parse_only()
+    try:
+        cli.parse_arguments(cli.parser, command_line(overlays, overrides))
+    except argparse.ArgumentError as error:
+        raise UserError(_in_one_line(str(error))) from error
+    return cli.resolved
 
 
 def check(overlays: Sequence[Path], overrides: dict[str, Any]) -> None:

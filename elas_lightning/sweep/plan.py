@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from elas_lightning.configuration import Resolver, check, resolve
+from elas_lightning.configuration import check, resolve
 from elas_lightning.errors import UserError
 from elas_lightning.layout import overlay_path
 from elas_lightning.runner import RunRequest
@@ -142,14 +142,10 @@ class Plan:
 
     def _overlay_sets_length(self, dimension: Dimension) -> bool:
         configs = (
-            self._resolver((*self.base_overlays, overlay_path(name)), {**self.spec.overrides, **self.overrides})
+            resolve((*self.base_overlays, overlay_path(name)), {**self.spec.overrides, **self.overrides})
             for name in dimension.overlays.values()
         )
         return any(config["trainer"]["max_steps"] != self.base["trainer"]["max_steps"] for config in configs)
-
-    @cached_property
-    def _resolver(self) -> Resolver:
-        return Resolver()
 
     @property
     def planned_runs(self) -> int:
