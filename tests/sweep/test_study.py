@@ -53,6 +53,7 @@ def test_a_grid_runs_every_point_with_every_seed(project: Path, started: Started
 
 
 def test_a_finished_sweep_runs_nothing_again(project: Path, started: Started) -> None:
+    started.make_with(lambda request: making.finish)
     _sweep()
     before = Path("runs/grid/trials.csv").read_text()
     started.clear()
@@ -89,6 +90,7 @@ def _rows_of_an_unbroken_sweep(project: Path) -> list[dict[str, str]]:
 
 
 def test_a_longer_sweep_runs_only_what_is_new(project: Path, started: Started) -> None:
+    started.make_with(lambda request: making.finish)
     _sweep()
     started.clear()
     _write_sweep(project, "grid", seeds=[0, 1, 2])
@@ -100,7 +102,7 @@ def test_a_longer_sweep_runs_only_what_is_new(project: Path, started: Started) -
 
 def test_a_run_that_dies_is_a_row_with_its_reason_and_is_tried_again(project: Path, started: Started) -> None:
     started.make_with(
-        lambda request: making.run_out_of_memory if "dense_rank-4_seed-1" in request.directory.name else None
+        lambda request: making.run_out_of_memory if "dense_rank-4_seed-1" in request.directory.name else making.finish
     )
     _sweep()
     failed = [r for r in _rows() if r["state"] == "failed"]
@@ -110,7 +112,7 @@ def test_a_run_that_dies_is_a_row_with_its_reason_and_is_tried_again(project: Pa
     assert "MemoryError" in (directory / "traceback.txt").read_text()
     assert failed[0]["reason"] == "MemoryError: no more"
     assert json.loads(Path("runs/grid/summary.json").read_text())["runs"]["failed"] == 1
-    started.make_with(lambda request: None)
+    started.make_with(lambda request: making.finish)
     _sweep()
     assert [r["state"] for r in _rows()] == ["complete"] * 8
 
