@@ -64,29 +64,25 @@ def test_a_finished_sweep_runs_nothing_again(project: Path, started: Started) ->
 
 
 def test_a_stopped_sweep_goes_on_with_the_run_it_was_in(project: Path, started: Started) -> None:
-    whole = {r["run"]: r["val_loss"] for r in _rows_of_an_unbroken_sweep(project)}
+    _write_sweep(project, "grid", seeds=[0])
+    _sweep()
+    whole = {r["run"]: r["val_loss"] for r in _rows()}
+    Path("runs/grid").rename("runs/unbroken")
     started.clear()
     stop = partial(making.stop_the_worker, worker=os.getpid(), step=4)
-    started.make_with(lambda request: stop if len(started) == 4 else None)
+    started.make_with(lambda request: stop if len(started) == 2 else None)
     with pytest.raises(Interrupted):
         _sweep()
-    assert len(_rows()) == 3
+    assert len(_rows()) == 1
     stopped = started[-1]
     assert (Path("runs/grid/runs") / stopped / "checkpoints/last.ckpt").exists()
     started.make_with(lambda request: None)
     text = _sweep()
-    assert "3 of 8 runs are there from before" in text
-    # the fourth is taken up, and every other run is made exactly once
-    assert started[4] == stopped
+    assert "1 of 4 runs are there from before" in text
+    # the second is taken up, and every other run is made exactly once
+    assert started[2] == stopped
     assert sorted(started) == sorted([*whole, stopped])
     assert {r["run"]: r["val_loss"] for r in _rows()} == whole
-
-
-def _rows_of_an_unbroken_sweep(project: Path) -> list[dict[str, str]]:
-    _sweep()
-    rows = _rows()
-    (project / "runs/grid").rename(project / "runs/unbroken")
-    return rows
 
 
 def test_a_longer_sweep_runs_only_what_is_new(project: Path, started: Started) -> None:
