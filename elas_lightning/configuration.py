@@ -178,12 +178,6 @@ class _ParseOnly(ElasCLI):
         pass
 
 
-@cache
-def _parse_only() -> _ParseOnly:
-    # one for all: to build the parser takes longer than to use it
-    return _ParseOnly([], run=False)
-
-
 def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
@@ -220,6 +214,12 @@ def resolve(overlays: Sequence[Path], overrides: dict[str, Any]) -> dict[str, An
     except argparse.ArgumentError as error:
         raise UserError(_in_one_line(str(error))) from error
     return cli.resolved
+
+
+@cache
+def _parse_only() -> _ParseOnly:
+    """One for all stacks, since to build the parser takes longer than to use it."""
+    return _ParseOnly([], run=False)
 
 
 def check(overlays: Sequence[Path], overrides: dict[str, Any]) -> None:
