@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from elas_lightning.nn import ModelConfig, SparsityConfig
 from elas_lightning.ops.backend import BACKENDS
@@ -21,6 +22,8 @@ SHAPES = {
 FULL, FULL_RELU2 = "full-rank SwiGLU", "full-rank ReLU²"
 LOW, TWIN = "low-rank SwiGLU", "low-rank ReLU²"
 STORAGES = ("dense", "packed", "recompute")
+
+Config = TypeVar("Config", bound=ModelConfig | None)
 
 
 def baselines(shape: str, vocabulary: int = 32000, layers: int | None = None) -> dict[str, ModelConfig]:
@@ -51,4 +54,15 @@ def elas(twin: ModelConfig) -> dict[str, ModelConfig]:
         for backend in BACKENDS
         if backend != "auto"
         for storage in STORAGES
+    }
+
+
+def asked_for(
+    everyone: Mapping[str, Config], only: Collection[str] | None, always: Collection[str] = ()
+) -> dict[str, Config]:
+    """Those whose names contain a part of ``only``, all without one; ``always`` in any case."""
+    return {
+        name: config
+        for name, config in everyone.items()
+        if name in always or not only or any(part in name for part in only)
     }

@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from contenders import SHAPES
-from measuring import measure, processor, usual_dtype
+from measuring import machine, measure, usual_dtype
 from tune import sizes
 
 from elas_lightning.commands.arguments import Parser, usable_device
@@ -64,7 +64,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    print(torch.cuda.get_device_name(device) if device.type == "cuda" else processor(), torch.__version__)
+    print(machine(device), torch.__version__)
     for shape in options.shape:
         for turned in (0.0, 0.75, 0.93):
             print(run_case(shape, turned, options, device), flush=True)

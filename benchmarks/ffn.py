@@ -22,7 +22,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from contenders import SHAPES, TWIN, baselines, elas
+from contenders import SHAPES, TWIN, asked_for, baselines, elas
 from measuring import Record, add_options, figures, free, host_text, measure, ratios, usual_dtype
 from memory import kept_bytes
 from modes import Calls, add_graphs, compiled, drop_without_measure, measure_of, own_stream
@@ -47,12 +47,7 @@ def contenders(shape: str, only: list[str] | None) -> dict[str, ModelConfig]:
     """All at one shape, or the twin and those whose names contain a part of ``only``; of each, an FFN is built."""
     dense = baselines(shape, layers=1)
     fused = replace(dense[TWIN], backend="triton", ffn_storage="recompute")
-    everyone = {**dense, f"{TWIN}, triton, recompute": fused, **elas(dense[TWIN])}
-    return {
-        name: config
-        for name, config in everyone.items()
-        if name == TWIN or not only or any(part in name for part in only)
-    }
+    return asked_for({**dense, f"{TWIN}, triton, recompute": fused, **elas(dense[TWIN])}, only, always=(TWIN,))
 
 
 def forward(way: Way, x: Tensor) -> Tensor:

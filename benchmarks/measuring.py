@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from elas_lightning.commands.arguments import usable_device
 from elas_lightning.errors import UserError
 from elas_lightning.files import write_whole
+from elas_lightning.ops.measured import device_name
 from elas_lightning.training.energy import EnergyMeter
 
 Call = Callable[[], object]
@@ -98,7 +99,7 @@ def add_options(parser: argparse.ArgumentParser, rounds: int, in_turns: bool = T
     return options
 
 
-def measure(calls: Mapping[Key, Call], device: torch.device, rounds: int, warmup: int = 1) -> dict[Key, list[float]]:
+def measure(calls: Mapping[Key, Call], device: torch.device, rounds: int) -> dict[Key, list[float]]:
     """Seconds of one call of every contender in every round.
 
     A turn repeats its call until it is long enough to be timed; the order turns too, so that nobody always goes
@@ -108,7 +109,6 @@ def measure(calls: Mapping[Key, Call], device: torch.device, rounds: int, warmup
         calls: By name; what they return is thrown away.
         device: Waited for at both ends of a turn.
         rounds: Measured rounds.
-        warmup: Rounds before those, after the first call that compiles and the one that is timed for its length.
     """
     repeats = {}
     for name, call in calls.items():
@@ -121,14 +121,15 @@ def measure(calls: Mapping[Key, Call], device: torch.device, rounds: int, warmup
         repeats[name] = max(1, min(200, round(_SHORTEST_TURN_SECONDS[device.type] / once)))
     seconds: dict[Key, list[float]] = {name: [] for name in calls}
     names = list(calls)
-    for turn in range(warmup + rounds):
+    # the first round is for warming up, after the call that compiles and the one that is timed for its length
+    for turn in range(1 + rounds):
         for position in range(len(names)):
             name = names[(turn + position) % len(names)]
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 calls[name]()
             wait(device)
-            if turn >= warmup:
+            if turn > 0:
                 seconds[name].append((time.perf_counter() - start) / repeats[name])
     return seconds
 
@@ -200,13 +201,12 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return float(2 * size**3 / min(seconds))
 
 
-def processor() -> str:
-    """The CPU's name and features, as well as the system tells them."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {capability}, {torch.get_num_threads()} threads"
+def machine(device: torch.device) -> str:
+    """The device's name; of a CPU what it can do, and with how many threads, as well."""
+    name = device_name(device)
+    if device.type == "cuda":
+        return name
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
 
 
 def one_line(error: Exception) -> str:
@@ -239,7 +239,7 @@ class Record:
         self.content: dict[str, Any] = {
             "benchmark": benchmark,
             "command": shlex.join(["python", *sys.argv]),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+            "device": machine(device),
             "device_type": device.type,
             "dtype": str(dtype).removeprefix("torch."),
             "versions": _versions(),

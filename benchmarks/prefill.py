@@ -21,7 +21,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from contenders import FULL, SHAPES, TWIN, baselines, elas
+from contenders import FULL, SHAPES, TWIN, asked_for, baselines, elas
 from measuring import Record, add_options, figures, free, host_text, measure, ratios, usual_dtype
 from modes import (
     COMPILED,
@@ -63,11 +63,7 @@ def contenders(shape: str, options: argparse.Namespace) -> dict[str, ModelConfig
     """All that differ without gradients, or those asked for with what they are held against."""
     dense = baselines(shape, options.vocabulary, options.layers)
     everyone = {**dense, **{name: c for name, c in elas(dense[TWIN]).items() if "packed" not in name}}
-    return {
-        name: config
-        for name, config in everyone.items()
-        if name in (TWIN, FULL) or not options.only or any(part in name for part in options.only)
-    }
+    return asked_for(everyone, options.only, always=(TWIN, FULL))
 
 
 def in_turns(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from contenders import FULL, SHAPES, TWIN, baselines, elas
+from contenders import FULL, SHAPES, TWIN, asked_for, baselines, elas
 from measuring import Record, add_options, figures, free, host_text, measure, ratios, usual_dtype
 from memory import memory_split
 from modes import COMPILED, add_compile, compile_blocks, compiled
@@ -119,8 +119,7 @@ def contenders(options: argparse.Namespace, shape: str) -> dict[str, ModelConfig
     everyone: dict[str, ModelConfig | None] = {TRANSFORMERS: None, **dense, **elas(dense[TWIN])}
     return {
         name: config and replace(config, checkpointing=options.checkpointing)
-        for name, config in everyone.items()
-        if not options.only or any(part in name for part in options.only)
+        for name, config in asked_for(everyone, options.only).items()
     }
 
 

@@ -175,8 +175,10 @@ def _write(path: Path | None, found: object) -> None:
 def _parts_table(found: dict[str, Any]) -> Table:
     step, flops = found["step"], found["flops_per_token"]
     kept = found["memory"]["activations_by_kind"]
-    table = Table(title=f"By part: {step['batch']} x {step['sequence']} tokens, {step['precision']}, "
-                  f"{step['device']}, checkpointing {step['checkpointing']}; FLOPs a token")  # fmt: skip
+    table = Table(
+        title=f"By part: {step['batch']} x {step['sequence']} tokens, {step['precision']}, "
+        f"{step['device']}, checkpointing {step['checkpointing']}; FLOPs a token"
+    )
     for name in ("part", "parameters", "FLOPs forward", "backward", "kept"):
         table.add_column(name, justify="left" if name == "part" else "right")
     for part in ("embedding", "attention", "attention_scores", "ffn", "norms", "head"):

@@ -94,8 +94,10 @@ class ElasCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """``fit`` and ``validate``; training ends with a validation, so there is no ``test``."""
-        return {name: {"model", "dataloaders", "datamodule", "train_dataloaders", "val_dataloaders"}
-                for name in ("fit", "validate")}  # fmt: skip
+        return {
+            name: {"model", "dataloaders", "datamodule", "train_dataloaders", "val_dataloaders"}
+            for name in ("fit", "validate")
+        }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(CheckpointBetweenSteps, "checkpoint")

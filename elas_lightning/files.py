@@ -1,7 +1,14 @@
-"""Files that are whole or not there, for those who read them while another process writes."""
+"""Files that are whole or not there, for those who read them while another process writes; and where a cache lies."""
 
 import os
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Of all that can be derived again: ``$ELAS_CACHE_DIR``, else the user's cache folder (XDG)."""
+    if own := os.environ.get("ELAS_CACHE_DIR"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "elas-lightning"
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -26,20 +26,9 @@ from elas_lightning.analysis.plots.pareto import pareto as _pareto
 from elas_lightning.analysis.plots.write import KINDS, Draw
 from elas_lightning.analysis.run import RunResults
 from elas_lightning.errors import UserError
+from elas_lightning.plot_options import PLOT_OPTIONS
 
 __all__ = ["bars", "curves", "heatmap", "importance", "lr_curve", "metric_by", "parallel", "pareto", "telemetry"]
-
-_OPTIONS = {
-    "curves": ("value", "x", "series", "style", "filter"),
-    "pareto": ("x", "metric", "series", "filter"),
-    "bars": ("x", "group", "metric", "baseline", "focus", "filter"),
-    "telemetry": ("value", "site", "x", "filter"),
-    "metric_by": ("x", "series", "metric", "log_x", "baseline", "focus", "filter"),
-    "lr_curve": ("x", "series", "metric", "baseline", "filter"),
-    "heatmap": ("x", "y", "metric", "baseline", "filter"),
-    "parallel": ("metric", "filter"),
-    "importance": (),
-}
 
 
 def curves(*results: SweepResults | RunResults, **options: Any) -> Figure:
@@ -180,9 +169,8 @@ def _draw(
             "plots: give one sweep (load_sweep) or runs (load_run), and the options by name, e.g. value='train_loss'"
         )
     kind = draw.__name__
-    if unknown := [name for name in options if name not in _OPTIONS[kind]]:
-        known = ", ".join(_OPTIONS[kind]) or "none"
-        raise UserError(f"plots: {kind} has no option {unknown[0]!r}: there are {known}")
+    if unknown := [name for name in options if name not in PLOT_OPTIONS[kind].known]:
+        raise UserError(f"plots: {kind} has no option {unknown[0]!r}: there are {PLOT_OPTIONS[kind].listed}")
     source = sweeps[0] if sweeps else as_sweep(group(runs)[0])
     chosen = {"kind": kind, **({} if sweeps else defaults_of_runs), **options}
     try:

@@ -38,9 +38,7 @@ from elas_lightning.training.hardware import describe_environment, peak_flops
 from elas_lightning.training.interruption import Interrupted, RunEnded
 from elas_lightning.training.optimizers import optimizer_state_entries
 
-_VALIDATED = (
-    "val_loss", "val_perplexity", "val_perplexity_galore_protocol", "val_bits_per_byte", "val_batches"
-)  # fmt: skip
+_VALIDATED = ("val_loss", "val_perplexity", "val_perplexity_galore_protocol", "val_bits_per_byte", "val_batches")
 # a process that was told to stop and is still saving itself
 _PATIENCE_SECONDS = 60.0
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)

@@ -1,12 +1,12 @@
 """A run that stops in the middle of a step, and what it must have in common with one that never stopped."""
 
-import csv
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from csv_rows import rows_of
 from lightning.pytorch.callbacks import Callback
 
 _COLUMNS = ("step", "tokens", "train_loss", "val_loss", "val_perplexity", "val_bits_per_byte", "lr", "loss_spike")
@@ -27,5 +27,4 @@ class StopAfter(Callback):
 
 def curve(directory: Path) -> list[tuple[str, ...]]:
     """All of ``curve.csv`` that does not depend on the clock."""
-    with (directory / "curve.csv").open() as file:
-        return [tuple(row[column] for column in _COLUMNS) for row in csv.DictReader(file)]
+    return [tuple(row[column] for column in _COLUMNS) for row in rows_of(directory / "curve.csv")]

@@ -128,8 +128,12 @@ def _check_make(target: str, given: list[str]) -> None:
     if target == "sweep":
         chosen = ["--size", variables.get("SIZE", "tiny"), "--data", variables.get("DATA", "pydocs")]
         more = shlex.split(variables.get("ARGS", ""))
-        more += [part for name in ("WORKERS", "STORAGE") if name in variables
-                 for part in (f"--{name.lower()}", variables[name])]  # fmt: skip
+        more += [
+            part
+            for name in ("WORKERS", "STORAGE")
+            if name in variables
+            for part in (f"--{name.lower()}", variables[name])
+        ]
         assert main(["sweep", variables["EXP"], *chosen, *more, "--dry-run"]) == 0
     elif "EXP" in variables:
         assert (ROOT / "sweeps" / f"{variables['EXP']}.yaml").is_file()

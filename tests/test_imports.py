@@ -29,9 +29,13 @@ ALLOWED = {
         # datasets: its errors, where the data of lm-eval's tasks is damaged
         {"torch", "tokenizers", "datasets"},
     ),
-    "sweep": ({"sweep", "runner", "configuration", "layout", "training", "data"}, {"torch", "lightning", "optuna"}),
+    "sweep": (
+        {"sweep", "runner", "configuration", "layout", "training", "data", "plot_options"},
+        {"torch", "lightning", "optuna"},
+    ),
     "analysis": ({"analysis"}, {"pandas", "scipy", "matplotlib"}),
-    "plots": ({"analysis"}, {"matplotlib"}),
+    "plots": ({"analysis", "plot_options"}, {"matplotlib"}),
+    "plot_options": (set(), set()),
     "layout": (set(), set()),
     "ranks": (set(), {"torch"}),
     "files": (set(), set()),

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-from scipy import stats
-
 from elas_lightning.analysis.compare_select import ENERGY_COLUMNS, Contender, config_differences, select
 from elas_lightning.analysis.metrics import Metric, metric_of
 from elas_lightning.analysis.run import RunResults
-from elas_lightning.analysis.statistics import CONFIDENCE, Difference, paired_difference
+from elas_lightning.analysis.statistics import Difference, paired_difference, unpaired_difference
 from elas_lightning.analysis.tables import Table
 from elas_lightning.analysis.wording import decimals_of, interval, listing, number, plural, plus_minus, signed
 from elas_lightning.errors import UserError
@@ -110,38 +106,6 @@ def against_first(comparison: Comparison) -> list[Against]:
     return found
 
 
-def unpaired_difference(a: Sequence[float], b: Sequence[float], unit: Literal["%", "absolute"]) -> Difference | None:
-    """Welch's interval of a difference of means, for sides that share no seeds.
-
-    Args:
-        a, b: Values of the two sides; positive for ``unit="%"``.
-        unit: As :func:`~elas_lightning.analysis.statistics.paired_difference` has it.
-
-    Returns:
-        The difference with ``n`` the smaller of the two numbers of seeds, without an interval where a side has one
-        seed; None where a side has none.
-    """
-    if not a or not b:
-        return None
-    left, right = (np.log(x) if unit == "%" else np.asarray(x, float) for x in (a, b))
-
-    def scale(x: float) -> float:
-        return 100.0 * math.expm1(x) if unit == "%" else x
-
-    mean, n = float(left.mean() - right.mean()), min(len(a), len(b))
-    if n == 1:
-        return Difference(scale(mean), None, None, None, 1, unit)
-    parts = [float(side.var(ddof=1)) / side.size for side in (left, right)]
-    error = math.sqrt(sum(parts))
-    if error == 0:
-        return Difference(scale(mean), scale(mean), scale(mean), float(mean == 0), n, unit)
-    # Welch and Satterthwaite: how many seeds two unequal spreads are worth
-    freedom = sum(parts) ** 2 / sum(p**2 / (side.size - 1) for p, side in zip(parts, (left, right), strict=True))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
-    p = float(2 * stats.t.sf(abs(mean) / error, freedom))
-    return Difference(scale(mean), scale(mean - half), scale(mean + half), p, n, unit)
-
-
 def _cautions(contenders: Sequence[Contender]) -> tuple[list[str], dict[tuple[str, str], str]]:
     """Warnings, and which metrics of which contenders they make incomparable with the first one's."""
     warnings: list[str] = []
@@ -171,12 +135,10 @@ def _cautions(contenders: Sequence[Contender]) -> tuple[list[str], dict[tuple[st
     speeds = "speed, memory and energy are not comparable"
     differ("Machines", environment("hardware"), speeds, _SPEED)
     differ("Numbers of processes", environment("world_size"), speeds, _SPEED)
-    differ("Precisions", environment("precision"),
-           "speed, memory and energy are those of the precision too", ())  # fmt: skip
+    differ("Precisions", environment("precision"), "speed, memory and energy are those of the precision too", ())
     differ("Backends", lambda run: (run.result.get("backend") or {}).get("chosen"),
            "speed, memory and energy compare the backends as well as the models", _SPEED)  # fmt: skip
-    differ("Corpora", data("source", "fingerprint"),
-           "losses are not of the same text and not comparable", _QUALITY)  # fmt: skip
+    differ("Corpora", data("source", "fingerprint"), "losses are not of the same text and not comparable", _QUALITY)
     differ("Tokenizers", data("tokenizer"), "a token is not the same thing, so of the quality figures only bits per "
            "byte are comparable", _QUALITY[:2])  # fmt: skip
     differ("Validation protocols", data("sequence_length", "batching", "validation_tokens"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,9 @@ _ABREAST = 3  # contenders beside the first that a terminal of 80 columns has ro
 
 def show(comparison: Comparison, console: Console) -> None:
     """Print warnings, each metric with its difference from the first contender, and the configuration."""
+    say = partial(console.print, soft_wrap=True, highlight=False)
     for warning in (*comparison.warnings, *comparison.notes):
-        console.print(f"! {warning}", soft_wrap=True, highlight=False)
+        say(f"! {warning}")
     results, configuration = results_table(comparison), configuration_table(comparison)
     differences = {(row[0], row[1]): row for row in differences_table(comparison).rows}
     first, *others = range(len(comparison.contenders))
@@ -65,10 +67,10 @@ def show(comparison: Comparison, console: Console) -> None:
         for row in configuration.rows:
             table.add_row(row[0], *(row[1 + j] for j in shown))
         console.print(table)
-    console.print(
+    say(
         f"± and intervals: 95 % (t); differences from {comparison.contenders[0].name}, paired by seed where two or "
-        "more are shared", soft_wrap=True, highlight=False,
-    )  # fmt: skip
+        "more are shared"
+    )
 
 
 def _screen_table(first: str, names: list[str]) -> ScreenTable:

@@ -42,6 +42,11 @@ class Equivalence:
     lost: int = 0
 
 
+def band(margin: float) -> tuple[float, float]:
+    """The differences in per cent that count as equal: symmetric in the logarithm."""
+    return 100 * math.expm1(-math.log1p(margin)), 100 * margin
+
+
 def equivalence(a: Mapping[int, float], b: Mapping[int, float], margin: float = MARGIN, lost: int = 0) -> Equivalence:
     """Test whether ``a`` and ``b`` are equal up to a margin.
 
@@ -88,8 +93,8 @@ def verdict(found: Equivalence, difference: Difference | None, adjusted: float |
         return "one seed: no test" if found.n == 1 else "not comparable"
     if adjusted < ALPHA:
         return f"yes, within {within}"
-    bound = 100 * found.margin
-    if difference.low > bound or difference.high < 100 * math.expm1(-math.log1p(found.margin)):
+    least, most = band(found.margin)
+    if difference.low > most or difference.high < least:
         return f"no: differs by more than {within}"
     return "not shown"
 
@@ -113,17 +118,18 @@ def sentence_of(found: Equivalence, adjusted: float | None, a: str, b: str) -> s
     test = f"{span}, {_p(adjusted)} by two one-sided tests{corrected}"
     if adjusted < ALPHA:
         return f"{a} and {b} are equivalent within {within} of perplexity ({test})"
-    bound = 100 * found.margin
-    beyond = found.low > bound or found.high < 100 * math.expm1(-math.log1p(found.margin))
-    why = "they differ by more than that" if beyond else "too few seeds, or a real difference"
+    least, most = band(found.margin)
+    why = (
+        "they differ by more than that"
+        if found.low > most or found.high < least
+        else "too few seeds, or a real difference"
+    )
     return f"it is not shown that {a} and {b} are equivalent within {within} of perplexity ({test}): {why}"
 
 
-def pair(
-    a: Mapping[int, float], b: Mapping[int, float], lost: int = 0, margin: float = MARGIN
-) -> tuple[Difference | None, Equivalence]:
+def pair(a: Mapping[int, float], b: Mapping[int, float], lost: int = 0) -> tuple[Difference | None, Equivalence]:
     """Difference and equivalence of the same two sides."""
-    return paired_difference(a, b), equivalence(a, b, margin, lost)
+    return paired_difference(a, b), equivalence(a, b, lost=lost)
 
 
 def _signed(value: float) -> str:

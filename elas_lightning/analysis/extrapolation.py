@@ -100,8 +100,7 @@ def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
     """
     sizes, losses = np.asarray(x, float), np.asarray(y, float)
     places = np.unique(sizes)
-    if len(places) < _LEAST_PLACES:
-        raise Undetermined(f"three constants need {_LEAST_PLACES} sizes or more, and there are {len(places)}")
+    _check_places(len(places))
     unit = float(np.exp(np.log(places).mean()))
 
     def line(exponent: float | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -150,8 +149,7 @@ def fit(data: Mapping[float, Mapping[int, float]]) -> Fit:
     """
     places = sorted(data)
     shared = sorted(set.intersection(*(set(data[x]) for x in places))) if places else []
-    if len(places) < _LEAST_PLACES:
-        raise Undetermined(f"three constants need {_LEAST_PLACES} sizes or more, and there are {len(places)}")
+    _check_places(len(places))
     if len(shared) < _LEAST_SEEDS:
         raise Undetermined(
             f"the sizes share {len(shared)} finished seeds, and {_LEAST_SEEDS} are needed to see the spread"
@@ -180,6 +178,11 @@ def fit(data: Mapping[float, Mapping[int, float]]) -> Fit:
         misfit=misfit if len(places) > _LEAST_PLACES else None,
         seeds=len(shared),
     )
+
+
+def _check_places(count: int) -> None:
+    if count < _LEAST_PLACES:
+        raise Undetermined(f"three constants need {_LEAST_PLACES} sizes or more, and there are {count}")
 
 
 def _draws(seeds: int) -> Counter[tuple[int, ...]]:

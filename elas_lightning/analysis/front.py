@@ -22,7 +22,7 @@ def front_table(results: SweepResults) -> Table | None:
     known = [points for points in finished if not points[0].counts["diverged"]]
     diverged = sum(points[0].counts["diverged"] > 0 for points in zip(*by_metric, strict=True))
     means = [[p.estimate.mean for p in points if p.estimate] for points in known]
-    signed = [[m.scale * (1 if m.lower_is_better else -1) * row[k] for row in means] for k, m in enumerate(metrics)]
+    signed = [[m.scale * m.sign * row[k] for row in means] for k, m in enumerate(metrics)]
     rows = [
         (
             *(level_name(results.parameter(name), level) for name, level in known[i][0].levels.items()),
@@ -36,5 +36,5 @@ def front_table(results: SweepResults) -> Table | None:
     )
     if diverged:
         caption += f" {plural(diverged, 'point')} with a diverged run cannot be on it."
-    heads = [f"{m.label}, {'lower' if m.lower_is_better else 'higher'} is better" for m in metrics]
+    heads = [f"{m.label}, {m.better} is better" for m in metrics]
     return Table(caption, (*(p.label for p in results.parameters), *heads), tuple(rows), len(results.parameters))

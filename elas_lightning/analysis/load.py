@@ -129,37 +129,45 @@ def load_sweep(folder: str | Path) -> SweepResults:
     for key in ("name", "search"):
         if key not in summary:
             raise UserError(f"{folder / 'summary.json'}: key {key!r} is missing; {advice}.")
-    cells = read_csv(folder / "trials.csv", advice)
+    cells = _read_csv(folder / "trials.csv", advice)
     required = [*KEY_COLUMNS, *summary["search"]]
     if absent := [column for column in required if column not in cells.columns]:
         raise UserError(f"{folder / 'trials.csv'}: columns {', '.join(absent)} are missing; {advice}.")
     parameters, trials, notes = _trials(cells, summary, folder)
-    results: dict[str, dict[str, Any]] = {}
-    curves: list[pd.DataFrame] = []
-    telemetry: list[pd.DataFrame] = []
-    for run in trials["run"]:
-        home = folder / "runs" / run
-        for name, store in (("curve.csv", curves), ("telemetry.csv", telemetry)):
-            if (home / name).is_file():
-                store.append(numeric(read_csv(home / name, advice), keep=("site",)).assign(run=run))
-            elif name == "curve.csv":
-                notes.append(f"Run {run} left no curve.csv: it is absent from the curves.")
-        if (home / "result.json").is_file():
-            results[run] = read_json(home / "result.json", advice)
-        else:
-            notes.append(f"Run {run} left no result.json: its reason, hardware and versions are unknown.")
-    notes += _unfinished(folder, summary, parameters, trials)
     joined = trials[["run", "seed", "state", *(parameter.name for parameter in parameters)]]
+    curves, telemetry, results, absent_files = _read_runs(folder / "runs", joined, advice)
     return SweepResults(
         folder=folder,
         summary=summary,
         parameters=parameters,
         trials=trials,
-        curves=_join(curves, joined),
-        telemetry=_join(telemetry, joined),
+        curves=curves,
+        telemetry=telemetry,
         results=results,
-        missing=tuple(notes),
+        missing=(*notes, *absent_files, *_unfinished(folder, summary, parameters, trials)),
     )
+
+
+def _read_runs(
+    home: Path, trials: pd.DataFrame, advice: str
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, dict[str, Any]], list[str]]:
+    """Curves, telemetry and results of the runs, and a sentence for each file that is not there."""
+    curves: list[pd.DataFrame] = []
+    telemetry: list[pd.DataFrame] = []
+    results: dict[str, dict[str, Any]] = {}
+    notes = []
+    for run in trials["run"]:
+        if (path := home / run / "curve.csv").is_file():
+            curves.append(read_numbers(path, advice).assign(run=run))
+        else:
+            notes.append(f"Run {run} left no curve.csv: it is absent from the curves.")
+        if (path := home / run / "telemetry.csv").is_file():
+            telemetry.append(read_numbers(path, advice).assign(run=run))
+        if (path := home / run / "result.json").is_file():
+            results[run] = read_json(path, advice)
+        else:
+            notes.append(f"Run {run} left no result.json: its reason, hardware and versions are unknown.")
+    return _join(curves, trials), _join(telemetry, trials), results, notes
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:
@@ -179,12 +187,17 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
     return content
 
 
-def read_csv(path: Path, advice: str) -> pd.DataFrame:
-    """Read a table, its cells as text.
+def read_numbers(path: Path, advice: str) -> pd.DataFrame:
+    """Read a run's table: numbers in all columns but ``site``.
 
     Raises:
         UserError: The file is missing or no table; the message ends in ``advice``.
     """
+    cells = _read_csv(path, advice)
+    return cells.assign(**{name: _column(cells[name]) for name in cells.columns if name != "site"})
+
+
+def _read_csv(path: Path, advice: str) -> pd.DataFrame:
     # Cells stay text here: pandas' guesses would turn a method called "none" or "NA" into a hole.
     try:
         return pd.read_csv(path, dtype=object, keep_default_na=False)
@@ -195,11 +208,6 @@ def read_csv(path: Path, advice: str) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read ({reason}); delete it and {advice}.") from None
-
-
-def numeric(frame: pd.DataFrame, keep: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Turn cells into floats, in all columns but those to keep."""
-    return frame.assign(**{c: _column(frame[c]) for c in frame.columns if c not in keep})
 
 
 def _column(cells: pd.Series) -> pd.Series:

@@ -31,6 +31,16 @@ class Metric:
     from_zero: bool = False
     difference: Literal["%", "absolute"] = "%"
 
+    @property
+    def better(self) -> str:
+        """Which way is better, for an axis."""
+        return "lower" if self.lower_is_better else "higher"
+
+    @property
+    def sign(self) -> int:
+        """Factor after which less is better."""
+        return 1 if self.lower_is_better else -1
+
 
 _METRICS = {
     metric.column: metric

@@ -117,11 +117,10 @@ def best(points: Sequence[Point], metric: str) -> Point | None:
     known = [(point, found) for point, found in done if found is not None]
     if not known:
         return None
-    sign = 1 if metric_of(metric).lower_is_better else -1
     most = max(found.n for _, found in known)
     enough = [pair for pair in known if 2 * pair[1].n > most]
     whole = [pair for pair in enough if not pair[0].counts.get("diverged")]
-    return min(whole or enough, key=lambda pair: sign * pair[1].mean)[0]
+    return min(whole or enough, key=lambda pair: metric_of(metric).sign * pair[1].mean)[0]
 
 
 def describe(results: SweepResults, levels: Mapping[str, Level]) -> str:

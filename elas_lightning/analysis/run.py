@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from elas_lightning.analysis.load import numeric, read_csv, read_json
+from elas_lightning.analysis.load import read_json, read_numbers
 from elas_lightning.analysis.metrics import metric_of
 from elas_lightning.analysis.wording import number
 from elas_lightning.errors import UserError
@@ -107,6 +107,4 @@ def load_run(folder: str | Path) -> RunResults:
 
 
 def _table(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        return pd.DataFrame()
-    return numeric(read_csv(path, "run it again"), keep=("site",))
+    return read_numbers(path, "run it again") if path.is_file() else pd.DataFrame()

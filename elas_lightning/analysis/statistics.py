@@ -19,6 +19,8 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 
+Unit = Literal["%", "absolute"]
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -56,7 +58,7 @@ class Difference:
     high: float | None
     p: float | None
     n: int
-    unit: Literal["%", "absolute"]
+    unit: Unit
 
     @property
     def found(self) -> bool:
@@ -85,9 +87,7 @@ def _half_width(data: np.ndarray) -> float:
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * data.std(ddof=1) / math.sqrt(n))
 
 
-def paired_difference(
-    a: Mapping[int, float], b: Mapping[int, float], unit: Literal["%", "absolute"] = "%"
-) -> Difference | None:
+def paired_difference(a: Mapping[int, float], b: Mapping[int, float], unit: Unit = "%") -> Difference | None:
     """Compare two points over the seeds they share.
 
     The same seed gives the same initial weights and the same order of data, so pairing removes what the seed
@@ -114,17 +114,50 @@ def paired_difference(
     else:
         data = left - right
 
-    def scale(x: float) -> float:
-        return 100.0 * math.expm1(x) if unit == "%" else x
-
     mean, n = float(data.mean()), len(shared)
     if n == 1:
-        return Difference(scale(mean), None, None, None, 1, unit)
+        return Difference(_shown(mean, unit), None, None, None, 1, unit)
     half = _half_width(data)
     error = float(data.std(ddof=1)) / math.sqrt(n)
     # Without any spread t is 0/0 or infinite: identical sides carry no evidence, a constant gap all of it.
     p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else float(mean == 0)
-    return Difference(scale(mean), scale(mean - half), scale(mean + half), p, n, unit)
+    return _difference(mean, half, p, n, unit)
+
+
+def unpaired_difference(a: Sequence[float], b: Sequence[float], unit: Unit) -> Difference | None:
+    """Welch's interval of a difference of means, for sides that share no seeds.
+
+    Args:
+        a, b: values of the two sides; positive for ``unit="%"``.
+        unit: as for :func:`paired_difference`.
+
+    Returns:
+        The difference with ``n`` the smaller of the two numbers of seeds, without an interval where a side has one
+        seed; None where a side has none.
+    """
+    if not a or not b:
+        return None
+    left, right = (np.log(x) if unit == "%" else np.asarray(x, float) for x in (a, b))
+    mean, n = float(left.mean() - right.mean()), min(len(a), len(b))
+    if n == 1:
+        return Difference(_shown(mean, unit), None, None, None, 1, unit)
+    parts = [float(side.var(ddof=1)) / side.size for side in (left, right)]
+    error = math.sqrt(sum(parts))
+    if error == 0:
+        return _difference(mean, 0.0, float(mean == 0), n, unit)
+    # Welch and Satterthwaite: how many seeds two unequal spreads are worth
+    freedom = sum(parts) ** 2 / sum(p**2 / (side.size - 1) for p, side in zip(parts, (left, right), strict=True))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, freedom))
+    return _difference(mean, half, p, n, unit)
+
+
+def _difference(mean: float, half: float, p: float, n: int, unit: Unit) -> Difference:
+    return Difference(_shown(mean, unit), _shown(mean - half, unit), _shown(mean + half, unit), p, n, unit)
+
+
+def _shown(difference: float, unit: Unit) -> float:
+    return 100.0 * math.expm1(difference) if unit == "%" else difference
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -194,27 +194,9 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, Look]], title: str = "
         return
     places = _spread([y for y, _, _ in wrapped], heights)
     for y, (_, text, style) in zip(places, wrapped, strict=True):
-        ax.add_artist(
-            Line2D(
-                [1.03, 1.10],
-                [y, y],
-                color=style.color,
-                linestyle=style.linestyle,
-                transform=ax.transAxes,
-                clip_on=False,
-            )
-        )
-        ax.add_artist(
-            Line2D(
-                [1.065],
-                [y],
-                color=style.color,
-                marker=style.marker,
-                linestyle="none",
-                transform=ax.transAxes,
-                clip_on=False,
-            )
-        )
+        outside: dict[str, Any] = {"color": style.color, "transform": ax.transAxes, "clip_on": False}
+        ax.add_artist(Line2D([1.03, 1.10], [y, y], linestyle=style.linestyle, **outside))
+        ax.add_artist(Line2D([1.065], [y], linestyle="none", marker=style.marker, **outside))
         ax.text(1.12, y, text, transform=ax.transAxes, va="center", ha="left", fontsize=9, linespacing=1.0)
     if title:
         top = max(places[-1] + heights[-1] / 2 + 9 / height, 0.0)
@@ -236,9 +218,9 @@ def _legend_below(figure: Figure, entries: Sequence[tuple[str, Look]], title: st
     )  # fmt: skip
 
 
-def legend_columns(names: Sequence[str], width: float = WIDTH) -> int:
-    """How many columns of a legend with these names fit in so many inches, three at the most."""
-    return max(1, min(3, len(names), int(width / (0.6 + 0.075 * max(map(len, names))))))
+def legend_columns(names: Sequence[str]) -> int:
+    """How many columns of a legend with these names fit into a figure's width, three at the most."""
+    return max(1, min(3, len(names), int(WIDTH / (0.6 + 0.075 * max(map(len, names))))))
 
 
 def _spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:

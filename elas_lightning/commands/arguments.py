@@ -30,6 +30,13 @@ def override(text: str) -> tuple[str, Any]:
         ) from error
 
 
+def add_set(parser: argparse.ArgumentParser, text: str) -> None:
+    """``--set KEY=VALUE``, as often as one likes; ``overrides`` of what is parsed."""
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", type=override, dest="overrides", help=text
+    )
+
+
 def usable_device(text: str) -> str:
     """A device that torch can use here."""
     import torch

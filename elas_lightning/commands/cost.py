@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from elas_lightning.commands.arguments import Parser, override
+from elas_lightning.commands.arguments import Parser, add_set
 from elas_lightning.errors import UserError
 
 _BENCHMARKS = ("train-step", "ffn", "prefill", "decode", "memory-account", "loader", "gpu")
@@ -32,8 +32,7 @@ def _add_account(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--config", action="append", metavar="FILE", help="an overlay, as for fit; several stack")
     which.add_argument("--all", action="store_true", help="every size and method of experiments/")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", type=override, dest="overrides",
-                        help="set a dotted configuration key, e.g. model.config.ffn_rank=96")  # fmt: skip
+    add_set(parser, "set a dotted configuration key, e.g. model.config.ffn_rank=96")
     parser.add_argument("--batch", type=int, help="sequences of a micro-batch (default: data.batch_size)")
     parser.add_argument("--sequence", type=int, help="tokens of each (default: data.sequence_length)")
     parser.add_argument(

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from elas_lightning.commands.arguments import override
+from elas_lightning.commands.arguments import add_set
 
 
 def add(commands: Any) -> None:
@@ -35,10 +35,10 @@ def add(commands: Any) -> None:
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", action="append", default=[], type=Path, metavar="FILE",
-                        help="an overlay, as for fit; several stack")  # fmt: skip
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", type=override, dest="overrides",
-                        help="set a dotted configuration key, e.g. data.sequence_length=512")  # fmt: skip
+    parser.add_argument(
+        "--config", action="append", default=[], type=Path, metavar="FILE", help="an overlay, as for fit; several stack"
+    )
+    add_set(parser, "set a dotted configuration key, e.g. data.sequence_length=512")
     for name, text in (
         ("source", "pydocs, c4, local or tokens"),
         ("path", "the source's folder"),

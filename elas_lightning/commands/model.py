@@ -127,8 +127,10 @@ def _export(options: argparse.Namespace) -> int:
     if isinstance(done.effect, str):
         print(f"the effect of the 2:4 step was not measured: {done.effect}", file=sys.stderr)
     elif done.effect is not None:
-        print(f"perplexity with the 2:4 step {done.effect.kept:.2f}, without {done.effect.dropped:.2f} "
-              f"({done.effect.per_cent:+.2f} %, {done.effect.tokens:,} tokens)")  # fmt: skip
+        print(
+            f"perplexity with the 2:4 step {done.effect.kept:.2f}, without {done.effect.dropped:.2f} "
+            f"({done.effect.per_cent:+.2f} %, {done.effect.tokens:,} tokens)"
+        )
     print(f"{done.what}: {done.folder}")
     return 0
 

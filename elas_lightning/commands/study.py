@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from elas_lightning.commands.arguments import at_least_one, minutes, override
+from elas_lightning.commands.arguments import add_set, at_least_one, minutes
 from elas_lightning.errors import UserError
 from elas_lightning.layout import sweep_folder
 
@@ -19,14 +19,14 @@ def add(commands: Any) -> None:
     sweep.add_argument("--port", type=at_least_one, default=13000, metavar="N",
                        help="with `serve`: the port the proxy of --storage answers on (default: 13000)")  # fmt: skip
     sweep.add_argument("of", nargs="?", help="with `status`: the sweep to look at (default: all below runs/)")
-    sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", type=override, dest="overrides",
-                       help="set a dotted configuration key for every run, e.g. trainer.max_steps=50")  # fmt: skip
+    add_set(sweep, "set a dotted configuration key for every run, e.g. trainer.max_steps=50")
     sweep.add_argument("--budget", type=minutes, metavar="MINUTES",
                        help="start no more runs after this time; the same command makes the rest later")  # fmt: skip
     sweep.add_argument("--workers", type=at_least_one, default=1, metavar="N",
                        help="make N runs at a time; they share the machine's GPUs or cores")  # fmt: skip
-    sweep.add_argument("--storage", metavar="URL",
-                       help="where the study lives; the same command elsewhere joins in (default: a file)")  # fmt: skip
+    sweep.add_argument(
+        "--storage", metavar="URL", help="where the study lives; the same command elsewhere joins in (default: a file)"
+    )
     sweep.add_argument("--patience", type=minutes, default=30.0, metavar="MINUTES",
                        help="kill and resume a run that makes no progress for this long (default: 30)")  # fmt: skip
     sweep.add_argument("--dry-run", action="store_true", help="check the sweep and list its runs, run nothing")

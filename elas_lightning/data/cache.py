@@ -1,6 +1,5 @@
 """A cache folder that several processes may fill at once; an entry is whole or absent, never half there."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from elas_lightning.errors import UserError
+from elas_lightning.files import cache_folder
 
 
 def cache_root(cache_dir: str | None = None) -> Path:
@@ -16,18 +16,12 @@ def cache_root(cache_dir: str | None = None) -> Path:
 
     Args:
         cache_dir: the user's choice; else ``$ELAS_CACHE_DIR``, else ``$XDG_CACHE_HOME/elas-lightning``, else
-            ``~/.cache/elas-lightning``.
+            ``~/.cache/elas-lightning`` (``cache_folder``).
 
     Raises:
         UserError: the folder cannot be made.
     """
-    if cache_dir is not None:
-        root = Path(cache_dir)
-    elif chosen := os.environ.get("ELAS_CACHE_DIR"):
-        root = Path(chosen)
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elas-lightning"
-    root = root.expanduser().absolute()
+    root = (cache_folder() if cache_dir is None else Path(cache_dir).expanduser()).absolute()
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -77,8 +77,8 @@ def prepare(
         with FileLock(folder / _LOCK_NAME, timeout=0):
             if not _begin(folder, plan, tokenizer):
                 return Manifest.read(folder / MANIFEST_NAME)
-            _fill(folder, plan, {shard_name(shard): shard for shard in source.train + source.validation},
-                  tokenizer.name, workers, report)  # fmt: skip
+            shards = {shard_name(shard): shard for shard in source.train + source.validation}
+            _fill(folder, plan, shards, tokenizer.name, workers, report)
             records = {name: _record(folder, name) for name in plan.train + plan.validation}
             manifest = replace(plan, records=records)
             _write(folder / MANIFEST_NAME, manifest.as_json())

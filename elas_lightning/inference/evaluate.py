@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -138,11 +139,9 @@ def _phases(trained: TrainedModel, dense: bool) -> dict[str, bool]:
 
 def show(found: Mapping[str, Any], console: Console) -> None:
     """Print what :func:`evaluate` found, on a console that takes no markup: brackets in a name are a part of it."""
-    environment = found["environment"]
-    console.print(
-        f"{found['checkpoint']}, step {found['step']}; windows of {found['length']} tokens; {environment['hardware']}",
-        soft_wrap=True, highlight=False,
-    )  # fmt: skip
+    say = partial(console.print, soft_wrap=True, highlight=False)
+    hardware = found["environment"]["hardware"]
+    say(f"{found['checkpoint']}, step {found['step']}; windows of {found['length']} tokens; {hardware}")
     if found["text"]:
         table = _table(("text", "sparsity"), ("documents", "tokens", "loss", "perplexity", "bits/byte"))
         for row in found["text"]:
@@ -160,10 +159,10 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         console.print(table)
         for sparsity, result in found["tasks"].items():
             if result["truncated"]:
-                console.print(
+                say(
                     f"{result['truncated']} requests ({sparsity}) were longer than {found['length']} tokens and lost "
-                    "their beginning", soft_wrap=True, highlight=False,
-                )  # fmt: skip
+                    "their beginning"
+                )
 
 
 def _table(names: Sequence[str], numbers: Sequence[str]) -> Table:
@@ -177,18 +176,16 @@ def task_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str, str, 
     """``(task, metric, shots, examples, value, standard error)`` of lm-eval's results, one row a metric."""
     rows = []
     for task, values in result["results"].items():
-        samples = result["n-samples"].get(task, {}).get("effective", "")
+        shots = str(result["n-shot"].get(task, ""))
+        samples = str(result["n-samples"].get(task, {}).get("effective", ""))
         for key, value in sorted(values.items()):
             metric, comma, chain = key.partition(",")
             if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             error = values.get(f"{metric}_stderr,{chain}")
             shown = metric if chain == "none" else f"{metric} ({chain})"
-            measured = isinstance(error, float) and math.isfinite(error)
-            rows.append(
-                (task, shown, str(result["n-shot"].get(task, "")), str(samples), f"{value:.4f}",
-                 f"{error:.4f}" if measured else "")
-            )  # fmt: skip
+            spread = f"{error:.4f}" if isinstance(error, float) and math.isfinite(error) else ""
+            rows.append((task, shown, shots, samples, f"{value:.4f}", spread))
     return rows
 
 

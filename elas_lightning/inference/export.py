@@ -62,12 +62,13 @@ def export_model(
         raise UserError(f"--eval-tokens {eval_tokens} is not possible: give 0 to measure nothing, or more")
     name = architecture(trained.model.config) if form == "merged" else None
     with new_folder(folder) as staged:
+        origin = _origin(trained)
         if name:
             numbers = write_transformers(
                 staged, trained.model, trained.tokenizer, trained.sequence_length, DTYPES[dtype]
             )
         else:
-            numbers = write_factors(staged, trained, DTYPES[dtype], _origin(trained))
+            numbers = write_factors(staged, trained, DTYPES[dtype], origin)
         effect = _effect(trained, eval_tokens)
         write_card(
             staged,
@@ -78,7 +79,7 @@ def export_model(
             exported_parameters=numbers,
             effect=effect,
             seeds=seeds_beside(trained.directory, trained.result) if trained.result else None,
-            origin=_origin(trained),
+            origin=origin,
         )
     return Exported(folder, f"{name}ForCausalLM" if name else "factors kept", effect)
 

@@ -4,12 +4,10 @@ from typing import Any, TypeGuard, get_args
 
 from elas_lightning.errors import UserError
 
-_KEY = "model.config"
-
 
 def refuse(key: str, value: object, allowed: str) -> UserError:
     """The error to raise for the field ``model.config.<key>``."""
-    return UserError(f"{_KEY}.{key} = {value!r} is not possible: {allowed}")
+    return UserError(f"model.config.{key} = {value!r} is not possible: {allowed}")
 
 
 def check_choice(key: str, value: object, literal: Any) -> None:
@@ -35,7 +33,13 @@ def check_int(key: str, value: object, minimum: int) -> None:
         raise refuse(key, value, f"give an integer of at least {minimum}")
 
 
-def check_number(key: str, value: object, above: float) -> None:
-    """Refuse what is no finite number above a limit."""
-    if not is_number(value) or not above < value < float("inf"):
-        raise refuse(key, value, f"give a finite number above {above:g}")
+def check_positive(key: str, value: object) -> None:
+    """Refuse what is no finite number above 0."""
+    if not is_number(value) or not 0 < value < float("inf"):
+        raise refuse(key, value, "give a finite number above 0")
+
+
+def check_not_negative(key: str, value: object) -> None:
+    """Refuse what is no finite number of at least 0."""
+    if not is_number(value) or not 0 <= value < float("inf"):
+        raise refuse(key, value, "give a finite number of at least 0")

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from elas_lightning.errors import UserError
-from elas_lightning.nn.checks import check_choice, check_int, check_number, is_int, refuse
+from elas_lightning.nn.checks import check_choice, check_int, check_positive, is_int, refuse
 from elas_lightning.nn.experts_config import ExpertsConfig
 from elas_lightning.nn.sparsity_config import Placement, SparsityConfig
-from elas_lightning.nn.weights_config import COMPOSED, WeightsConfig
+from elas_lightning.nn.weights_config import COMPOSED, Part, WeightsConfig
+from elas_lightning.ops.backend import Backend
+from elas_lightning.ops.ffn import Activation, Storage
 
-FFNKind = Literal["swiglu", "relu2", "relu", "gelu", "silu"]
+FFNKind = Literal["swiglu", Activation]
 Initialization = Literal["xavier", "cola", "spectral", "wide_lowrank"]
-Backend = Literal["auto", "reference", "triton", "hopper", "cusparselt", "cusparselt_compress"]
-Storage = Literal["dense", "packed", "recompute"]
 Checkpointing = Literal["none", "block", "bottleneck"]
 
 
@@ -76,12 +76,10 @@ class ModelConfig:
     experts: ExpertsConfig = ExpertsConfig()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
-        for key in (
-            "vocab_size", "hidden_size", "intermediate_size", "ffn_width_multiple", "num_layers", "num_heads"
-        ):  # fmt: skip
+        for key in ("vocab_size", "hidden_size", "intermediate_size", "ffn_width_multiple", "num_layers", "num_heads"):
             check_int(key, getattr(self, key), 1)
         for key in ("initializer_range", "norm_eps", "rope_theta"):
-            check_number(key, getattr(self, key), 0.0)
+            check_positive(key, getattr(self, key))
         check_choice("ffn", self.ffn, FFNKind)
         check_choice("initialization", self.initialization, Initialization)
         check_choice("backend", self.backend, Backend)
@@ -144,7 +142,7 @@ class ModelConfig:
         multiple = self.ffn_width_multiple
         return -(-3 * self.intermediate_size // (2 * multiple)) * multiple
 
-    def layer_rank(self, part: Literal["attention", "ffn"]) -> int | None:
+    def layer_rank(self, part: Part) -> int | None:
         """Rank of the factors that a part's linear layers are; None where each is one matrix.
 
         SLTrain and ReLoRA have a rank and yet one matrix, which they make of factors of their own.

@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass
 
-from elas_lightning.nn.checks import check_int, is_number, refuse
+from elas_lightning.nn.checks import check_int, check_not_negative, refuse
 
 
 @dataclass(frozen=True)
@@ -28,5 +28,4 @@ class ExpertsConfig:
         check_int("experts.per_token", self.per_token, 1)
         if self.per_token > self.count:
             raise refuse("experts.per_token", self.per_token, f"a layer has {self.count} (experts.count)")
-        if not is_number(self.balance) or not 0 <= self.balance < float("inf"):
-            raise refuse("experts.balance", self.balance, "give a finite number of at least 0")
+        check_not_negative("experts.balance", self.balance)

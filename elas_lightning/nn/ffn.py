@@ -70,16 +70,26 @@ class FFN(nn.Module):
             [_before_hidden(projection, x) for projection in projections],
             combine,
             self.hidden_site,
-            down.A if isinstance(down, LowRankLinear) else down.weight,
+            _reading_hidden(down),
             dense_share=self.config.sparsity.backward_dense_share,
             permute=self.config.sparsity.backward_permutation,
         )
-        return down.expand(down.between(out)) if isinstance(down, LowRankLinear) else out
+        return _after_hidden(down, out)
 
 
 def _before_hidden(linear: nn.Linear | LowRankLinear, x: Tensor) -> tuple[Tensor, Tensor]:
     """The last product before the hidden features: ``z (..., R)`` and ``(F, R)``; at full rank R is C."""
     return (linear.reduce(x), linear.B) if isinstance(linear, LowRankLinear) else (x, linear.weight)
+
+
+def _reading_hidden(down: nn.Linear | LowRankLinear) -> Tensor:
+    """The matrix of the first product behind the hidden features, ``(R, F)``; at full rank R is C."""
+    return down.A if isinstance(down, LowRankLinear) else down.weight
+
+
+def _after_hidden(down: nn.Linear | LowRankLinear, out: Tensor) -> Tensor:
+    """What follows that product: ``(..., R)`` to ``(..., C)``."""
+    return down.expand(down.between(out)) if isinstance(down, LowRankLinear) else out
 
 
 def _gated(gate: Tensor, up: Tensor) -> Tensor:
@@ -137,10 +147,9 @@ class UngatedFFN(FFN):
         x = self.input_site(x)
         # z and out: (..., R) at low rank, (..., C) at full rank
         z, up_weight = _before_hidden(up, x)
-        weight = down.A if isinstance(down, LowRankLinear) else down.weight
+        weight = _reading_hidden(down)
         if self._decodes(z, weight):
-            out = self._decode(z, up_weight, weight)
-            return down.expand(down.between(out)) if isinstance(down, LowRankLinear) else out
+            return _after_hidden(down, self._decode(z, up_weight, weight))
         sparse, storage = self.hidden_site.active, self.config.ffn_storage
         if storage == "packed" and not sparse:
             storage = "recompute"  # as ffn_storage documents: dense features have no packed form
@@ -154,7 +163,7 @@ class UngatedFFN(FFN):
             backend=self.config.backend,
             storage=storage,
         )
-        return down.expand(down.between(out)) if isinstance(down, LowRankLinear) else out
+        return _after_hidden(down, out)
 
     def train(self, mode: bool = True) -> UngatedFFN:
         """Switch between training and inference; training lets go of the copy that decoding keeps."""
@@ -278,9 +287,9 @@ def ffn_path(config: ModelConfig, device: torch.device, choice: BackendChoice | 
     return paths.get(storage) or f"{paths['recompute']} (ffn_storage {storage} only without gradients)"
 
 
-def ffns(block: nn.Module) -> list[FFN]:
-    """The feed-forward networks of a decoder block: one, or its experts in order."""
-    return [module for module in block.modules() if isinstance(module, FFN)]
+def ffns(part: nn.Module) -> list[FFN]:
+    """The feed-forward networks of a decoder block, one or its experts in order, or of a whole model."""
+    return [module for module in part.modules() if isinstance(module, FFN)]
 
 
 def make_ffn(config: ModelConfig, layer: int) -> FFN:

@@ -25,14 +25,26 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
     """
     for module in model.modules():
         if isinstance(module, LowRankLinear):
-            _FACTORS[config.initialization](module, config.initializer_range)
+            _initialize_factors(module, config)
         elif isinstance(module, nn.Linear | nn.Embedding | Router):
             nn.init.normal_(module.weight, std=config.initializer_range)
         elif isinstance(module, nn.RMSNorm):
             nn.init.ones_(module.weight)
 
 
-def _xavier(layer: LowRankLinear, std: float) -> None:
+def _initialize_factors(layer: LowRankLinear, config: ModelConfig) -> None:
+    match config.initialization:
+        case "xavier":
+            _xavier(layer)
+        case "cola":
+            _cola(layer)
+        case "spectral":
+            _spectral(layer, config.initializer_range)
+        case "wide_lowrank":
+            _wide_lowrank(layer)
+
+
+def _xavier(layer: LowRankLinear) -> None:
     """LORO (ICLR 2025), and with it ELAS: each factor Xavier-normal by its own shape, no correction for R.
 
     An entry of the product then has variance ``4 R / ((I + R)(O + R))``.
@@ -41,7 +53,7 @@ def _xavier(layer: LowRankLinear, std: float) -> None:
     nn.init.xavier_normal_(layer.B)
 
 
-def _cola(layer: LowRankLinear, std: float) -> None:
+def _cola(layer: LowRankLinear) -> None:
     """CoLA (arXiv 2502.10940, released code): an entry of the product has variance ``1 / (I + O)``.
 
     Both factors carry the same scale, ``(I + O)^(-1/4) R^(-1/4)``.
@@ -68,7 +80,7 @@ def _spectral(layer: LowRankLinear, std: float) -> None:
     layer.B.copy_(left_OK[:, :rank] * root_R)
 
 
-def _wide_lowrank(layer: LowRankLinear, std: float) -> None:
+def _wide_lowrank(layer: LowRankLinear) -> None:
     """Nait Saada & Tanner (arXiv 2301.13710): random coefficients in an orthonormal basis of R directions.
 
     Their analysis of wide networks shows that rank enters through the ratio ``γ = R / O``: it multiplies the
@@ -80,6 +92,3 @@ def _wide_lowrank(layer: LowRankLinear, std: float) -> None:
     rank, d_in = layer.A.shape
     nn.init.orthogonal_(layer.B)
     nn.init.normal_(layer.A, std=(layer.B.shape[0] / (rank * d_in)) ** 0.5)
-
-
-_FACTORS = {"xavier": _xavier, "cola": _cola, "spectral": _spectral, "wide_lowrank": _wide_lowrank}

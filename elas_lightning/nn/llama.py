@@ -31,7 +31,7 @@ from elas_lightning.nn.ffn import FFN, make_ffn
 from elas_lightning.nn.initialization import initialize
 from elas_lightning.nn.linear import make_linear
 from elas_lightning.nn.loss import linear_next_token_loss
-from elas_lightning.nn.sparsity import SparsitySite
+from elas_lightning.nn.sparsity import SparsitySite, sites
 from elas_lightning.nn.weights.attach import attach_rules
 from elas_lightning.ops import resolve_backend
 
@@ -160,16 +160,13 @@ class Llama(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         initialize(self, config)
         attach_rules(self.layers, config)
-        for number, site in enumerate(self._sites()):
+        for number, site in enumerate(sites(self)):
             site.number = number
-
-    def _sites(self) -> list[SparsitySite]:
-        return [module for module in self.modules() if isinstance(module, SparsitySite)]
 
     @property
     def sparsity_active(self) -> bool:
         """Whether any site makes its features 2:4 at present; never true of a dense model."""
-        return any(site.active for site in self._sites())
+        return any(site.active for site in sites(self))
 
     def set_sparsity(self, active: bool) -> None:
         """Switch every placed 2:4 site on or off, as the dense warm-up asks.
@@ -179,7 +176,7 @@ class Llama(nn.Module):
         Args:
             active: On or off; a dense model stays dense either way.
         """
-        for site in self._sites():
+        for site in sites(self):
             site.set_active(active)
 
     def set_noise(self, *counters: int) -> None:
@@ -188,7 +185,7 @@ class Llama(nn.Module):
         Args:
             counters: What tells this forward pass from every other one of the run, such as seed, step and rank.
         """
-        for site in self._sites():
+        for site in sites(self):
             site.set_key(*counters)
 
     def _mixtures(self) -> list[MixtureOfExperts]:
@@ -223,7 +220,7 @@ class Llama(nn.Module):
         cos_T1D, sin_T1D = rotary_angles(x_BTC.shape[1], config.head_dim, config.rope_theta, x_BTC.device, start)
         for mixture in self._mixtures():
             mixture.balance = None
-        further_on = self._sites() if start and config.sparsity.stochastic else []
+        further_on = sites(self) if start and config.sparsity.stochastic else []
         try:
             for site in further_on:
                 site.start = start

@@ -107,3 +107,8 @@ class SparsitySite(nn.Module):
     def extra_repr(self) -> str:
         """Name, placement and state, for ``print(model)``."""
         return f"{self.site}, placed={self.placed}, active={self.active}"
+
+
+def sites(model: nn.Module) -> list[SparsitySite]:
+    """Every site of a model, in the order of its modules."""
+    return [module for module in model.modules() if isinstance(module, SparsitySite)]

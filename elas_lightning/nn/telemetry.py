@@ -8,6 +8,7 @@ Shape suffixes: B batch, T time, E experts, C model width, F hidden features.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from elas_lightning.nn.experts import MixtureOfExperts
-from elas_lightning.nn.ffn import FFN
+from elas_lightning.nn.ffn import FFN, ffns
 from elas_lightning.nn.llama import Llama
 from elas_lightning.nn.sparsity import SparsitySite
 from elas_lightning.nn.telemetry_gradients import gradient_statistics
@@ -96,12 +97,41 @@ def sparsity_statistics(model: Llama, input_ids: Tensor, selections: Selections 
         experts the mean), and where there are experts ``busiest_expert``: the tokens of the one with most, as a
         multiple of an even share.
     """
-    tallies: dict[tuple[int, str], _Tally] = {}
+    tallies, ffn_inputs, loads = _watched_forward(model, input_ids)
+    # Hidden features exist only inside an op, so they are computed again, now that no hook counts twice.
+    ranks: dict[int, list[float]] = {}
+    for layer, ffn, x in ffn_inputs:
+        if x.numel() == 0:  # an expert that no token was sent to
+            continue
+        hidden = ffn.hidden(x)
+        tallies[layer, "ffn_hidden"].add(hidden, ffn.hidden_site)
+        spectrum = torch.linalg.svdvals(hidden.flatten(0, -2)[:_TOKENS].float())
+        ranks.setdefault(layer, []).append(effective_rank(spectrum))
+    rows = []
+    for at in sorted(tallies):
+        layer, site = at
+        row: dict[str, Any] = {"layer": layer, "site": site, **tallies[at].row()}
+        if selections is not None and not (layer in loads and site.startswith("ffn")):
+            row["mask_drift"] = tallies[at].drift(at, selections)
+        if site == "ffn_hidden":
+            row["effective_rank_hidden"] = fmean(ranks[layer])
+            if layer in loads:
+                row["busiest_expert"] = loads[layer]
+        rows.append(row)
+    return rows
+
+
+def _watched_forward(
+    model: Llama, input_ids: Tensor
+) -> tuple[dict[tuple[int, str], _Tally], list[tuple[int, FFN, Tensor]], dict[int, float]]:
+    """One forward pass: tallies of the placed sites other than the hidden ones, what each FFN read, by layer the load
+    of its busiest expert."""
+    tallies: dict[tuple[int, str], _Tally] = defaultdict(_Tally)
     ffn_inputs: list[tuple[int, FFN, Tensor]] = []
     loads: dict[int, float] = {}
 
     def tally_site(layer: int, module: SparsitySite, inputs: tuple[Tensor, ...]) -> None:
-        tallies.setdefault((layer, module.site), _Tally()).add(inputs[0], module)
+        tallies[layer, module.site].add(inputs[0], module)
 
     def keep_ffn_input(layer: int, module: FFN, inputs: tuple[Tensor, ...]) -> None:
         ffn_inputs.append((layer, module, inputs[0]))
@@ -123,28 +153,7 @@ def sparsity_statistics(model: Llama, input_ids: Tensor, selections: Selections 
                     continue
                 hooks.callback(module.register_forward_pre_hook(hook).remove)
         model.hidden(input_ids)
-
-    # Hidden features exist only inside an op, so they are computed again, now that no hook counts twice.
-    ranks: dict[int, list[float]] = {}
-    for layer, ffn, x in ffn_inputs:
-        if x.numel() == 0:  # an expert that no token was sent to
-            continue
-        hidden = ffn.hidden(x)
-        tallies.setdefault((layer, "ffn_hidden"), _Tally()).add(hidden, ffn.hidden_site)
-        spectrum = torch.linalg.svdvals(hidden.flatten(0, -2)[:_TOKENS].float())
-        ranks.setdefault(layer, []).append(effective_rank(spectrum))
-    rows = []
-    for at in sorted(tallies):
-        layer, site = at
-        row: dict[str, Any] = {"layer": layer, "site": site, **tallies[at].row()}
-        if selections is not None and not (layer in loads and site.startswith("ffn")):
-            row["mask_drift"] = tallies[at].drift(at, selections)
-        if site == "ffn_hidden":
-            row["effective_rank_hidden"] = fmean(ranks[layer])
-            if layer in loads:
-                row["busiest_expert"] = loads[layer]
-        rows.append(row)
-    return rows
+    return tallies, ffn_inputs, loads
 
 
 def layer_statistics(model: Llama, input_ids: Tensor, labels: Tensor, selections: Selections) -> list[dict[str, Any]]:
@@ -175,12 +184,12 @@ def _in_plain_pytorch(model: Llama) -> Iterator[None]:
 
     Telemetry runs without autocast, and a backend of the sparse tensor cores refuses the float32 that it then gets.
     """
-    ffns = [module for module in model.modules() if isinstance(module, FFN)]
-    own = [ffn.config for ffn in ffns]
-    for ffn in ffns:
+    networks = ffns(model)
+    own = [ffn.config for ffn in networks]
+    for ffn in networks:
         ffn.config = replace(ffn.config, backend="reference")
     try:
         yield
     finally:
-        for ffn, config in zip(ffns, own, strict=True):
+        for ffn, config in zip(networks, own, strict=True):
             ffn.config = config

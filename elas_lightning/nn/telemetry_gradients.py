@@ -13,13 +13,13 @@ from torch import Tensor
 from elas_lightning.nn.ffn import ffns
 from elas_lightning.nn.llama import Llama
 from elas_lightning.nn.loss import linear_next_token_loss
-from elas_lightning.nn.sparsity import SparsitySite
+from elas_lightning.nn.sparsity import sites
 
 
 def _up_gradients(model: Llama, input_ids: Tensor, labels: Tensor, gradient: str) -> list[Tensor]:
     """Of the mean loss, with respect to all that makes the hidden features of each layer, flat, by layer."""
-    sites = [module for module in model.modules() if isinstance(module, SparsitySite)]
-    before = [site.gradient for site in sites]
+    every = sites(model)
+    before = [site.gradient for site in every]
     by_layer = [
         [
             parameter
@@ -30,13 +30,13 @@ def _up_gradients(model: Llama, input_ids: Tensor, labels: Tensor, gradient: str
         for block in model.layers
     ]
     try:
-        for site in sites:
+        for site in every:
             site.gradient = gradient  # type: ignore[assignment]
         nll, tokens = linear_next_token_loss(model.hidden(input_ids), model.lm_head.weight, labels)
         # grad and no backward: nothing is added to what training may have accumulated
         found = iter(torch.autograd.grad(nll / tokens.clamp(min=1), [p for layer in by_layer for p in layer]))
     finally:
-        for site, own in zip(sites, before, strict=True):
+        for site, own in zip(every, before, strict=True):
             site.gradient = own
     return [torch.cat([next(found).flatten().float() for _ in layer]) for layer in by_layer]
 

@@ -7,11 +7,12 @@ Beside it, what a layer then consists of, from the configuration alone.
 from dataclasses import dataclass
 from typing import Literal
 
-from elas_lightning.nn.checks import check_choice, check_int, check_number, is_number, refuse
+from elas_lightning.nn.checks import check_choice, check_int, check_not_negative, check_positive, is_number, refuse
 
 WeightMethod = Literal["plain", "sltrain", "relora", "sr_ste", "s_ste", "transposable", "asp", "oats"]
 WeightLayers = Literal["all", "ffn"]
 OatsPattern = Literal["unstructured", "2:4"]
+Part = Literal["attention", "ffn"]
 
 COMPOSED = ("sltrain", "relora")
 SPARSE_24 = ("sr_ste", "s_ste", "transposable", "asp")
@@ -66,12 +67,11 @@ class WeightsConfig:
         check_choice("weights.method", self.method, WeightMethod)
         check_choice("weights.layers", self.layers, WeightLayers)
         check_choice("weights.oats_pattern", self.oats_pattern, OatsPattern)
-        check_number("weights.alpha", self.alpha, 0.0)
+        check_positive("weights.alpha", self.alpha)
         for key in ("mask_every", "oats_iterations"):
             check_int(f"weights.{key}", getattr(self, key), 1)
         check_int("weights.relora_full_rank_cycles", self.relora_full_rank_cycles, 0)
-        if not is_number(self.decay) or not 0 <= self.decay < float("inf"):
-            raise refuse("weights.decay", self.decay, "give a finite number of at least 0")
+        check_not_negative("weights.decay", self.decay)
         for key in ("dense_end", "oats_rank_ratio"):
             share = getattr(self, key)
             if not is_number(share) or not 0 <= share < 1:
@@ -141,9 +141,7 @@ def oats_shape(weights: WeightsConfig, d_in: int, d_out: int) -> tuple[int, int]
     return int(weights.oats_rank_ratio * kept * d_in * d_out / (d_in + d_out)), row
 
 
-def layer_entries(
-    weights: WeightsConfig, part: Literal["attention", "ffn"], d_in: int, d_out: int, rank: int | None
-) -> LayerEntries:
+def layer_entries(weights: WeightsConfig, part: Part, d_in: int, d_out: int, rank: int | None) -> LayerEntries:
     """Count what one linear layer consists of.
 
     Args:

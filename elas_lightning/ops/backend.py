@@ -6,14 +6,15 @@ import os
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
 from elas_lightning.errors import UserError
 from elas_lightning.ops.measured import Case, bucket, device_name, measurements, nearest
 
-BACKENDS = ("auto", "reference", "triton", "hopper", "cusparselt", "cusparselt_compress")
+Backend = Literal["auto", "reference", "triton", "hopper", "cusparselt", "cusparselt_compress"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 # What the kernels are compiled for in the tests; below it the hardware has no bfloat16 and no 2:4 product.
 _OLDEST_CAPABILITY = (8, 0)
 _OTHERWISE = "choose reference (any device), triton (CUDA) or auto"

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from elas_lightning.errors import UserError
 from elas_lightning.ops.hardware_layout import FEATURES, packed_shape, round_up
+from elas_lightning.ops.measured import device_name
 from elas_lightning.ops.steps import TritonSteps
 
 # What cuSPARSELt asks of the sizes of 16-bit operands, where the layout is its own affair.
@@ -215,10 +216,6 @@ def check_layout(rows: int, down: Tensor, plan: Plan) -> None:
     if found is not None:
         raise UserError(
             f"backend 'cusparselt' cannot run here: cuSPARSELt {torch.backends.cusparselt.version()} on "
-            f"{_name(down.device)} packs {rows} x {down.shape[0]} {down.dtype} otherwise than our kernel ({found}); "
-            "choose cusparselt_compress or triton"
+            f"{device_name(down.device)} packs {rows} x {down.shape[0]} {down.dtype} otherwise than our kernel "
+            f"({found}); choose cusparselt_compress or triton"
         )
-
-
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elas_lightning.ops.autocast import autocast
 from elas_lightning.ops.backend import check_kernel_dtype, resolve_backend
+from elas_lightning.ops.ffn import check_factors
 from elas_lightning.ops.sparsify import relu2_sparsify_24
 
 # The kernel's tile of tokens. With more, few features are zero for all of them.
@@ -58,17 +60,12 @@ def lowrank_ffn_decode(
     if tokens > DECODE_TOKENS:
         raise ValueError(f"decoding takes at most {DECODE_TOKENS} tokens, not {tokens}: use lowrank_ffn")
     rows = down if down_rows is None and down.is_contiguous() else down_rows
-    if up.dim() != 2 or z.shape[-1:] != up.shape[1:] or down.shape[:1] != up.shape[:1]:
-        raise ValueError(
-            f"z {tuple(z.shape)}, up {tuple(up.shape)}, down {tuple(down.shape)} do not fit: "
-            "they must be (..., r), (d_ff, r), (d_ff, r_out)"
-        )
+    check_factors(z, up, down)
     if rows is not None and (rows.shape != down.shape or not rows.is_contiguous()):
         raise ValueError(f"down_rows must be contiguous and {tuple(down.shape)} as down is, not {tuple(rows.shape)}")
-    if torch.is_autocast_enabled(z.device.type):
-        dtype = torch.get_autocast_dtype(z.device.type)
-        z, up, down = z.to(dtype), up.to(dtype), down.to(dtype)
-        rows = None if rows is None else rows.to(dtype)
+    z, up, down = autocast(z, up, down)
+    if rows is not None:
+        (rows,) = autocast(rows)
     # for a few tokens the sparse product would compute 128, so its backends decode by the Triton kernel, too
     kernel = resolve_backend(backend, z.device).chosen != "reference"
     if kernel:

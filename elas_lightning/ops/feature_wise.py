@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elas_lightning.ops.autocast import autocast
 from elas_lightning.ops.patterns import random_bits
 from elas_lightning.ops.reference import keep_mask_24, zero_dropped
 
@@ -77,17 +78,14 @@ def feature_wise_ffn(
     Returns:
         ``(..., O)``.
     """
-    device = down.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        factors = [(z.to(dtype), up.to(dtype)) for z, up in factors]
-        down = down.to(dtype)
+    pairs = [autocast(*pair) for pair in factors]
+    (down,) = autocast(down)
     with torch.no_grad():
-        values = [F.linear(z, up) for z, up in factors]
+        values = [F.linear(z, up) for z, up in pairs]
         hidden = step(combine(*values))
         keep_TF = feature_wise_keep(hidden.flatten(0, -2), dense_share=dense_share, permute=permute)
     linear = _KeptInWeightGradient.apply
-    hidden = step(combine(*(linear(z, up, keep_TF, False) for z, up in factors)))
+    hidden = step(combine(*(linear(z, up, keep_TF, False) for z, up in pairs)))
     return linear(hidden.to(down.dtype), down, keep_TF, True)
 
 

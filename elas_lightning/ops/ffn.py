@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elas_lightning.errors import UserError
+from elas_lightning.ops.autocast import autocast, product_dtype
 from elas_lightning.ops.backend import check_kernel_dtype, check_sparse_product_dtype, resolve_backend
 from elas_lightning.ops.measured import Case, Direction
 from elas_lightning.ops.sparsify import Gradient, check_gradient, relu2_sparsify_24, sparsify_24
@@ -49,6 +50,24 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
     if activation not in _ACTIVATIONS:
         raise ValueError(f"activation {activation!r} is unknown: choose one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[activation](x)
+
+
+def check_factors(z: Tensor, up: Tensor, down: Tensor) -> None:
+    """Refuse shapes that do not fit.
+
+    Args:
+        z: Should be ``(..., R)``.
+        up: Should be ``(F, R)``.
+        down: Should be ``(F, O)``.
+
+    Raises:
+        ValueError: They are not.
+    """
+    if up.dim() != 2 or down.dim() != 2 or z.shape[-1:] != up.shape[1:] or up.shape[0] != down.shape[0]:
+        raise ValueError(
+            f"z {tuple(z.shape)}, up {tuple(up.shape)}, down {tuple(down.shape)} do not fit: "
+            "they must be (..., r), (d_ff, r), (d_ff, r_out)"
+        )
 
 
 def lowrank_ffn(
@@ -88,11 +107,7 @@ def lowrank_ffn(
             that this FFN cannot have.
         UserError: A backend that is unknown or cannot run here, or cannot keep ``dense`` (a ValueError, too).
     """
-    if up.dim() != 2 or down.dim() != 2 or z.shape[-1:] != up.shape[1:] or up.shape[0] != down.shape[0]:
-        raise ValueError(
-            f"z {tuple(z.shape)}, up {tuple(up.shape)}, down {tuple(down.shape)} do not fit: "
-            "they must be (..., r), (d_ff, r), (d_ff, r_out)"
-        )
+    check_factors(z, up, down)
     if sparsity not in ("2:4", None):
         raise ValueError(f"sparsity {sparsity!r} is unknown: choose '2:4' or None")
     check_gradient(gradient)
@@ -108,9 +123,7 @@ def lowrank_ffn(
     # the one backend that keeps its dense features by itself
     keeps_dense = chosen == "hopper" and storage == "dense" and sparsity is not None
     if storage != "dense" or keeps_dense:
-        if torch.is_autocast_enabled(z.device.type):
-            dtype = torch.get_autocast_dtype(z.device.type)
-            z, up, down = z.to(dtype), up.to(dtype), down.to(dtype)
+        z, up, down = autocast(z, up, down)
         if chosen != "reference":
             check_kernel_dtype(z)
         if chosen in _SPARSE_PRODUCTS:
@@ -130,12 +143,10 @@ def lowrank_ffn(
 
 def ffn_case(z: Tensor, up: Tensor, sparsity: str | None, training: bool) -> Case:
     """What ``auto`` looks up of an FFN: its sizes, and the dtype it is computed in."""
-    device = z.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else z.dtype
-    name = str(dtype).removeprefix("torch.")
+    dtype = str(product_dtype(z)).removeprefix("torch.")
     direction: Direction = "training" if training else "forward"
     tokens = z.numel() // max(1, z.shape[-1])
-    return Case(up.shape[1], up.shape[0], tokens, name, sparsity, direction, torch.compiler.is_compiling())
+    return Case(up.shape[1], up.shape[0], tokens, dtype, sparsity, direction, torch.compiler.is_compiling())
 
 
 def _check_sparse_product(backend: str, activation: str, storage: str, training: bool) -> None:

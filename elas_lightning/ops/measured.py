@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 
 from elas_lightning.errors import UserError
+from elas_lightning.files import cache_folder
 
 Direction = Literal["forward", "training"]
 # What is fastest changes with the sizes; a measurement says nothing where one of them differs by a larger factor.
@@ -101,10 +102,7 @@ def user_folder() -> Path:
     """Where ``elas bench --tune`` writes: ``$ELAS_MEASUREMENTS``, else a folder in the cache."""
     if chosen := os.environ.get("ELAS_MEASUREMENTS"):
         return Path(chosen).expanduser()
-    if own := os.environ.get("ELAS_CACHE_DIR"):
-        return Path(own).expanduser() / "measurements"
-    cached = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cached) / "elas-lightning" / "measurements"
+    return cache_folder() / "measurements"
 
 
 @cache

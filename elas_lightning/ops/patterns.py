@@ -9,26 +9,21 @@ Shape suffixes: N features, m entries of a group, k of them kept, G = N / m grou
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from elas_lightning.ops.reference import INTEGERS, magnitude
 from elas_lightning.ops.sparsify import Gradient, KeptOnly, check_gradient, sparsify_24
 
 Pattern = Literal["2:4", "1:4", "3:4", "2:8", "unstructured"]
 Method = Literal["magnitude", "soft_threshold", "mvue", "random", "first"]
-PATTERNS: tuple[Pattern, ...] = ("2:4", "1:4", "3:4", "2:8", "unstructured")
-METHODS: tuple[Method, ...] = ("magnitude", "soft_threshold", "mvue", "random", "first")
+PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
+METHODS: tuple[Method, ...] = get_args(Method)
 STOCHASTIC: tuple[Method, ...] = ("mvue", "random")
 
 _KEPT = {"2:4": (2, 4), "1:4": (1, 4), "3:4": (3, 4), "2:8": (2, 8)}
-_INTEGERS = {
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-    torch.float32: torch.int32,
-    torch.float64: torch.int64,
-}
 _32_BITS = 0xFFFFFFFF
 
 
@@ -147,7 +142,7 @@ def _check(x: Tensor, pattern: Pattern, method: Method, key: Tensor | int | None
     multiple = width_multiple(pattern)
     if x.dim() < 1 or x.shape[-1] % multiple:
         raise ValueError(f"pattern {pattern} needs a last axis that {multiple} divides, not {tuple(x.shape)}")
-    if x.dtype not in _INTEGERS:
+    if x.dtype not in INTEGERS:
         raise ValueError(f"sparsity is defined for float16, bfloat16, float32 and float64, not {x.dtype}")
     if method in STOCHASTIC and key is None:
         raise ValueError(f"method {method!r} is stochastic: give a key")
@@ -168,9 +163,9 @@ class _StraightThrough(torch.autograd.Function):
 def _select(x: Tensor, k: int, method: str, bits: Tensor | None) -> Tensor:
     """A method on groups ``(..., G, m)``; autograd sees the gradient with the choice held fixed."""
     if method == "magnitude":
-        return KeptOnly.apply(x, _rank(_magnitude(x)) < k)
+        return KeptOnly.apply(x, _rank(magnitude(x)) < k)
     if method == "soft_threshold":
-        rank = _rank(_magnitude(x))
+        rank = _rank(magnitude(x))
         # of one number and zeros; autocast on a GPU would sum, and go on, in float32 if no dtype were named
         threshold = KeptOnly.apply(x.abs(), rank == k).sum(-1, keepdim=True, dtype=x.dtype)
         return KeptOnly.apply(x - x.sign() * threshold, rank < k)
@@ -182,12 +177,6 @@ def _select(x: Tensor, k: int, method: str, bits: Tensor | None) -> Tensor:
         return KeptOnly.apply(x, (_rank(bits) < k) | x.isnan())
     chosen, factor = _sample(x.detach(), k, bits)
     return KeptOnly.apply((x * factor).to(x.dtype), chosen)
-
-
-def _magnitude(x: Tensor) -> Tensor:
-    """Integers that order as magnitudes do, NaN above infinity: the bit patterns without the sign."""
-    integer = _INTEGERS[x.dtype]
-    return x.view(integer) & torch.iinfo(integer).max
 
 
 def _rank(score: Tensor) -> Tensor:

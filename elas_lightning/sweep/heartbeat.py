@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from logging import getLogger
-from types import TracebackType
 from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
@@ -55,9 +54,7 @@ class Heartbeat:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._ended.set()
         self._thread.join(timeout=5.0)  # a beat may hang in a dead connection; as a daemon it keeps nobody
 

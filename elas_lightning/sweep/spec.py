@@ -11,24 +11,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from elas_lightning.errors import UserError
+from elas_lightning.plot_options import PLOT_OPTIONS
 from elas_lightning.sweep.objectives import OBJECTIVES, QUALITY, Objective
 from elas_lightning.sweep.shape import is_a, read_fields
 
 Sampler = Literal["grid", "tpe", "random"]
 Pruner = Literal["none", "median"]
-# By kind: options that name a searched parameter, and the other ones (``filter`` names some by its keys).
-_PLOT_OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "metric_by": (("x", "series"), ("metric", "log_x", "baseline", "focus", "filter")),
-    "bars": (("x", "group"), ("metric", "baseline", "focus", "filter")),
-    "curves": (("series", "style"), ("x", "value", "filter")),
-    "heatmap": (("x", "y"), ("metric", "baseline", "filter")),
-    "lr_curve": (("x", "series"), ("metric", "baseline", "filter")),
-    "parallel": ((), ("metric", "filter")),
-    "importance": ((), ()),
-    "telemetry": ((), ("value", "site", "x", "filter")),
-    "pareto": (("series",), ("x", "metric", "filter")),
-}
-_PLOT_NEEDS = {"metric_by": ("x",), "bars": ("x",), "heatmap": ("x", "y"), "telemetry": ("value",)}
 
 Point = dict[str, Any]
 
@@ -278,19 +266,18 @@ class SweepSpec:
 def _wrong_options(plot: dict[str, Any], searched: list[str]) -> Iterator[str]:
     """Why a plot cannot be drawn, before hours of runs rather than after them."""
     kind = plot.get("kind")
-    if not isinstance(kind, str) or kind not in _PLOT_OPTIONS:
-        yield f"plots: kind is {kind!r}: {', '.join(_PLOT_OPTIONS)}"
+    if not isinstance(kind, str) or kind not in PLOT_OPTIONS:
+        yield f"plots: kind is {kind!r}: {', '.join(PLOT_OPTIONS)}"
         return
-    parameters, others = _PLOT_OPTIONS[kind]
-    known = ", ".join([*parameters, *others]) or "none"
+    options = PLOT_OPTIONS[kind]
     for key, value in plot.items():
-        if key not in ("kind", *parameters, *others):
-            yield f"plots: {kind} has no option {key!r}: there are {known}"
-        if key in parameters and value not in searched:
+        if key not in ("kind", *options.known):
+            yield f"plots: {kind} has no option {key!r}: there are {options.listed}"
+        if key in options.parameters and value not in searched:
             yield f"plots: {kind} has {key}={value!r}, which is not searched: {', '.join(searched)}"
-    for key in _PLOT_NEEDS.get(kind, ()):
+    for key in options.needed:
         if key not in plot:
-            yield f"plots: {kind} needs {key}; there are {known}"
+            yield f"plots: {kind} needs {key}; there are {options.listed}"
 
 
 def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:

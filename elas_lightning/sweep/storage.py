@@ -30,7 +30,7 @@ from optuna.storages.journal._file import get_lock_file  # holds the lock for a 
 from sqlalchemy import event, exc
 
 from elas_lightning.errors import UserError
-from elas_lightning.sweep.patience import PATIENCE_SECONDS, PatientStorage, reason_of
+from elas_lightning.sweep.patience import PatientStorage, reason_of
 
 STUDY_NAME = "study.db"  # in the sweep's folder, where no URL is given
 BUSY_SECONDS = 60.0  # how long a writer waits for another on SQLite
@@ -53,13 +53,12 @@ def redact(text: str) -> str:
     return re.sub(r"([?&]\w*passw\w*=)[^&\s]*", r"\1***", text)
 
 
-def open_storage(url: str | None, folder: Path, *, patience: float = PATIENCE_SECONDS) -> BaseStorage:
+def open_storage(url: str | None, folder: Path) -> BaseStorage:
     """Open a study's storage; tables are made where there are none.
 
     Args:
         url: One of the module's table; ``None`` for ``folder/study.db``.
         folder: The sweep's folder, which exists.
-        patience: Seconds that an outage may last once the storage is open.
 
     Raises:
         UserError: The URL is none that is known, the driver is not installed, the server cannot be reached, it refuses
@@ -71,7 +70,7 @@ def open_storage(url: str | None, folder: Path, *, patience: float = PATIENCE_SE
     scheme = url.partition("://")[0] if "://" in url else ""
     if scheme not in _OPENERS:
         raise UserError(f"{shown}: give {KNOWN}, or none for SQLite in the sweep's folder")
-    return PatientStorage(_OPENERS[scheme](url, shown), shown, patience)
+    return PatientStorage(_OPENERS[scheme](url, shown), shown)
 
 
 def serve(url: str | None, folder: Path, port: int, host: str = "0.0.0.0") -> None:

@@ -20,13 +20,12 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from elas_lightning.errors import UserError
 from elas_lightning.training.folder_checkpoints import WHOLE_NAME, files_of, put_together, steps_of
-from elas_lightning.training.interruption import is_between_steps, validation_follows
+from elas_lightning.training.interruption import can_go_on_after_batch, can_go_on_after_validation, is_between_steps
 
 logger = logging.getLogger(__name__)
 
@@ -136,12 +135,11 @@ def candidates(folder: Path) -> list[Path]:
     return sorted(by_age, key=lambda path: path.name == PREVIOUS_NAME)
 
 
-def newest_usable(folder: Path, verify: Callable[[Path], None] = verify) -> Path | None:
+def newest_usable(folder: Path) -> Path | None:
     """The newest checkpoint that is whole; ``None`` where there is none at all.
 
     Args:
         folder: A run's checkpoints.
-        verify: Raises :class:`TornCheckpoint`.
 
     Raises:
         TornCheckpoint: There are some, and all are torn.
@@ -166,7 +164,7 @@ def newest_usable(folder: Path, verify: Callable[[Path], None] = verify) -> Path
     return None
 
 
-def take_up(folder: Path, verify: Callable[[Path], None] = verify) -> Path | None:
+def take_up(folder: Path) -> Path | None:
     """Tidy a run's checkpoints and choose the one to go on from; only for the process that holds the run's folder.
 
     What killed writers left behind is removed. Torn checkpoints that are newer than the chosen one are renamed to
@@ -174,14 +172,13 @@ def take_up(folder: Path, verify: Callable[[Path], None] = verify) -> Path | Non
 
     Args:
         folder: A run's checkpoints; need not exist.
-        verify: Raises :class:`TornCheckpoint`.
 
     Raises:
         TornCheckpoint: As :func:`newest_usable`.
     """
     for leftover in folder.glob(f"*{_SUFFIX}{TEMPORARY}"):
         remove(leftover)
-    chosen = newest_usable(folder, verify)
+    chosen = newest_usable(folder)
     if chosen is not None:
         found = candidates(folder)
         for path in found[: found.index(chosen)]:
@@ -298,13 +295,12 @@ class CheckpointBetweenSteps(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if is_between_steps(trainer) and not validation_follows(trainer):
+        if can_go_on_after_batch(trainer):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        in_training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         # a validation may lie in the midst of a step: what is due there waits for the next one
-        if in_training and is_between_steps(trainer):
+        if can_go_on_after_validation(trainer):
             super().on_train_batch_end(trainer, pl_module, None, None, trainer.fit_loop.batch_idx)
             super().on_validation_end(trainer, pl_module)
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from elas_lightning.ops.measured import device_name
+
 # Dense (not 2:4) matrix-multiply peak in FLOP/s by device name, from the vendor's data sheets. A device that
 # is not listed has no model FLOPs utilisation: a guess would look like a measurement. Nor has a part of one (MIG), or
 # another card of nearly the same name.
@@ -44,12 +46,10 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 def hardware_name(device: torch.device) -> str:
     """One line for reports: the GPU's name, or the processor's with the threads torch uses."""
+    name = device_name(device)
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)} ({torch.cuda.device_count()} visible)"
-    cpuinfo = Path("/proc/cpuinfo")
-    match = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    processor = match.group(1) if match else platform.processor() or platform.machine()
-    return f"{processor}, {torch.get_num_threads()} threads"
+        return f"{name} ({torch.cuda.device_count()} visible)"
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def package_versions() -> dict[str, str]:

@@ -56,11 +56,17 @@ def is_between_steps(trainer: L.Trainer) -> bool:
     return (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
-def validation_follows(trainer: L.Trainer) -> bool:
-    """Whether a validation is due after the batch that has just been trained on."""
+def can_go_on_after_batch(trainer: L.Trainer) -> bool:
+    """Whether a run can go on exactly from behind the batch just trained on: a step is over, no validation is due."""
     loop = trainer.fit_loop
     assert loop._data_fetcher is not None
-    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+    return is_between_steps(trainer) and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def can_go_on_after_validation(trainer: L.Trainer) -> bool:
+    """The same from behind a validation, which must be one of training."""
+    in_training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+    return in_training and is_between_steps(trainer)
 
 
 class StopBetweenSteps(L.Callback):
@@ -109,12 +115,11 @@ class StopBetweenSteps(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if is_between_steps(trainer) and not validation_follows(trainer):
+        if can_go_on_after_batch(trainer):
             self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        in_training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if in_training and is_between_steps(trainer):
+        if can_go_on_after_validation(trainer):
             self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

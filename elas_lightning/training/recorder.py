@@ -20,6 +20,7 @@ from elas_lightning.training.checkpoints import not_written, write_atomically
 from elas_lightning.training.data_wait import DataWait
 from elas_lightning.training.energy import EnergyMeter
 from elas_lightning.training.hardware import PeakMemory, peak_flops
+from elas_lightning.training.interruption import is_between_steps
 from elas_lightning.training.module import ElasModule
 from elas_lightning.training.sharding import whole_model
 from elas_lightning.training.spikes import WINDOW, is_spike
@@ -139,7 +140,7 @@ class RunRecorder(L.Callback):
                 for name, fields in _FILES.items()
             }
             self._rows = {name: len(rows) for name, rows in kept.items()}
-            self.look_back(kept["curve.csv"])
+            self._look_back(kept["curve.csv"])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -147,9 +148,8 @@ class RunRecorder(L.Callback):
         # stays on the device: reading it out at each step would make the GPU wait for the host
         self._window_nll = self._window_nll + outputs["nll"]
         self._window_tokens = self._window_tokens + outputs["tokens"]
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if stepped and (trainer.global_step % every == 0 or _is_done(trainer)):
+        if is_between_steps(trainer) and (trainer.global_step % every == 0 or _is_done(trainer)):
             self._close_window(trainer, pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -236,7 +236,7 @@ class RunRecorder(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=trainer.global_step)
 
-    def look_back(self, rows: list[dict[str, str]]) -> None:
+    def _look_back(self, rows: list[dict[str, str]]) -> None:
         """Take over the spikes of a curve that is gone on with."""
         for row in rows:
             if row["train_loss"]:

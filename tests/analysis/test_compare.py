@@ -21,7 +21,6 @@ from elas_lightning.analysis.compare import (
     configuration_table,
     differences_table,
     results_table,
-    unpaired_difference,
 )
 from elas_lightning.analysis.compare_page import answer, frames, write
 from elas_lightning.analysis.compare_select import select
@@ -151,16 +150,6 @@ def test_without_shared_seeds_the_interval_is_welchs_and_says_so(methods: Path) 
     assert item.difference.p == pytest.approx(expected.pvalue)
     assert "unpaired, since they share fewer than two seeds" in " ".join(answer(comparison))
     assert any("Complete seeds differ" in warning for warning in comparison.warnings)
-
-
-def test_unpaired_differences_at_their_edges() -> None:
-    assert unpaired_difference([], [1.0], "%") is None
-    single = unpaired_difference([2.0], [1.0, 1.0], "%")
-    assert single is not None
-    assert (single.value, single.low) == (pytest.approx(100.0), None)
-    constant = unpaired_difference([2.0, 2.0], [1.0, 1.0], "absolute")
-    assert constant is not None
-    assert (constant.low, constant.high, constant.p) == (1.0, 1.0, 0.0)
 
 
 @pytest.mark.parametrize(

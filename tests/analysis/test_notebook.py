@@ -16,7 +16,6 @@ from synthetic_runs import three_methods, write_run
 import elas_lightning
 from elas_lightning import load_run, load_sweep, plots
 from elas_lightning.errors import UserError
-from elas_lightning.sweep import spec
 
 
 def test_a_run_is_an_object(tmp_path: Path) -> None:
@@ -113,15 +112,10 @@ def test_everything_public_is_there() -> None:
     assert set(plots.__all__) <= set(dir(plots))
 
 
-def test_the_options_are_those_of_a_sweeps_plots() -> None:
-    theirs = {kind: set(names) | set(others) for kind, (names, others) in spec._PLOT_OPTIONS.items()}
-    assert {kind: set(options) for kind, options in plots._OPTIONS.items()} == theirs
-
-
 def test_what_would_be_drawn_otherwise_than_asked_is_refused(tmp_path: Path) -> None:
     home = three_methods(tmp_path / "runs")
     runs = [load_run(path) for path in sorted(home.iterdir())]
-    with pytest.raises(UserError, match="curves has no option 'valu': there are value, x, series"):
+    with pytest.raises(UserError, match="curves has no option 'valu': there are series, style, x, value"):
         plots.curves(*runs, valu="train_loss")
     with pytest.raises(UserError, match="a metric_by plot needs `x`"):
         plots.metric_by(load_sweep(rank_sweep(tmp_path / "sweep")))

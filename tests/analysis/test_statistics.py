@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from elas_lightning.analysis.statistics import estimate, holm, paired_difference
+from elas_lightning.analysis.statistics import estimate, holm, paired_difference, unpaired_difference
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 12])
@@ -87,6 +87,14 @@ def test_differences_without_spread():
 def test_per_cent_needs_positive_values():
     with pytest.raises(ValueError, match="positive"):
         paired_difference({1: 0.0}, {1: 1.0})
+
+
+def test_unpaired_differences_at_their_edges():
+    assert unpaired_difference([], [1.0], "%") is None
+    single = unpaired_difference([2.0], [1.0, 1.0], "%")
+    assert (single.value, single.low) == (pytest.approx(100.0), None)
+    constant = unpaired_difference([2.0, 2.0], [1.0, 1.0], "absolute")
+    assert (constant.low, constant.high, constant.p) == (1.0, 1.0, 0.0)
 
 
 def test_holm_worked_by_hand():

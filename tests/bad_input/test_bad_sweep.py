@@ -113,7 +113,7 @@ def test_files(place: Any, kind: str) -> None:
         (["status", "nothing"], "no study in runs/nothing"),
         (["status"], "no study below runs/"),
     ],
-)  # fmt: skip
+)
 def test_options(place: Any, arguments: list[str], saying: str) -> None:
     dry = [] if arguments[0] == "status" else ["--dry-run"]
     place.refuses("sweep", *arguments, *dry, saying=saying)

@@ -208,9 +208,7 @@ def test_a_reader_sees_at_once_what_an_h200_said(tmp_path: Path) -> None:
         "0.87 hopper †", "0.93 hopper", "", "0.99 hopper", "",
     )  # fmt: skip
     # its own kernels wait for the host there, and so does the twin
-    assert said["FFN forward", "16,384", "included"][:3] == (
-        "0.87 reference †", "0.80 reference †", "0.69 reference †",
-    )  # fmt: skip
+    assert said["FFN forward", "16,384", "included"][:3] == ("0.87 reference †", "0.80 reference †", "0.69 reference †")
     assert main(["bench", "--report", str(FOLDER / "results" / "h200"), "--out", str(tmp_path)]) == 0
     page = html.unescape((tmp_path / "report.html").read_text())
     assert "<h2>NVIDIA H200</h2>" in page

@@ -233,9 +233,7 @@ def test_a_contender_that_breaks_costs_no_other_its_figure(
     assert content["failures"] == [said]
     (case,) = content["cases"]
     assert case["contenders"]["ELAS, reference, packed"]["absent"] == "RuntimeError: illegal instruction"
-    assert {m["contender"] for m in case["measured"]} == {
-        TWIN, "ELAS, reference, dense", "ELAS, reference, recompute",
-    }  # fmt: skip
+    assert {m["contender"] for m in case["measured"]} == {TWIN, "ELAS, reference, dense", "ELAS, reference, recompute"}
 
 
 @pytest.mark.parametrize(("name", "maker"), [("ffn", "make_ffn"), ("prefill", "Llama")])
@@ -287,9 +285,7 @@ def test_a_call_is_captured_or_says_why_not(modes: ModuleType) -> None:
         ("other", "compiled"): lambda: x @ x,
     }
     absent = modes.add_graphs(calls, "eager", device)
-    assert {key for key in calls if key[1] == "eager, graph"} == {
-        (TWIN, "eager, graph"), ("other", "eager, graph"),
-    }  # fmt: skip
+    assert {key for key in calls if key[1] == "eager, graph"} == {(TWIN, "eager, graph"), ("other", "eager, graph")}
     assert [(row["contender"], row["mode"]) for row in absent] == [("waits", "eager, graph")]
     assert "synchron" in absent[0]["reason"]
     calls[TWIN, "eager, graph"]()

@@ -3,9 +3,9 @@
 import gzip
 import logging
 import shutil
-from itertools import islice
 
 import pytest
+from batches import train_on_ids
 from small_corpus import sentences, write_shard
 
 from elas_lightning.data.shards import TextReader
@@ -55,16 +55,11 @@ def damaged(corpus, tmp_path):
     return make
 
 
-def train_on(data, count):
-    taken = list(islice(data.train_dataloader(), count + 1))[:count]
-    return [data.on_after_batch_transfer(batch, 0)["input_ids"].tolist() for batch in taken]
-
-
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_stops_a_run_in_one_line_that_names_the_shard(make_data, damaged, kind):
     data = make_data(path=str(damaged(kind)))
     with pytest.raises(UserError) as caught:
-        train_on(data, 120)
+        train_on_ids(data, 120)
     message = str(caught.value)
     assert f"{BAD}.json.gz" in message
     assert message.endswith(
@@ -77,7 +72,7 @@ def test_damage_stops_a_run_in_one_line_that_names_the_shard(make_data, damaged,
 def test_skipped_damage_is_named_once_and_remembered(make_data, damaged, kind, workers, caplog):
     settings = {"path": str(damaged(kind)), "on_damaged_shard": "skip", "lanes": 2}
     whole = make_data(**settings)
-    batches = train_on(whole, 260)
+    batches = train_on_ids(whole, 260)
     kept = whole.description()["skipped_shards"]
     assert list(kept) == [BAD]
     assert 0 <= kept[BAD] <= 23
@@ -88,24 +83,24 @@ def test_skipped_damage_is_named_once_and_remembered(make_data, damaged, kind, w
     assert f"documents from number {kept[BAD]} on are skipped in every epoch" in record.getMessage()
     for cut in (3, 40, 201):
         first = make_data(**settings)
-        train_on(first, cut)
+        train_on_ids(first, cut)
         second = make_data(**settings, num_workers=workers)
         second.load_state_dict(first.state_dict())
-        assert train_on(second, 20) == batches[cut : cut + 20]
-    assert train_on(make_data(**settings, num_workers=workers), 120) == batches[:120]
+        assert train_on_ids(second, 20) == batches[cut : cut + 20]
+    assert train_on_ids(make_data(**settings, num_workers=workers), 120) == batches[:120]
 
 
 def test_the_order_stays_when_the_shard_is_mended_in_mid_run(make_data, damaged, corpus):
     folder = damaged("cut in the middle")
     settings = {"path": str(folder), "on_damaged_shard": "skip", "lanes": 2}
-    batches = train_on(make_data(**settings), 200)
+    batches = train_on_ids(make_data(**settings), 200)
     first = make_data(**settings)
-    train_on(first, 100)
+    train_on_ids(first, 100)
     assert first.description()["skipped_shards"]
     shutil.copy(corpus / f"{BAD}.json.gz", folder)
     second = make_data(**settings)
     second.load_state_dict(first.state_dict())
-    assert train_on(second, 100) == batches[100:]
+    assert train_on_ids(second, 100) == batches[100:]
     with pytest.raises(UserError, match=r"data\.fingerprint is"):  # unless asked, a changed corpus is another
         make_data(**{**settings, "on_damaged_shard": "stop"}).load_state_dict(first.state_dict())
 
@@ -127,7 +122,7 @@ def test_a_shard_that_vanishes_in_mid_run(make_data, corpus, tmp_path, met):
     second.prepare_data()
     second.setup("fit")
     second.load_state_dict(state)
-    batches = train_on(second, 30)
+    batches = train_on_ids(second, 30)
     assert bool(first.description()["skipped_shards"]) == met
     if met:  # else the first run may have the file still open, and know more of it than the second
         assert batches == [first.on_after_batch_transfer(next(loader), 0)["input_ids"].tolist() for _ in range(30)]
@@ -141,9 +136,9 @@ def test_a_missing_token_shard_is_skipped_alike(make_data, tokens, tmp_path):
     (folder / f"{BAD}.tokens.npy").unlink()
     settings = {"source": "tokens", "path": str(folder), "tokenizer": "auto", "lanes": 2}
     with pytest.raises(UserError, match=rf"the token shard .*{BAD}\.tokens\.npy cannot be read \(No such file"):
-        train_on(make_data(**settings), 120)
+        train_on_ids(make_data(**settings), 120)
     data = make_data(**settings, on_damaged_shard="skip")
-    train_on(data, 120)
+    train_on_ids(data, 120)
     assert data.description()["skipped_shards"] == {BAD: 0}
 
 
@@ -161,7 +156,7 @@ def test_validation_is_never_cut_short(make_data, corpus, tmp_path):
 def test_a_lane_of_nothing_but_damage_ends_the_run(make_data, damaged):
     data = make_data(path=str(damaged("empty")), on_damaged_shard="skip")
     with pytest.raises(UserError, match=r"no documents with text in 1 shard\(s\) from .*lane 2"):
-        train_on(data, 20)
+        train_on_ids(data, 20)
 
 
 def test_plain_json_lines_are_read_too(tmp_path):

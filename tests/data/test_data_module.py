@@ -1,10 +1,10 @@
-from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from batches import train_on_ids
 from jsonargparse import ArgumentParser
 
 from elas_lightning.data import C4DataModule
@@ -14,12 +14,6 @@ from elas_lightning.errors import UserError
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 OVERLAYS = Path(__file__).parents[2] / "experiments/data"
-
-
-def train_on(data, count):
-    """Take batches as the trainer does, with one fetched beyond those that are trained on."""
-    taken = list(islice(data.train_dataloader(), count + 1))[:count]
-    return [data.on_after_batch_transfer(batch, 0)["input_ids"].tolist() for batch in taken]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +56,7 @@ def test_local_shards_need_no_network(make_data):
     data = make_data()
     data.prepare_data()
     data.setup("fit")
-    assert len(train_on(data, 3)) == 3
+    assert len(train_on_ids(data, 3)) == 3
     assert data.unigram_perplexity() > 1
 
 
@@ -76,13 +70,13 @@ def test_description_is_plain_and_complete(make_data):
 @pytest.mark.parametrize("batching", ["truncate", "pack"])
 @pytest.mark.parametrize("cut", [0, 1, 7, 30, 250])
 def test_going_on_from_a_state_repeats_and_skips_nothing(make_data, batching, cut, tmp_path):
-    whole = train_on(make_data(batching=batching), cut + 10)
+    whole = train_on_ids(make_data(batching=batching), cut + 10)
     first = make_data(batching=batching)
-    assert train_on(first, cut) == whole[:cut]
+    assert train_on_ids(first, cut) == whole[:cut]
     torch.save(first.state_dict(), tmp_path / "state.pt")
     second = make_data(batching=batching, num_workers=2)
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert train_on(second, 10) == whole[cut:]
+    assert train_on_ids(second, 10) == whole[cut:]
     assert cut < 250 or second.state_dict()["places"][0]["epoch"] > 0
 
 
@@ -93,7 +87,7 @@ def test_the_place_does_not_move_outside_training(make_data):
     data = make_data()
     data.trainer = Validating()
     before = data.state_dict()
-    train_on(data, 3)
+    train_on_ids(data, 3)
     assert data.state_dict() == before
 
 

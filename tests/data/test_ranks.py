@@ -1,16 +1,10 @@
 """Two real ranks (gloo) share the global order, and a place moves between one rank and two."""
 
-from itertools import islice
-
 import torch
+from batches import train_on_ids
 from torch import distributed, multiprocessing
 
 from elas_lightning.data import C4DataModule
-
-
-def train_on(data, count):
-    taken = list(islice(data.train_dataloader(), count + 1))[:count]
-    return [data.on_after_batch_transfer(batch, 0)["input_ids"] for batch in taken]
 
 
 def run_rank(rank, folder, arguments, state_of_one):
@@ -23,11 +17,11 @@ def run_rank(rank, folder, arguments, state_of_one):
         for workers in (0, 2):
             data = C4DataModule(**arguments, num_workers=workers)
             data.setup("fit")
-            results[f"train {workers}"] = train_on(data, 70)
+            results[f"train {workers}"] = train_on_ids(data, 70)
             results[f"state {workers}"] = data.state_dict()
             data = C4DataModule(**arguments, num_workers=workers)
             data.load_state_dict(state_of_one)
-            results[f"resumed {workers}"] = train_on(data, 4)
+            results[f"resumed {workers}"] = train_on_ids(data, 4)
         results["validation"] = list(data.val_dataloader())
         torch.save(results, f"{folder}/{rank}.pt")
     finally:
@@ -38,25 +32,25 @@ def test_two_ranks_take_turns_in_the_global_order_and_resume_each_other(make_dat
     data = make_data()
     arguments = {name: getattr(data, name) for name in ("source", "path", "tokenizer", "sequence_length", "batching")}
     arguments |= {name: getattr(data, name) for name in ("batch_size", "lanes", "shuffle_block", "cache_dir")}
-    whole = train_on(make_data(), 160)
+    whole = train_on_ids(make_data(), 160)
     one = make_data()
-    train_on(one, 7)  # an odd number: the two ranks begin in the middle of a pair
+    train_on_ids(one, 7)  # an odd number: the two ranks begin in the middle of a pair
     multiprocessing.spawn(run_rank, args=(str(tmp_path), arguments, one.state_dict()), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
     for workers in (0, 2):
         for rank in range(2):
             for step, input_ids in enumerate(ranks[rank][f"train {workers}"]):
-                assert torch.equal(input_ids, whole[2 * step + rank])
+                assert input_ids == whole[2 * step + rank]
         assert ranks[0][f"state {workers}"] == ranks[1][f"state {workers}"]
         assert ranks[0][f"state {workers}"]["next_micro_batch"] == 140
         again = make_data()
         again.load_state_dict(ranks[0][f"state {workers}"])
-        assert all(torch.equal(a, b) for a, b in zip(train_on(again, 20), whole[140:], strict=True))
+        assert train_on_ids(again, 20) == whole[140:]
         # Micro-batch 7 is rank 1's (7 mod 2), so rank 0 begins with 8.
         for rank, first in ((1, 7), (0, 8)):
             for step, input_ids in enumerate(ranks[rank][f"resumed {workers}"]):
-                assert torch.equal(input_ids, whole[first + 2 * step])
+                assert input_ids == whole[first + 2 * step]
 
     alone = torch.cat([batch["input_ids"] for batch in make_data().val_dataloader()])
     shares = [torch.cat([batch["input_ids"] for batch in ranks[rank]["validation"]]) for rank in range(2)]

@@ -8,12 +8,12 @@ import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from batches import train_on
 from small_corpus import sentences, write_shard
 
 from elas_lightning.data import prepare
@@ -30,11 +30,6 @@ def make_tokens(make_data, tokens):
         return make_data(**{"source": "tokens", "path": str(tokens), "tokenizer": "auto", **changes})
 
     return make
-
-
-def train_on(data, count):
-    taken = list(islice(data.train_dataloader(), count + 1))[:count]
-    return [data.on_after_batch_transfer(batch, 0) for batch in taken]
 
 
 def test_threads_open_shards_one_after_the_other(tokens, monkeypatch):

@@ -51,8 +51,9 @@ def byte_level():
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        sentences("w", 200), trainers.BpeTrainer(vocab_size=600, special_tokens=["</s>"], initial_alphabet=alphabet,
-                                                 show_progress=False))  # fmt: skip
+        sentences("w", 200),
+        trainers.BpeTrainer(vocab_size=600, special_tokens=["</s>"], initial_alphabet=alphabet, show_progress=False),
+    )
     return tokenizer
 
 
@@ -220,7 +221,7 @@ ACROSS_WORDS = [pre_tokenizers.Split("b c", "isolated")]
         {"model": models.BPE(dropout=0.1)},
     ],
     ids=repr,
-)  # fmt: skip
+)
 def test_tokenizers_that_may_look_across_words_encode_whole_documents(change):
     raw = byte_level()
     for name, part in change.items():

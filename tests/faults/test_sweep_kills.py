@@ -1,6 +1,5 @@
 """Four workers on one study, and SIGKILLs at random: all trials complete once, none lost, none double."""
 
-import csv
 import os
 import random
 import signal
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from csv_rows import rows_of
 from killed_sweep import (
     Crew,
     check_complete,
@@ -115,14 +115,16 @@ def test_four_commands_on_one_study_survive_kills_bit_for_bit(project: Path, req
         time.sleep(0.2)
     sweep = Request("real")
     found = check_complete(open_study(sweep.plan(), sweep))
-    whole = {row["run"]: row for row in _rows(project / "runs/unbroken")}
-    for run, row in {row["run"]: row for row in _rows(project / "runs/real")}.items():
+    whole = {row["run"]: row for row in rows_of(project / "runs/unbroken/trials.csv")}
+    for run, row in {row["run"]: row for row in rows_of(project / "runs/real/trials.csv")}.items():
         assert row["val_loss"] == whole[run]["val_loss"]
         curves = [_losses(project / "runs" / name / "runs" / run) for name in ("real", "unbroken")]
         assert curves[0] == curves[1]
     assert len(found["runs"]) == len(whole) == 12
-    print(f"{kills} kills, {dict(hit)}, in {time.monotonic() - began:.0f} s: "
-          f"{len(found['points'])} points complete once, {len(whole)} runs equal bit for bit")  # fmt: skip
+    print(
+        f"{kills} kills, {dict(hit)}, in {time.monotonic() - began:.0f} s: "
+        f"{len(found['points'])} points complete once, {len(whole)} runs equal bit for bit"
+    )
     assert sum(hit.values()) == kills
 
 
@@ -132,11 +134,5 @@ def _run_unbroken(project: Path) -> None:
     (project / "runs/real").rename(project / "runs/unbroken")
 
 
-def _rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "trials.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def _losses(directory: Path) -> list[tuple[str, str, str]]:
-    with (directory / "curve.csv").open(newline="") as file:
-        return [(row["step"], row["train_loss"], row["val_loss"]) for row in csv.DictReader(file)]
+    return [(row["step"], row["train_loss"], row["val_loss"]) for row in rows_of(directory / "curve.csv")]

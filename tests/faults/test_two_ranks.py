@@ -23,8 +23,12 @@ def _arguments(overlay: Path, directory: str) -> list[str]:
 def _second(first: int) -> int:
     """The process that the first rank has started."""
     children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
-    (second,) = [c for c in children if b"elas_lightning" in Path(f"/proc/{c}/cmdline").read_bytes()
-                 and b"LOCAL_RANK=1" in Path(f"/proc/{c}/environ").read_bytes()]  # fmt: skip
+    (second,) = [
+        c
+        for c in children
+        if b"elas_lightning" in Path(f"/proc/{c}/cmdline").read_bytes()
+        and b"LOCAL_RANK=1" in Path(f"/proc/{c}/environ").read_bytes()
+    ]
     return int(second)
 
 

@@ -1,5 +1,6 @@
 """A trained run and a model with weights large enough to tell tokens apart."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ from elas_lightning.nn.llama import Llama
 from elas_lightning.runner import execute
 
 
-@pytest.fixture
-def trained(overlay: Path, tmp_path: Path) -> ElasCLI:
-    """A run of 12 steps that has kept its checkpoint; the 2:4 step is on from step 4."""
-    own = {"trainer.default_root_dir": str(tmp_path / "mine"), "checkpoint.every_n_train_steps": 12}
-    cli = ElasCLI(command_line([overlay], own), run=False)
+@pytest.fixture(scope="session")
+def run(write_overlay: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> ElasCLI:
+    """A run of 12 steps that has kept its checkpoint; the 2:4 step is on from step 4. To be read only."""
+    folder = tmp_path_factory.mktemp("run")
+    own = {"trainer.default_root_dir": str(folder / "mine"), "checkpoint.every_n_train_steps": 12}
+    cli = ElasCLI(command_line([write_overlay(folder)], own), run=False)
     execute(cli)
     return cli
 

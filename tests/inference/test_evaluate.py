@@ -18,10 +18,10 @@ def prose(tmp_path: Path) -> Path:
 
 
 def test_text_with_and_without_the_sparsity_goes_to_screen_and_file(
-    trained: ElasCLI, prose: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: ElasCLI, prose: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "found" / "eval.json"
-    assert main(["eval", str(trained.directory), "--text", str(prose), "--dense", "--json", str(out)]) == 0
+    assert main(["eval", str(run.directory), "--text", str(prose), "--dense", "--json", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "step 12; windows of 16 tokens" in shown
     assert "a[b].txt" in shown
@@ -35,33 +35,33 @@ def test_text_with_and_without_the_sparsity_goes_to_screen_and_file(
     assert found["environment"]["versions"]["torch"]
     assert found["run"]["seed"] == 0
     # measuring has left nothing switched: a second measurement agrees
-    assert main(["eval", str(trained.directory), "--text", str(prose), "--json", str(out)]) == 0
+    assert main(["eval", str(run.directory), "--text", str(prose), "--json", str(out)]) == 0
     assert json.loads(out.read_text())["text"][0]["loss"] == on["loss"]
 
 
-def test_a_name_keeps_its_brackets(trained: ElasCLI, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_keeps_its_brackets(run: ElasCLI, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "[red].txt"
     path.write_text("the old stone wall")
-    assert main(["eval", str(trained.directory), "--text", str(path)]) == 0
+    assert main(["eval", str(run.directory), "--text", str(path)]) == 0
     assert "[red].txt" in capsys.readouterr().out
 
 
 def test_a_file_that_cannot_be_is_refused_before_anything_is_measured(
-    trained: ElasCLI, prose: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: ElasCLI, prose: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path, message in ((tmp_path, "is a folder: give a file"), (prose / "eval.json", "cannot be written")):
-        assert main(["eval", str(trained.directory), "--text", str(prose), "--json", str(path)]) == 2
+        assert main(["eval", str(run.directory), "--text", str(prose), "--json", str(path)]) == 2
         given = capsys.readouterr()
         assert message in given.err
         assert given.out == ""
 
 
-def test_a_shorter_stride_gives_more_context_and_another_loss(trained: ElasCLI, prose: Path, tmp_path: Path) -> None:
+def test_a_shorter_stride_gives_more_context_and_another_loss(run: ElasCLI, prose: Path, tmp_path: Path) -> None:
     losses = {}
     for stride in (16, 4):
         out = tmp_path / f"{stride}.json"
         arguments = ["--text", str(prose), "--stride", str(stride), "--json", str(out)]
-        assert main(["eval", str(trained.directory), *arguments]) == 0
+        assert main(["eval", str(run.directory), *arguments]) == 0
         losses[stride] = json.loads(out.read_text())["text"][0]
     assert losses[16]["tokens"] == losses[4]["tokens"]
     assert not math.isclose(losses[16]["loss"], losses[4]["loss"], rel_tol=1e-6)
@@ -79,10 +79,10 @@ def test_a_shorter_stride_gives_more_context_and_another_loss(trained: ElasCLI, 
     ],
 )
 def test_wrong_options_are_refused_in_one_line(
-    trained: ElasCLI, prose: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    run: ElasCLI, prose: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     given = [str(prose) if argument == "PROSE" else argument for argument in arguments]
-    assert main(["eval", str(trained.directory), *given]) == 2
+    assert main(["eval", str(run.directory), *given]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert message in error
@@ -100,8 +100,8 @@ def test_dense_is_refused_where_there_is_no_sparsity(
 
 
 def test_without_lm_eval_tasks_are_refused(
-    trained: ElasCLI, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: ElasCLI, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("elas_lightning.inference.evaluate.find_spec", lambda name: None)
-    assert main(["eval", str(trained.directory), "--tasks", "arc_easy"]) == 2
+    assert main(["eval", str(run.directory), "--tasks", "arc_easy"]) == 2
     assert "pip install 'elas-lightning[eval]'" in capsys.readouterr().err

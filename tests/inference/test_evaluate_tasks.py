@@ -231,11 +231,11 @@ def test_limit_takes_the_first_examples(ours: ElasLM, task_files: Path) -> None:
 
 
 def test_the_command_runs_local_tasks(
-    trained: ElasCLI, task_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: ElasCLI, task_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "eval.json"
     arguments = ["--tasks", "small_choice,small_prose", "--include", str(task_files), "--length", str(LENGTH)]
-    assert main(["eval", str(trained.directory), *arguments, "--dense", "--limit", "9", "--json", str(out)]) == 0
+    assert main(["eval", str(run.directory), *arguments, "--dense", "--limit", "9", "--json", str(out)]) == 0
     found = json.loads(out.read_text())
     assert set(found["tasks"]) == {"2:4 on", "2:4 off"}
     on, off = (found["tasks"][name]["results"] for name in ("2:4 on", "2:4 off"))

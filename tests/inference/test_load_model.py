@@ -17,36 +17,36 @@ from elas_lightning.nn import SparsityConfig
 
 
 @pytest.mark.parametrize("given", ["the directory", "the file"])
-def test_weights_phase_tokenizer_and_result_come_back(trained: ElasCLI, given: str) -> None:
-    loaded = load_model(trained.directory if given == "the directory" else trained.checkpoint_path)
-    expected = trained.model.model.state_dict()
+def test_weights_phase_tokenizer_and_result_come_back(run: ElasCLI, given: str) -> None:
+    loaded = load_model(run.directory if given == "the directory" else run.checkpoint_path)
+    expected = run.model.model.state_dict()
     assert loaded.model.state_dict().keys() == expected.keys()
     for name, value in loaded.model.state_dict().items():
         assert torch.equal(value, expected[name]), name
     assert loaded.step == 12
     assert loaded.model.sparsity_active
     assert not loaded.model.training
-    assert loaded.tokenizer.fingerprint == trained.datamodule.text_tokenizer.fingerprint
+    assert loaded.tokenizer.fingerprint == run.datamodule.text_tokenizer.fingerprint
     assert loaded.result is not None
     assert loaded.result.state == "complete"
 
 
-def test_a_sharded_checkpoint_knows_the_directory_of_its_run(trained: ElasCLI, tmp_path: Path) -> None:
+def test_a_sharded_checkpoint_knows_the_directory_of_its_run(run: ElasCLI, tmp_path: Path) -> None:
     last = tmp_path / "run/checkpoints/last.ckpt"
     last.mkdir(parents=True)
-    shutil.copy(trained.checkpoint_path, last / "whole.pt")  # nothing of it is sharded
+    shutil.copy(run.checkpoint_path, last / "whole.pt")  # nothing of it is sharded
     torch.save({}, last / "shard-00000-of-00001.pt")
     assert load_model(last).directory == load_model(tmp_path / "run").directory == tmp_path / "run"
     with pytest.raises(UserError, match=r"whole\.pt is one file of the checkpoint .*last\.ckpt: give that folder"):
         load_model(last / "whole.pt")
 
 
-def test_the_newest_checkpoint_of_a_directory_is_taken_whatever_its_name(trained: ElasCLI, tmp_path: Path) -> None:
+def test_the_newest_checkpoint_of_a_directory_is_taken_whatever_its_name(run: ElasCLI, tmp_path: Path) -> None:
     """A run of another checkpoint.filename was stopped, which wrote last.ckpt, and went on."""
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     for name, age in (("previous.ckpt", 0), ("step=12.ckpt", 1), ("last.ckpt", 9)):
-        shutil.copy(trained.checkpoint_path, folder / name)
+        shutil.copy(run.checkpoint_path, folder / name)
         os.utime(folder / name, (1e9 - age, 1e9 - age))
     assert load_model(tmp_path).path == folder / "step=12.ckpt"
 

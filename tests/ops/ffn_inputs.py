@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from elas_lightning.ops import lowrank_ffn
+from elas_lightning.ops.storage import stored_ffn, stored_ffn_backward
 
 
 def inputs(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
@@ -24,6 +25,16 @@ def results(tensors: tuple[Tensor, ...], **options: Any) -> list[Tensor]:
     z, up, down = (t.detach().requires_grad_() for t in tensors[:3])
     out = lowrank_ffn(z, up, down, **options)
     return [out.detach(), *torch.autograd.grad(out, (z, up, down), tensors[3])]
+
+
+def opcheck(tensors: tuple[Tensor, ...], *options: Any) -> None:
+    """PyTorch's check of the operator and of its backward, which torch.compile relies on."""
+    z, up, down, grad = tensors
+    torch.library.opcheck(stored_ffn, (z.requires_grad_(), up.requires_grad_(), down.requires_grad_(), *options))
+    with torch.no_grad():
+        _, values, meta = stored_ffn(z, up, down, *options)
+    arguments = (z.detach(), up.detach(), down.detach(), values, meta, grad, *options)
+    torch.library.opcheck(stored_ffn_backward, arguments)
 
 
 def error(actual: Tensor, expected: Tensor) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from spread_values import apart
 
 from elas_lightning.ops import sparsify, sparsify_24
 from elas_lightning.ops.patterns import METHODS, PATTERNS, STOCHASTIC, _sample, random_bits, width_multiple
@@ -218,13 +218,6 @@ def test_rows_share_their_draw_when_asked() -> None:
 
 
 # gradients
-
-
-def apart(*shape: int) -> Tensor:
-    """float64 values far enough apart that no small step changes their order."""
-    count = math.prod(shape)
-    signs = torch.randint(2, (count,)) * 2 - 1
-    return ((torch.randperm(count) + 1) * 0.1 * signs).double().reshape(shape).requires_grad_()
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from spread_values import apart
 from torch import Tensor
 
 from elas_lightning.ops import relu2_sparsify_24, sparsify_24
@@ -104,13 +105,6 @@ def test_relu2_keeps_nan() -> None:
     out = relu2_sparsify_24(x)
     assert out[1].isnan()
     assert out[[0, 2, 3]].tolist() == [0.0, 9.0, 0.0]
-
-
-def apart(*shape: int) -> Tensor:
-    """float64 values far enough apart that no small step changes their order."""
-    count = math.prod(shape)
-    signs = torch.randint(2, (count,)) * 2 - 1
-    return ((torch.randperm(count) + 1) * 0.1 * signs).double().reshape(shape).requires_grad_()
 
 
 @pytest.mark.parametrize("dim", [0, -1])

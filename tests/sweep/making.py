@@ -59,26 +59,25 @@ def _count(request: RunRequest) -> int:
         return len(file.read())
 
 
-def finish(request: RunRequest) -> RunResult:
-    """Come to an end at once, with the seed as perplexity."""
-    seed = int(request.overrides["seed_everything"])
-    metrics = {"val_perplexity": float(seed), "seconds": 1.0}
-    result = RunResult(request.directory.name, "complete", None, seed, {}, [], {}, metrics, {}, {}, {}, "", "")
+def _end(request: RunRequest, metrics: dict[str, Any], state: str = "complete", reason: str | None = None) -> RunResult:
+    """Leave a result that holds no more than this."""
+    name, seed = request.directory.name, int(request.overrides["seed_everything"])
+    result = RunResult(name, state, reason, seed, {}, [], {}, metrics, {}, {}, {}, "", "")
     result.write(request.directory)
     return result
+
+
+def finish(request: RunRequest) -> RunResult:
+    """Come to an end at once, with the seed as perplexity."""
+    return _end(request, {"val_perplexity": float(request.overrides["seed_everything"]), "seconds": 1.0})
 
 
 def trade_seconds_for_perplexity(request: RunRequest) -> RunResult:
     """ELAS is twice as fast and no better, a smaller rank is faster and worse; the dense one of rank 2 diverges."""
     dense, small = "dense" in request.directory.name, "rank-2" in request.directory.name
     if dense and small:
-        metrics = {"seconds": 1.0}
-    else:
-        metrics = {"val_perplexity": 8.0 if small else 4.0, "seconds": (4.0 if dense else 2.0) - small}
-    name, seed = request.directory.name, int(request.overrides["seed_everything"])
-    result = RunResult(name, "complete", None, seed, {}, [], {}, metrics, {}, {}, {}, "", "")
-    result.write(request.directory)
-    return result
+        return _end(request, {"seconds": 1.0})
+    return _end(request, {"val_perplexity": 8.0 if small else 4.0, "seconds": (4.0 if dense else 2.0) - small})
 
 
 def die_always(request: RunRequest) -> RunResult:
@@ -145,21 +144,14 @@ def hold_and_finish(request: RunRequest) -> RunResult:
 
 def prune_the_lowest_rank(request: RunRequest) -> RunResult:
     """As the pruner does it: the point's later seeds are not begun."""
-    seed = int(request.overrides["seed_everything"])
-    state, reason = ("pruned", "above the median") if "rank-2" in request.directory.name else ("complete", None)
     metrics = {"val_perplexity": 2.0, "seconds": 1.0}
-    result = RunResult(request.directory.name, state, reason, seed, {}, [], {}, metrics, {}, {}, {}, "", "")
-    result.write(request.directory)
-    return result
+    if "rank-2" in request.directory.name:
+        return _end(request, metrics, "pruned", "above the median")
+    return _end(request, metrics)
 
 
 def diverge_at_once_if_dense(request: RunRequest) -> RunResult:
     """A run that diverges has no figures of quality, but was quick."""
-    name, seed = request.directory.name, int(request.overrides["seed_everything"])
-    if "dense" in name:
-        state, reason, metrics = "diverged", "the loss is nan", {"val_perplexity": None, "seconds": 1.0}
-    else:
-        state, reason, metrics = "complete", None, {"val_perplexity": 8.0, "seconds": 9.0}
-    result = RunResult(name, state, reason, seed, {}, [], {}, metrics, {}, {}, {}, "", "")
-    result.write(request.directory)
-    return result
+    if "dense" in request.directory.name:
+        return _end(request, {"val_perplexity": None, "seconds": 1.0}, "diverged", "the loss is nan")
+    return _end(request, {"val_perplexity": 8.0, "seconds": 9.0})

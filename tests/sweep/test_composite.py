@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import making
 import pytest
 import yaml
 from making import Started
@@ -45,6 +46,7 @@ def _run(budget: float | None = None) -> tuple[list[str], str]:
 
 
 def test_parts_run_in_order_and_nothing_runs_twice(both: Path, started: Started) -> None:
+    started.make_with(lambda request: making.finish)
     missing, text = _run()
     assert missing == []
     assert [name.split("_seed")[0] for name in started] == [
@@ -80,6 +82,7 @@ def test_the_next_call_goes_on_where_the_budget_ended(
             raise end
 
     monkeypatch.setattr(Budget, "check", check)
+    started.make_with(lambda request: making.finish)
     missing, _ = _run(budget=1)
     # the fourth run was not begun, though it is the second seed of a row
     assert len(started) == 3
@@ -117,6 +120,7 @@ def test_workers_are_told_of_the_file_that_was_named(
     content = (both / "sweeps/grid.yaml").read_text()
     (both / "own/grid.yaml").write_text(content.replace("[0, 1]", "[0]").replace("- 1\n", ""))
     monkeypatch.setattr(Crew, "work", lambda crew: member.work(crew._job))
+    started.make_with(lambda request: making.finish)
     assert run_sweep(Request("own/grid.yaml", overrides=QUICK, workers=2), Console(file=io.StringIO())) == 0
     assert len(started) == 2
     assert all("seed-0" in name for name in started)
@@ -151,13 +155,16 @@ def test_the_command_reports_and_exits_with_0(both: Path, started: Started, caps
     assert started == []
 
 
-def test_a_dry_run_lists_all_runs_with_an_estimate(both: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_lists_all_runs_with_an_estimate(
+    both: Path, started: Started, capsys: pytest.CaptureFixture[str]
+) -> None:
     overrides = [part for key, value in QUICK.items() for part in ("--set", f"{key}={value}")]
     assert main(["sweep", "both", "--dry-run", *overrides]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if "(to run): elas fit" in line]) == 8
     assert lines[-1].startswith("8 runs are missing; how long they take is known once one has run here; 30 minutes")
     assert not Path("runs").exists()
+    started.make_with(lambda request: making.finish)
     run_sweep(Request("grid", overrides=QUICK), Console(file=io.StringIO()))
     assert main(["sweep", "both", "--dry-run", *overrides]) == 0
     last = capsys.readouterr().out.splitlines()[-1]

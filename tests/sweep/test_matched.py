@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from elas_lightning.sweep.run import Request
 SIZES = [*sorted(p.stem for p in (shipped_folder("experiments") / "sizes").glob("[!t]*.yaml")), "tiny"]
 
 
+@cache
 def contenders(size: str) -> dict[str, ModelConfig]:
     plan = Request("matched_ablation", size, "c4").plan()
     found = {}

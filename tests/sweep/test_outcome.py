@@ -1,9 +1,9 @@
 """The two files that the analysis reads."""
 
-import csv
 import json
 from collections.abc import Callable
-from pathlib import Path
+
+from csv_rows import rows_of
 
 from elas_lightning.runner import RunResult
 from elas_lightning.sweep.outcome import METRIC_FIELDS, Outcome
@@ -15,11 +15,6 @@ def _result(run: str, state: str = "complete", **metrics: float) -> RunResult:
     return RunResult(run, state, None, 0, {}, [], {}, metrics, {}, {"source": "local"}, environment, "", "")
 
 
-def _rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "trials.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
 def test_one_row_a_run_with_searched_values_and_figures(planned: Callable[..., Plan]) -> None:
     plan = planned(twins={"ELAS": "dense"})
     plan.folder.mkdir(parents=True)
@@ -27,7 +22,7 @@ def test_one_row_a_run_with_searched_values_and_figures(planned: Callable[..., P
     outcome.add(1, plan.run({"method": "ELAS", "rank": 0.25}, 1), _result("b", val_loss=3.0, seconds=2.0))
     outcome.add(0, plan.run({"method": "dense", "rank": 0.25}, 0), _result("a", val_loss=2.0, seconds=1.0))
     outcome.write()
-    rows = _rows(plan.folder)
+    rows = rows_of(plan.folder / "trials.csv")
     assert list(rows[0]) == ["trial", "seed", "state", "method", "rank", *METRIC_FIELDS, "run", "reason"]
     assert [(r["trial"], r["seed"], r["method"], r["rank"], r["val_loss"]) for r in rows] == [
         ("0", "0", "dense", "4", "2.0"),
@@ -51,7 +46,7 @@ def test_a_run_made_again_replaces_its_row_and_a_divergence_keeps_one(planned: C
     outcome.add(0, run, _result("a", val_loss=2.0))
     outcome.add(1, plan.run({"method": "dense", "rank": 0.25}, 0), _result("b", "diverged"))
     outcome.write()
-    assert [(row["run"], row["state"], row["val_loss"]) for row in _rows(plan.folder)] == [
+    assert [(row["run"], row["state"], row["val_loss"]) for row in rows_of(plan.folder / "trials.csv")] == [
         ("a", "complete", "2.0"),
         ("b", "diverged", ""),
     ]

@@ -23,7 +23,7 @@ def _study(points: list[dict[int, float]], state: TrialState = TrialState.COMPLE
     for number, values in enumerate(points):
         study.add_trial(
             create_trial(state=state, value=1.0, params={"p": number}, distributions=SPACE, intermediate_values=values)
-        )  # fmt: skip
+        )
     return study
 
 
@@ -68,8 +68,9 @@ def test_it_waits_for_points_and_steps() -> None:
 def test_a_point_with_several_trials_counts_once_and_not_against_itself() -> None:
     study = _study([{50: 1.0}, {50: 1.0}, {50: 1.0}, {50: 5.0}], TrialState.PRUNED)
     for _ in range(9):  # lost workers of point 999 got just as far
-        study.add_trial(create_trial(state=TrialState.FAIL, params={"p": 999}, distributions=SPACE,
-                                     intermediate_values={50: 9.0}))  # fmt: skip
+        study.add_trial(
+            create_trial(state=TrialState.FAIL, params={"p": 999}, distributions=SPACE, intermediate_values={50: 9.0})
+        )
     assert _pruner().prune(study, _running({50: 9.0}))
 
 
@@ -86,7 +87,7 @@ def test_diverged_points_stay_in_the_median_as_pruned_ones_do() -> None:
     for number in range(100, 103):
         study.add_trial(
             create_trial(value=float("inf"), params={"p": number}, distributions=SPACE, intermediate_values={25: 9.0})
-        )  # fmt: skip
+        )
     assert not _pruner().prune(study, _running({50: 12.5}))  # the fourth of eight
     assert _pruner().prune(study, _running({50: 13.5}))
 

@@ -145,7 +145,7 @@ def test_half_a_line_of_a_killed_writer_is_cut_off_by_the_next(tmp_path: Path) -
         ("grpc://host:13000", "grpc://host:13000"),
         ("elas sweep a --storage mysql://u:p@h/d --workers 2", "elas sweep a --storage mysql://u:***@h/d --workers 2"),
     ],
-)  # fmt: skip
+)
 def test_no_password_is_shown(text: str, shown: str) -> None:
     assert redact(text) == shown
 

@@ -1,6 +1,5 @@
 """Real sweeps of seconds: nothing runs twice, nothing is lost, a run that dies is a row."""
 
-import csv
 import io
 import json
 import os
@@ -14,6 +13,7 @@ import making
 import optuna
 import pytest
 import yaml
+from csv_rows import rows_of
 from making import Started
 from rich.console import Console
 
@@ -32,8 +32,7 @@ def _sweep(name: str = "grid") -> str:
 
 
 def _rows(name: str = "grid") -> list[dict[str, str]]:
-    with Path(f"runs/{name}/trials.csv").open() as file:
-        return list(csv.DictReader(file))
+    return rows_of(Path(f"runs/{name}/trials.csv"))
 
 
 def _write_sweep(project: Path, name: str, **changes: Any) -> None:
@@ -54,6 +53,7 @@ def test_a_grid_runs_every_point_with_every_seed(project: Path, started: Started
 
 
 def test_a_finished_sweep_runs_nothing_again(project: Path, started: Started) -> None:
+    started.make_with(lambda request: making.finish)
     _sweep()
     before = Path("runs/grid/trials.csv").read_text()
     started.clear()
@@ -64,32 +64,29 @@ def test_a_finished_sweep_runs_nothing_again(project: Path, started: Started) ->
 
 
 def test_a_stopped_sweep_goes_on_with_the_run_it_was_in(project: Path, started: Started) -> None:
-    whole = {r["run"]: r["val_loss"] for r in _rows_of_an_unbroken_sweep(project)}
+    _write_sweep(project, "grid", seeds=[0])
+    _sweep()
+    whole = {r["run"]: r["val_loss"] for r in _rows()}
+    Path("runs/grid").rename("runs/unbroken")
     started.clear()
     stop = partial(making.stop_the_worker, worker=os.getpid(), step=4)
-    started.make_with(lambda request: stop if len(started) == 4 else None)
+    started.make_with(lambda request: stop if len(started) == 2 else None)
     with pytest.raises(Interrupted):
         _sweep()
-    assert len(_rows()) == 3
+    assert len(_rows()) == 1
     stopped = started[-1]
     assert (Path("runs/grid/runs") / stopped / "checkpoints/last.ckpt").exists()
     started.make_with(lambda request: None)
     text = _sweep()
-    assert "3 of 8 runs are there from before" in text
-    # the fourth is taken up, and every other run is made exactly once
-    assert started[4] == stopped
+    assert "1 of 4 runs are there from before" in text
+    # the second is taken up, and every other run is made exactly once
+    assert started[2] == stopped
     assert sorted(started) == sorted([*whole, stopped])
     assert {r["run"]: r["val_loss"] for r in _rows()} == whole
 
 
-def _rows_of_an_unbroken_sweep(project: Path) -> list[dict[str, str]]:
-    _sweep()
-    rows = _rows()
-    (project / "runs/grid").rename(project / "runs/unbroken")
-    return rows
-
-
 def test_a_longer_sweep_runs_only_what_is_new(project: Path, started: Started) -> None:
+    started.make_with(lambda request: making.finish)
     _sweep()
     started.clear()
     _write_sweep(project, "grid", seeds=[0, 1, 2])
@@ -101,7 +98,7 @@ def test_a_longer_sweep_runs_only_what_is_new(project: Path, started: Started) -
 
 def test_a_run_that_dies_is_a_row_with_its_reason_and_is_tried_again(project: Path, started: Started) -> None:
     started.make_with(
-        lambda request: making.run_out_of_memory if "dense_rank-4_seed-1" in request.directory.name else None
+        lambda request: making.run_out_of_memory if "dense_rank-4_seed-1" in request.directory.name else making.finish
     )
     _sweep()
     failed = [r for r in _rows() if r["state"] == "failed"]
@@ -111,7 +108,7 @@ def test_a_run_that_dies_is_a_row_with_its_reason_and_is_tried_again(project: Pa
     assert "MemoryError" in (directory / "traceback.txt").read_text()
     assert failed[0]["reason"] == "MemoryError: no more"
     assert json.loads(Path("runs/grid/summary.json").read_text())["runs"]["failed"] == 1
-    started.make_with(lambda request: None)
+    started.make_with(lambda request: making.finish)
     _sweep()
     assert [r["state"] for r in _rows()] == ["complete"] * 8
 
@@ -234,8 +231,10 @@ def test_a_diverged_point_is_the_worst_whatever_is_looked_at(project: Path, star
 @pytest.mark.parametrize("objective", ["tokens_per_second", "seconds"])
 def test_importances_are_those_of_the_better_end(project: Path, objective: str) -> None:
     """The better values are decided by one parameter and the worse ones by the other."""
-    ranges = {name: {"keys": [f"model.optimizer.{key}"], "low": 0.0, "high": 1.0}
-              for name, key in (("good", "lr"), ("bad", "weight_decay"))}  # fmt: skip
+    ranges = {
+        name: {"keys": [f"model.optimizer.{key}"], "low": 0.0, "high": 1.0}
+        for name, key in (("good", "lr"), ("bad", "weight_decay"))
+    }
     _write_sweep(project, "fast", search=ranges, objective=objective, sampler="random", trials=200, plots=[])
     study = open_study(Request("fast").plan(), Request("fast"))
     draw = random.Random(0)

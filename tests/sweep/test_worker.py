@@ -49,6 +49,14 @@ def _results(study: Study) -> dict[str, RunResult]:
     return {event.result.run: event.result for event in study.events()}
 
 
+def _at_once(work: Callable[[], None], count: int) -> None:
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def _states(study: Study) -> list[str]:
     return [claims.ended(t) or t.state.name.lower() for t in study.study.get_trials()]
 
@@ -282,11 +290,7 @@ def test_many_workers_at_once_take_each_place_once(kind: str, planned: Callable[
         while (claim := study.claim(lambda: None)) is not None:
             taken.append(claim.place)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    _at_once(work, 4)
     assert len(taken) == len(set(taken)) == 12
 
 
@@ -302,11 +306,7 @@ def test_many_workers_at_once_draw_as_often_as_a_search_says(planned: Callable[.
         while (claim := study.claim(lambda: None)) is not None:
             drawn.append(claim.point["lr"])
 
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    _at_once(work, 3)
     assert len(drawn) == len(set(drawn)) == 9
 
 

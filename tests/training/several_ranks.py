@@ -1,6 +1,5 @@
 """Runs made by two real processes (gloo), many in one start, and what they leave."""
 
-import csv
 import json
 import os
 import socket
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from csv_rows import column_of
 from torch import Tensor
 
 from elas_lightning.training.checkpoints import read
@@ -88,8 +88,7 @@ def run_together(folder: Path, jobs: list[Job], ranks: int = 2, seconds: float =
 
 def curve(directory: Path, column: str) -> list[float]:
     """A column of a run's curve, where it has a value."""
-    with (directory / "curve.csv").open() as file:
-        return [float(row[column]) for row in csv.DictReader(file) if row[column]]
+    return column_of(directory / "curve.csv", column)
 
 
 def tensors(checkpoint: Path) -> dict[str, Tensor]:

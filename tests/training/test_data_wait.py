@@ -1,8 +1,8 @@
-import csv
 import logging
 import time
 
 import pytest
+from csv_rows import column_of
 
 from elas_lightning.data.lanes import TrainStream
 from elas_lightning.runner import RunRequest, run
@@ -45,8 +45,7 @@ def test_a_run_with_a_slow_loader_says_so_and_records_it(overlay, tmp_path, monk
     monkeypatch.setattr(data_wait, "JUDGED_AFTER_SECONDS", 0.2)
     result = run(RunRequest(tmp_path / "run", [overlay]))
     assert 0.1 < result.metrics["data_wait_share"] < 1
-    with (tmp_path / "run/curve.csv").open() as file:
-        shares = [float(row["data_wait_share"]) for row in csv.DictReader(file) if row["data_wait_share"]]
+    shares = column_of(tmp_path / "run/curve.csv", "data_wait_share")
     assert len(shares) == 12
     assert all(share >= 0 for share in shares)
     assert sum("waits for its data" in record.getMessage() for record in caplog.records) == 1

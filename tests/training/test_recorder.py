@@ -1,12 +1,12 @@
 """The curve and telemetry files of a run."""
 
-import csv
 import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from csv_rows import rows_of
 from lightning.pytorch.callbacks import Callback
 
 from elas_lightning import configuration
@@ -16,14 +16,9 @@ from elas_lightning.training.interruption import Interrupted
 from elas_lightning.training.recorder import CURVE_FIELDS, TELEMETRY_FIELDS, RunRecorder, _keep_rows
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
 def test_curve_has_a_row_per_step_and_per_validation(overlay: Path, tmp_path: Path) -> None:
     result = run(RunRequest(tmp_path / "run", [overlay]))
-    rows = _rows(tmp_path / "run/curve.csv")
+    rows = rows_of(tmp_path / "run/curve.csv")
     assert tuple(rows[0]) == CURVE_FIELDS
     assert [int(r["step"]) for r in rows if r["train_loss"]] == list(range(1, 13))
     assert [int(r["step"]) for r in rows if r["val_loss"]] == [5, 10, 12]
@@ -39,12 +34,12 @@ def test_sparser_logging_loses_no_tokens(overlay: Path, tmp_path: Path) -> None:
     often = run(RunRequest(tmp_path / "often", [overlay]))
     seldom = run(RunRequest(tmp_path / "seldom", [overlay], {"trainer.log_every_n_steps": 7}))
     assert seldom.metrics["tokens"] == often.metrics["tokens"]
-    assert len(_rows(tmp_path / "seldom/curve.csv")) < len(_rows(tmp_path / "often/curve.csv"))
+    assert len(rows_of(tmp_path / "seldom/curve.csv")) < len(rows_of(tmp_path / "often/curve.csv"))
 
 
 def test_telemetry_has_each_layer_at_each_validation(overlay: Path, tmp_path: Path) -> None:
     run(RunRequest(tmp_path / "run", [overlay]))
-    rows = _rows(tmp_path / "run/telemetry.csv")
+    rows = rows_of(tmp_path / "run/telemetry.csv")
     assert tuple(rows[0]) == TELEMETRY_FIELDS
     assert {(int(r["step"]), int(r["layer"])) for r in rows} == {(s, n) for s in (5, 10, 12) for n in (0, 1)}
     assert all(0 < float(r["natural_zeros"]) < 1 and 0 <= float(r["dropped_energy"]) < 1 for r in rows)
@@ -70,16 +65,16 @@ def test_telemetry_changes_no_loss(overlay: Path, tmp_path: Path, monkeypatch: p
     for rows in (4, 0):
         monkeypatch.setattr(configuration, "RunRecorder", partial(RunRecorder, telemetry_rows=rows))
         run(RunRequest(tmp_path / str(rows), [overlay]))
-        curve = _rows(tmp_path / str(rows) / "curve.csv")
+        curve = rows_of(tmp_path / str(rows) / "curve.csv")
         losses.append([(r["step"], r["train_loss"], r["val_loss"]) for r in curve])
     assert losses[0] == losses[1]
-    assert len(_rows(tmp_path / "4/telemetry.csv")) == 6
-    assert _rows(tmp_path / "0/telemetry.csv") == []
+    assert len(rows_of(tmp_path / "4/telemetry.csv")) == 6
+    assert rows_of(tmp_path / "0/telemetry.csv") == []
 
 
 def test_telemetry_is_numbers_by_step_layer_and_site(overlay: Path, tmp_path: Path) -> None:
     run(RunRequest(tmp_path / "run", [overlay]))
-    rows = _rows(tmp_path / "run/telemetry.csv")
+    rows = rows_of(tmp_path / "run/telemetry.csv")
     assert {r["site"] for r in rows} == {"ffn_hidden"}
     for name in TELEMETRY_FIELDS[3:]:
         # all steps come after the dense warm-up; at the first there is nothing to have drifted from
@@ -100,12 +95,12 @@ def test_a_resumed_run_has_one_row_without_drift(overlay: Path, tmp_path: Path) 
         run(request, [Stop()])
     run(request)
     whole = run(RunRequest(tmp_path / "whole", [overlay]))
-    resumed, straight = (_rows(tmp_path / name / "telemetry.csv") for name in ("run", "whole"))
+    resumed, straight = (rows_of(tmp_path / name / "telemetry.csv") for name in ("run", "whole"))
     assert [r["step"] for r in resumed if not r["mask_drift"]] == ["5", "5", "10", "10"]
     for one, other in zip(resumed, straight, strict=True):
         assert {**one, "mask_drift": ""} == {**other, "mask_drift": ""}
-    losses = [r["train_loss"] for r in _rows(tmp_path / "run/curve.csv")]
-    assert losses == [r["train_loss"] for r in _rows(tmp_path / "whole/curve.csv")]
+    losses = [r["train_loss"] for r in rows_of(tmp_path / "run/curve.csv")]
+    assert losses == [r["train_loss"] for r in rows_of(tmp_path / "whole/curve.csv")]
     assert whole.state == "complete"
 
 
@@ -117,7 +112,7 @@ def test_spikes_are_marked_and_counted_once_across_a_resume(tmp_path: Path) -> N
     assert [i for i, mark in enumerate(marks) if mark] == [20, 21, 23]
     assert straight.loss_spikes == 2
     resumed = RunRecorder(tmp_path)
-    resumed.look_back([{"train_loss": str(loss)} for loss in [*calm, high[0]]] + [{"train_loss": ""}])
+    resumed._look_back([{"train_loss": str(loss)} for loss in [*calm, high[0]]] + [{"train_loss": ""}])
     for loss in (high[1], 3.0, 9.0):
         resumed._look_for_spike(loss)
     assert resumed.loss_spikes == 2

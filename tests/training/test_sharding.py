@@ -5,7 +5,6 @@ binary arithmetic and a sum of two has one order, so on two processes nothing bu
 up otherwise; all else is compared bit for bit.
 """
 
-import csv
 import errno
 import json
 import os
@@ -19,6 +18,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from csv_rows import rows_of
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from several_ranks import DDP, FOLDER, FSDP, Job, curve, differing, run_together, tensors
 
@@ -55,9 +55,7 @@ COMMON = {
 LORO = {"model.optimizer.name": "loro"}
 KINDS: dict[str, dict[str, Any]] = {"ddp": DDP, "fsdp": FSDP}
 # so many that some have no token in a micro-batch; routers stay in float32, where matrices are gathered in bfloat16
-EXPERTS = {
-    "model.config.experts.count": 24, "model.config.experts.per_token": 2, "trainer.precision": "bf16-mixed",
-}  # fmt: skip
+EXPERTS = {"model.config.experts.count": 24, "model.config.experts.per_token": 2, "trainer.precision": "bf16-mixed"}
 
 
 @dataclass
@@ -190,8 +188,7 @@ def test_a_result_describes_the_run_and_not_a_share_of_it(made: Made, kind: str)
 def test_telemetry_looks_at_whole_weights(made: Made) -> None:
     rows = {}
     for kind in KINDS:
-        with (made.folder / f"loro_{kind}/telemetry.csv").open() as file:
-            rows[kind] = list(csv.DictReader(file))
+        rows[kind] = rows_of(made.folder / f"loro_{kind}/telemetry.csv")
     assert rows["fsdp"] == rows["ddp"]
     assert len(rows["fsdp"]) == 2 * 2  # validations by layers: one process has written
     assert float(rows["fsdp"][-1]["gradient_cosine"]) > 0
@@ -223,8 +220,10 @@ def test_a_signal_to_some_process_stops_all_where_they_can_go_on(made: Made, kin
 def test_a_folder_holds_what_each_process_has_and_no_more(made: Made) -> None:
     folder = made.end("loro_folder")
     assert sorted(path.name for path in folder.iterdir()) == [
-        "shard-00000-of-00002.pt", "shard-00001-of-00002.pt", "whole.pt",
-    ]  # fmt: skip
+        "shard-00000-of-00002.pt",
+        "shard-00001-of-00002.pt",
+        "whole.pt",
+    ]
     assert list(differing(made.end("loro_fsdp"), folder)) == []
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     assert sizes["shard-00001-of-00002.pt"] < made.end("loro_fsdp").stat().st_size * 0.75

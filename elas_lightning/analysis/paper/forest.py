@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
 from elas_lightning.analysis import style
-from elas_lightning.analysis.equivalence import MARGIN
+from elas_lightning.analysis.equivalence import MARGIN, band
 from elas_lightning.analysis.paper.table import Comparison
 from elas_lightning.analysis.wording import decimals_of, interval, listing, sentence, signed
 
@@ -24,8 +23,8 @@ def forest(found: Sequence[Comparison]) -> tuple[Figure, str] | None:
         return None
     figure = style.new_figure(height=1.2 + 0.45 * len(shown))
     ax = figure.add_subplot()
-    band = (100 * math.expm1(-math.log1p(MARGIN)), 100 * MARGIN)
-    ax.axvspan(*band, color=style.look(2).color, alpha=0.15, linewidth=0)
+    equal = band(MARGIN)
+    ax.axvspan(*equal, color=style.look(2).color, alpha=0.15, linewidth=0)
     ax.axvline(0, color=style.GREY, linewidth=1)
     clauses = []
     for row, one in enumerate(shown):
@@ -39,7 +38,7 @@ def forest(found: Sequence[Comparison]) -> tuple[Figure, str] | None:
     names = [style.wrap(f"{one.method} against {one.against}", 24) + _lost(one) for one in shown]
     style.level_axis(ax, "y", range(len(shown)), names)
     ax.set_ylim(len(shown) - 0.5, -0.5)
-    reach = max(abs(band[0]) * 1.3, *(abs(end) for end in ax.get_xlim()))
+    reach = max(abs(equal[0]) * 1.3, *(abs(end) for end in ax.get_xlim()))
     ax.set_xlim(-reach, reach)
     ax.grid(axis="y", visible=False)
     ax.set_xlabel("Difference in validation perplexity (%)")

@@ -11,14 +11,14 @@ from elas_lightning.analysis.paper.table import methods
 from elas_lightning.analysis.tables import Table
 from elas_lightning.analysis.wording import number
 
+_SHAPE = "1b"  # the size of the paper whose saving is told in sentences
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "total")
 
 
 def accounts(results: SweepResults) -> dict[str, Mapping[str, Any]]:
     """The account of each method, from one of its runs: it is worked out from the configuration, not measured."""
-    _, points = methods(results)
     found = {}
-    for method, point in points.items():
+    for method, point in methods(results).items():
         for run in point.runs:
             account = ((results.results.get(run) or {}).get("metrics") or {}).get("account")
             if isinstance(account, Mapping):
@@ -76,12 +76,12 @@ def sizes_table(paper: Paper) -> Table | None:
     return Table(caption, ("Size", "Method", *headings), cells, 2)
 
 
-def memory_sentences(paper: Paper, shape: str = "1b") -> list[str]:
+def memory_sentences(paper: Paper) -> list[str]:
     """Whether the saving survives checkpointing and long sequences, at one of the paper's sizes."""
     found = {
         (row["contender"], row["batch"], row["sequence"], row["checkpointing"]): row["bytes"]
         for row in paper_sizes(paper)
-        if row["shape"] == shape
+        if row["shape"] == _SHAPE
     }
     if not found:
         return []
@@ -98,7 +98,7 @@ def memory_sentences(paper: Paper, shape: str = "1b") -> list[str]:
     for storage in ("packed", "recompute"):
         name = f"ELAS, {storage}"
         said.append(
-            f"At {shape.upper()} with {batch} sequences of {length}, ELAS with its FFN {storage} keeps "
+            f"At {_SHAPE.upper()} with {batch} sequences of {length}, ELAS with its FFN {storage} keeps "
             f"{saving(name, batch, length, 'none')} fewer bytes than its dense twin without checkpointing and "
             f"{saving(name, batch, length, 'block')} fewer with every block checkpointed; with {long_batch} sequences "
             f"of {long_length} it is {saving(name, long_batch, long_length, 'none')} and "

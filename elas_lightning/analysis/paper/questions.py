@@ -77,21 +77,16 @@ def _baselines(paper: Paper) -> Iterator[tuple[bool, str]]:
     if results is None:
         yield False, "No table of methods has been run."
         return
-    _, points = methods(results)
-    done = {name: point for name, point in points.items() if point.estimate}
+    done = {name: point for name, point in methods(results).items() if point.estimate}
     if done:
         least = min(point.counts["complete"] for point in done.values())
         yield (
             True,
-            (
-                f"{plural(len(done), 'method')} have finished runs, each with at least {least} of the "
-                f"{seeds_of(results)} planned "
-                f"seeds; initialisation and data order are seeded apart. {plural(len(paper.trials), 'run')} in "
-                "all, on "
-                f"{listing(paper.hardware) if paper.hardware else 'hardware that was not recorded'}; batch, "
-                "versions and the command "
-                "of each run are in its result file."
-            ),
+            f"{plural(len(done), 'method')} have finished runs, each with at least {least} of the {seeds_of(results)} "
+            "planned seeds; initialisation and data order are seeded apart. "
+            f"{plural(len(paper.trials), 'run')} in all, on "
+            f"{listing(paper.hardware) if paper.hardware else 'hardware that was not recorded'}; batch, versions and "
+            "the command of each run are in its result file.",
         )
     for found in against_twins(results):
         if found.method == OURS:
@@ -122,11 +117,8 @@ def _memory(paper: Paper) -> Iterator[tuple[bool, str]]:
             share = 100 * (ours["activations"] / twin["activations"] - 1)
             yield (
                 True,
-                (
-                    f"Activations of {OURS} come to {number(ours['activations'] * 1e-6)} MB a micro-batch, "
-                    f"{number(share)} % "
-                    "against its dense twin."
-                ),
+                f"Activations of {OURS} come to {number(ours['activations'] * 1e-6)} MB a micro-batch, "
+                f"{number(share)} % against its dense twin.",
             )
     said = memory_sentences(paper)
     yield from ((True, sentence) for sentence in said)
@@ -212,15 +204,12 @@ def _downstream(paper: Paper) -> Iterator[tuple[bool, str]]:
     if not any(tasks.values()):
         yield (
             False,
-            (
-                "No downstream task has been measured: a sweep removes the checkpoints of its finished runs. elas "
-                "eval with "
-                f"--tasks and --json {paper.folder}/{EVALUATIONS}/NAME.json brings results into this document."
-            ),
+            "No downstream task has been measured: a sweep removes the checkpoints of its finished runs. elas eval "
+            f"with --tasks and --json {paper.folder}/{EVALUATIONS}/NAME.json brings results into this document.",
         )
     for name, found in tasks.items():
         if found:
-            yield (True, f"{name}: zero-shot tasks {listing(sorted(set(found)))}; the numbers stand in their section.")
+            yield True, f"{name}: zero-shot tasks {listing(sorted(set(found)))}; the numbers stand in their section."
     ratio = tokens_per_parameter(paper.trials) if len(paper.trials) else None
     if ratio is not None:
         low, high = ratio.min(), ratio.max()
@@ -235,7 +224,7 @@ def _elsewhere(paper: Paper) -> Iterator[tuple[bool, str]]:
     results = paper.parts.get("placement_ablation")
     done = results is not None and (results.trials["state"] == "complete").any()
     if results is None or not done:
-        yield (False, "Other placements are asked by the sweep placement_ablation, which has no finished run yet.")
+        yield False, "Other placements are asked by the sweep placement_ablation, which has no finished run yet."
     else:
         yield from _part(paper, "placement_ablation", "Placement")
     yield from _part(paper, "sequence_length_ablation", "Long context")
@@ -263,23 +252,20 @@ _SECTIONS = {
 
 _ASKED: list[tuple[str, _Answer, tuple[str, ...]]] = [
     (
-        "Baselines without sparsity, error bars over at least three seeds, ablations that separate squared ReLU "
-        "from 2:4; "
-        "hardware, batch, code and number of runs.",
+        "Baselines without sparsity, error bars over at least three seeds, ablations that separate squared ReLU from "
+        "2:4; hardware, batch, code and number of runs.",
         _baselines,
         ("activation_ablation",),
     ),
     (
-        "Speed against low rank without sparsity, not only against full rank; whole training steps and prefill, "
-        "not only "
-        "the FFN.",
+        "Speed against low rank without sparsity, not only against full rank; whole training steps and prefill, not "
+        "only the FFN.",
         _speed,
         (),
     ),
     (
-        "A full account of memory for every method, with and without activation checkpointing, for large batches "
-        "and long "
-        "sequences.",
+        "A full account of memory for every method, with and without activation checkpointing, for large batches and "
+        "long sequences.",
         _memory,
         (),
     ),
@@ -291,8 +277,7 @@ _ASKED: list[tuple[str, _Answer, tuple[str, ...]]] = [
     ),
     (
         "How far is the natural pattern of squared ReLU from the 2:4 choice, by layer and over training? What does "
-        "the "
-        "straight-through estimator do to gradients? Convergence for different warm-ups.",
+        "the straight-through estimator do to gradients? Convergence for different warm-ups.",
         _telemetry,
         ("warmup_ablation", "paper_table"),
     ),

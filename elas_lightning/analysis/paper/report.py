@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from elas_lightning.analysis import style
 from elas_lightning.analysis.answer import answer, facts, losses
-from elas_lightning.analysis.load import SweepResults
 from elas_lightning.analysis.page import data_uri, drawn, render, table_html
 from elas_lightning.analysis.paper.forest import forest
 from elas_lightning.analysis.paper.load import Paper, load_paper
@@ -161,12 +160,8 @@ def _missing(paper: Paper) -> list[str]:
 
 
 def _loss_table(paper: Paper) -> Table | None:
-    rows = tuple((name, *row) for name, results in paper.parts.items() for row in _losses(results))
+    rows = tuple((name, *rest) for name, results in paper.parts.items() for _, *rest in losses(results))
     if not rows:
         return None
     columns = ("Part", "Setting", "Seed", "State", "Reason")
     return Table("Runs without a result; they have no part in any mean.", columns, rows, 5)
-
-
-def _losses(results: SweepResults) -> list[tuple[str, str, str, str]]:
-    return [(setting, seed, state, reason) for _, setting, seed, state, reason in losses(results)]

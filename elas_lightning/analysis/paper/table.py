@@ -39,15 +39,15 @@ class Comparison:
     p_equivalence: float | None
 
 
-def methods(results: SweepResults) -> tuple[str, dict[str, Point]]:
-    """The parameter whose choices are the methods, and the point of each that has begun.
+def methods(results: SweepResults, metric: str | None = None) -> dict[str, Point]:
+    """The point of each method that has begun, in the objective or another metric.
 
-    It is the first one; the others, if any, stand at their best.
+    Methods are the choices of the first parameter; the others, if any, stand at their best.
     """
     name = results.parameters[0].name
-    found = gather(results, [name], results.objective)
+    found = gather(results, [name], metric or results.objective)
     names = dict(zip(results.parameter(name).levels, choices(results, name), strict=True))
-    return name, {names[point.levels[name]]: point for point in found}
+    return {names[point.levels[name]]: point for point in found}
 
 
 def against_twins(results: SweepResults) -> list[Comparison]:
@@ -64,7 +64,7 @@ def against_baseline(results: SweepResults) -> list[Comparison]:
 
 
 def _family(results: SweepResults, pairs: list[tuple[str, str]]) -> list[Comparison]:
-    _, points = methods(results)
+    points = methods(results)
     tests = []
     for method, against in pairs:
         a, b = points.get(method), points.get(against)
@@ -80,14 +80,14 @@ def _family(results: SweepResults, pairs: list[tuple[str, str]]) -> list[Compari
 
 def methods_table(results: SweepResults) -> Table:
     """Every method of the sweep's file, in its order; those without a run stand in it as missing."""
-    name, points = methods(results)
+    points, speed = methods(results), methods(results, "tokens_per_second")
     objective = metric_of(results.objective)
-    base = choices(results, name)[0]
+    listed = choices(results, results.parameters[0].name)
+    base = listed[0]
     by_twin = {found.method: found for found in against_twins(results)}
     by_base = {found.method: found for found in against_baseline(results)}
-    speed = _by_method(results, name, "tokens_per_second")
     rows = []
-    for method in choices(results, name):
+    for method in listed:
         point, twin = points.get(method), by_twin.get(method)
         first = by_base.get(method)
         count = _amount(results, point, "parameters")
@@ -162,11 +162,6 @@ def _amount(results: SweepResults, point: Point | None, column: str) -> float | 
 
 def _millions(value: float | None) -> str:
     return number(value * 1e-6) if value else ""
-
-
-def _by_method(results: SweepResults, name: str, metric: str) -> dict[str, Point]:
-    names = dict(zip(results.parameter(name).levels, choices(results, name), strict=True))
-    return {names[point.levels[name]]: point for point in gather(results, [name], metric)}
 
 
 def _ratio(a: Point | None, b: Point | None) -> str:

@@ -86,7 +86,7 @@ def contenders(results: SweepResults) -> list[str]:
 
 def winner(results: SweepResults) -> str:
     """Which of our own contenders has the lowest perplexity, and whether that is more than chance."""
-    _, points = methods(results)
+    points = methods(results)
     ours = contenders(results)
     done = {name: points[name] for name in ours if name in points and points[name].values}
     waiting = [name for name in ours if name not in done]

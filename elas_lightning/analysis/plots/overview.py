@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,8 +27,6 @@ from elas_lightning.analysis.plots.base import (
 from elas_lightning.analysis.points import Point, best, describe, difference, gather
 from elas_lightning.analysis.wording import compare, listing, number, plural, plus_minus, seeds_phrase, sentence
 
-# One hue from light to dark that also reads in grey; yellow stands for the better end.
-_COLOURS = "cividis_r"
 _MOST_TICKS = 9
 
 
@@ -53,8 +51,7 @@ def heatmap(results: SweepResults, options: Options) -> tuple[Figure, str]:
     figure = style.new_figure(height=1.5 + 0.55 * len(rows))
     ax = figure.add_subplot()
     norm = _norm(means[np.isfinite(means)])
-    colours = _COLOURS if metric.lower_is_better else _COLOURS.removesuffix("_r")
-    image = ax.imshow(np.ma.masked_invalid(means), cmap=colours, norm=norm, aspect="auto")
+    image = ax.imshow(np.ma.masked_invalid(means), cmap=_colours(metric), norm=norm, aspect="auto")
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
             _cell(ax, i, j, cells.get((row, column)), metric, image)
@@ -66,9 +63,8 @@ def heatmap(results: SweepResults, options: Options) -> tuple[Figure, str]:
     ax.grid(visible=False)
     ax.set_xlabel(results.parameter(x).label)
     ax.set_ylabel(results.parameter(y).label)
-    better = "lower" if metric.lower_is_better else "higher"
     bar = figure.colorbar(image, ax=ax, location="top", aspect=40, pad=0.02)
-    bar.set_label(f"{metric.label}, {better} is better")
+    bar.set_label(f"{metric.label}, {metric.better} is better")
     style.plain_numbers(bar.ax, "x")
     clauses = _ends(results, done, metric)
     if absent := len(rows) * len(columns) - len(cells):
@@ -94,6 +90,11 @@ def _ends(results: SweepResults, done: list[Point], metric: Metric) -> list[str]
     return clauses
 
 
+def _colours(metric: Metric) -> str:
+    # One hue from light to dark that also reads in grey; yellow stands for the better end.
+    return "cividis_r" if metric.lower_is_better else "cividis"
+
+
 def _norm(values: np.ndarray) -> Normalize:
     low, high = float(values.min()), float(values.max())
     if low > 0 and high / low > 5:
@@ -117,8 +118,7 @@ def _cell(ax: Axes, i: int, j: int, point: Point | None, metric: Metric, image: 
 
 
 def _worst(points: list[Point], metric: Metric) -> Point:
-    sign = -1 if metric.lower_is_better else 1
-    return min(points, key=lambda point: sign * (point.estimate.mean if point.estimate else 0.0))
+    return max(points, key=lambda point: metric.sign * (point.estimate.mean if point.estimate else 0.0))
 
 
 @style.styled
@@ -146,15 +146,14 @@ def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
     lines = max(sum(1 + name.count("\n") for name in found) for found in ticks)
     figure = style.new_figure(width=max(style.WIDTH, 1.15 * (len(names) + 1)), height=max(3.6, 1.0 + 0.15 * lines))
     ax = figure.add_subplot()
-    colours = ScalarMappable(norm, _COLOURS if metric.lower_is_better else _COLOURS.removesuffix("_r"))
+    colours = ScalarMappable(norm, _colours(metric))
 
     def heights_of(point: Point) -> list[float]:
         return [scale[point.levels[name]] for name, scale in zip(names, scales, strict=True)]
 
     lost = [point for point in points if not point.values]
     for point in lost:
-        ax.plot(range(len(names)), heights_of(point), color=style.GREY, linestyle=(0, (1, 2)), linewidth=1.0,
-                zorder=1)  # fmt: skip
+        ax.plot(range(len(names)), heights_of(point), color=style.GREY, linestyle=(0, (1, 2)), linewidth=1.0, zorder=1)
     # Drawn from worst to best, so that the good ones are not buried.
     for point in sorted(done, key=lambda p: means[id(p)], reverse=metric.lower_is_better):
         heights = [*heights_of(point), float(norm(means[id(point)]))]
@@ -167,17 +166,8 @@ def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
             marker="o" if chosen else None,
             zorder=4 if chosen else 2,
         )
-    for i, found in enumerate([*ticks, _three_marks(norm)]):
-        _upright(ax, i, found)
-    labels = [style.wrap(parameter.label, 13) for parameter in results.parameters]
-    better = "lower" if metric.lower_is_better else "higher"
-    style.level_axis(ax, "x", range(len(names) + 1), [*labels, style.wrap(f"{metric.label} ({better} is better)", 13)])
-    ax.set_xlim(-0.35, len(names) + 0.55)
-    ax.set_ylim(-0.06, 1.06)
-    ax.yaxis.set_visible(False)
-    ax.grid(visible=False)
-    ax.spines[["left", "bottom"]].set_visible(False)
-    ax.tick_params(axis="x", length=0)
+    labels = [*(parameter.label for parameter in results.parameters), f"{metric.label} ({metric.better} is better)"]
+    _uprights(ax, [style.wrap(label, 13) for label in labels], [*ticks, _three_marks(norm)])
     clauses = [
         f"the best of {plural(len(done), 'finished point')} (thick orange line) is {describe(results, top.levels)}: "
         f"{metric.noun} {plus_minus(top.estimate, metric.scale)} ({seeds_phrase(top.estimate.n)})"
@@ -213,6 +203,19 @@ def _ticks(parameter: Parameter, scale: Mapping[Level, float]) -> dict[str, floa
         levels = [min(levels, key=lambda v: abs(scale[v] - q)) for q in (0, 0.25, 0.5, 0.75, 1)]
         return {style.wrap(number(float(level), 2), 11): scale[level] for level in levels}
     return {style.wrap(level_name(parameter, level), 11): scale[level] for level in levels}
+
+
+def _uprights(ax: Axes, labels: Sequence[str], ticks: Sequence[Mapping[str, float]]) -> None:
+    """An axis from 0 to 1 for each label, side by side, in place of the figure's own."""
+    for i, found in enumerate(ticks):
+        _upright(ax, i, found)
+    style.level_axis(ax, "x", range(len(labels)), labels)
+    ax.set_xlim(-0.35, len(labels) - 1 + 0.55)
+    ax.set_ylim(-0.06, 1.06)
+    ax.yaxis.set_visible(False)
+    ax.grid(visible=False)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.tick_params(axis="x", length=0)
 
 
 def _upright(ax: Axes, i: int, ticks: Mapping[str, float]) -> None:

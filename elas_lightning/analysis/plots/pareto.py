@@ -59,33 +59,15 @@ def pareto(results: SweepResults, options: Options) -> tuple[Figure, str]:
     for one in drawn:
         look = style.look(parameters[0].levels.index(one.point.levels[parameters[0].name]))
         look = look._replace(color=look.color if one in best else "#b0b0b0", linestyle="none")
-        ax.errorbar(
-            one.price.mean * cost.scale,
-            one.value.mean * metric.scale,
-            xerr=(one.price.half_width or 0) * cost.scale or None,
-            yerr=(one.value.half_width or 0) * metric.scale or None,
-            color=look.color,
-            marker=look.marker,
-            # hollow and larger, so that a beaten point is seen behind the one that beats it by a hair
-            markersize=6 if one in best else 11,
-            fillstyle="full" if one in best else "none",
-            elinewidth=1.1,
-            linestyle="none",
-            zorder=4 if one in best else 3,
-        )
+        _dot(ax, one, look, cost, metric, one in best)
         ends.append((one.value.mean * metric.scale, one.name, look))
-    ax.set_xlabel(f"{cost.label}, {_better(cost)} is better")
-    ax.set_ylabel(f"{metric.label}, {_better(metric)} is better")
+    ax.set_xlabel(f"{cost.label}, {cost.better} is better")
+    ax.set_ylabel(f"{metric.label}, {metric.better} is better")
     cut = [
         _fit_axis(ax, "x", [one.price for one in drawn], cost.scale),
         _fit_axis(ax, "y", [one.value for one in drawn], metric.scale),
     ]
-    # from one worse edge to the other, so that what lies beyond it is seen to be beaten
-    corners = [(one.price.mean * cost.scale, one.value.mean * metric.scale) for one in best]
-    worst_x, worst_y = ax.get_xlim()[cost.lower_is_better], ax.get_ylim()[metric.lower_is_better]
-    line = [(corners[0][0], worst_y), *corners, (worst_x, corners[-1][1])]
-    ax.plot(*zip(*line, strict=True), color=style.GREY, linewidth=1.0, linestyle="--", drawstyle="steps-post",
-            zorder=2)  # fmt: skip
+    _front_line(ax, best, cost, metric)
     style.label_ends(ax, ends, "In colour: on the front" if len(best) < len(drawn) else "All on the front")
     clauses = _clauses(drawn, best, cost, metric)
     return figure, sentence([*clauses, cut_clause(any(cut)), losses_clause(points)])
@@ -109,9 +91,34 @@ def _best(drawn: list[_Drawn], cost: Metric, metric: Metric) -> list[_Drawn]:
     whole = [one for one in drawn if one.whole]
     if not whole:
         raise CannotDraw("every point has a diverged run")
-    costs = [_sign(cost) * one.price.mean for one in whole]
-    kept = front(costs, [_sign(metric) * one.value.mean for one in whole])
+    costs = [cost.sign * one.price.mean for one in whole]
+    kept = front(costs, [metric.sign * one.value.mean for one in whole])
     return [whole[i] for i in sorted(kept, key=costs.__getitem__)]
+
+
+def _dot(ax: Axes, one: _Drawn, look: style.Look, cost: Metric, metric: Metric, on_front: bool) -> None:
+    ax.errorbar(
+        one.price.mean * cost.scale,
+        one.value.mean * metric.scale,
+        xerr=(one.price.half_width or 0) * cost.scale or None,
+        yerr=(one.value.half_width or 0) * metric.scale or None,
+        color=look.color,
+        marker=look.marker,
+        # hollow and larger, so that a beaten point is seen behind the one that beats it by a hair
+        markersize=6 if on_front else 11,
+        fillstyle="full" if on_front else "none",
+        elinewidth=1.1,
+        linestyle="none",
+        zorder=4 if on_front else 3,
+    )
+
+
+def _front_line(ax: Axes, best: list[_Drawn], cost: Metric, metric: Metric) -> None:
+    """From one worse edge to the other, so that what lies beyond it is seen to be beaten."""
+    corners = [(one.price.mean * cost.scale, one.value.mean * metric.scale) for one in best]
+    worst_x, worst_y = ax.get_xlim()[cost.lower_is_better], ax.get_ylim()[metric.lower_is_better]
+    line = [(corners[0][0], worst_y), *corners, (worst_x, corners[-1][1])]
+    ax.plot(*zip(*line, strict=True), color=style.GREY, linewidth=1.0, linestyle="--", drawstyle="steps-post", zorder=2)
 
 
 def _clauses(drawn: list[_Drawn], best: list[_Drawn], cost: Metric, metric: Metric) -> list[str]:
@@ -131,15 +138,7 @@ def _clauses(drawn: list[_Drawn], best: list[_Drawn], cost: Metric, metric: Metr
     return clauses
 
 
-def _sign(metric: Metric) -> int:
-    return 1 if metric.lower_is_better else -1
-
-
 def _fit_axis(ax: Axes, which: str, found: Sequence[Estimate], scale: float) -> bool:
     """Scale and limits of an axis that shows estimates; whether an interval runs off its edge."""
     intervals = [(one.low * scale, one.high * scale) for one in found if one.half_width]
     return value_limits(ax, which, [one.mean * scale for one in found], intervals)
-
-
-def _better(metric: Metric) -> str:
-    return "lower" if metric.lower_is_better else "higher"

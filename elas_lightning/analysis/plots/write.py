@@ -105,7 +105,6 @@ def _unique(name: str, taken: set[str]) -> str:
 
 
 def _title(results: SweepResults, options: Mapping[str, Any]) -> str:
-    kind = options["kind"]
     metric = metric_of(str(options.get("metric", results.objective))).noun
 
     def label(key: str) -> str:
@@ -113,22 +112,21 @@ def _title(results: SweepResults, options: Mapping[str, Any]) -> str:
         known = {parameter.name: parameter.label for parameter in results.parameters}
         return lower_first(known.get(name, name.replace("_", " ")))
 
-    titles = {
-        "parallel": lambda: "The search at a glance",
-        "importance": lambda: "Which parameter matters",
-        "curves": lambda: "Loss during training",
-        "telemetry": lambda: f"{str(options.get('value', '')).replace('_', ' ').capitalize()} by layer during training",
-        "heatmap": lambda: f"{metric} by {label('x')} and {label('y')}",
-    }
-    if kind == "pareto":
-        cost = metric_of(str(options.get("x", "flops_per_token"))).noun
-        text = f"{metric} against {cost}"
-    elif kind in titles:
-        text = titles[kind]()
-    else:
-        split = options.get("series") or options.get("group")
-        text = f"{metric} by {label('x')}" + (
-            f" and {label('series' if options.get('series') else 'group')}" if split else ""
-        )
+    match options["kind"]:
+        case "parallel":
+            text = "The search at a glance"
+        case "importance":
+            text = "Which parameter matters"
+        case "curves":
+            text = "Loss during training"
+        case "telemetry":
+            text = f"{str(options.get('value', '')).replace('_', ' ').capitalize()} by layer during training"
+        case "heatmap":
+            text = f"{metric} by {label('x')} and {label('y')}"
+        case "pareto":
+            text = f"{metric} against {metric_of(str(options.get('x', 'flops_per_token'))).noun}"
+        case _:
+            split = next((key for key in ("series", "group") if options.get(key)), None)
+            text = f"{metric} by {label('x')}" + (f" and {label(split)}" if split else "")
     conditions = ", ".join(f"{key} {value}" for key, value in (options.get("filter") or {}).items())
     return text[:1].upper() + text[1:] + (f" ({conditions})" if conditions else "")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Literal, get_args
+from typing import get_args
 
 from elas_lightning.nn.config import ModelConfig
-from elas_lightning.nn.weights_config import LayerEntries, layer_entries
+from elas_lightning.nn.weights_config import LayerEntries, Part, layer_entries
 
-Part = Literal["attention", "ffn"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 

@@ -41,9 +41,7 @@ class TrainingStep:
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"account: {key} = {value!r} is not possible: give an integer of at least 1")
-        choices: dict[str, Any] = {
-            "precision": Precision, "device": Device, "checkpointing": Checkpointing
-        }  # fmt: skip
+        choices: dict[str, Any] = {"precision": Precision, "device": Device, "checkpointing": Checkpointing}
         for key, literal in choices.items():
             if getattr(self, key) not in get_args(literal):
                 allowed = f"choose one of {', '.join(get_args(literal))}"

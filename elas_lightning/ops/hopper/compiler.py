@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,13 +26,14 @@ class Source:
         constants: Names and values that the source asks for.
         dense: Widths of the dense products it uses.
         sparse: Widths of the sparse ones.
+        half: Whether numbers are float16, or bfloat16.
     """
 
     name: str
     constants: tuple[tuple[str, int], ...]
     dense: tuple[int, ...] = ()
     sparse: tuple[int, ...] = ()
-    half: bool = field(default=False)
+    half: bool = False
 
     def text(self) -> str:
         """All of it as one text; a width becomes a function, since its registers are named one by one."""

@@ -29,13 +29,6 @@ class TensorMap:
         self.address = (ctypes.addressof(self._room) + 63) & ~63
 
 
-class _Maps:
-    """Tensor maps by what they say; the one that was used longest ago makes room for a new one."""
-
-    def __init__(self) -> None:
-        self.get = lru_cache(maxsize=_MAPS)(_encode)
-
-
 class _Entered(threading.local):
     """The devices whose context this thread has."""
 
@@ -48,7 +41,7 @@ def row_map(matrix: Tensor, rows: int) -> TensorMap:
 
     The driver takes an address that 16 divides.
     """
-    return _maps.get(matrix.data_ptr(), matrix.dtype, matrix.shape, rows, False)
+    return _map(matrix.data_ptr(), matrix.dtype, matrix.shape, rows, False)
 
 
 def group_map(matrix: Tensor, rows: int) -> TensorMap:
@@ -57,7 +50,7 @@ def group_map(matrix: Tensor, rows: int) -> TensorMap:
     Thread q of four has columns 2 q and 2 q + 1 of each eight of a product, so that with this order it has the four
     members of group q of each sixteen features.
     """
-    return _maps.get(matrix.data_ptr(), matrix.dtype, matrix.shape, rows, True)
+    return _map(matrix.data_ptr(), matrix.dtype, matrix.shape, rows, True)
 
 
 def launch(
@@ -94,9 +87,8 @@ def launch(
     # the number alone, as torch's own generated code asks for it: torch.cuda makes an object of it each time
     stream = ctypes.c_void_p(torch._C._cuda_getCurrentRawStream(index))
     code = _cuda().cuLaunchKernel(
-        _function(source, index, shared_bytes), programs, 1, 1, threads, 1, 1, shared_bytes, stream,
-        addresses, None,
-    )  # fmt: skip
+        _function(source, index, shared_bytes), programs, 1, 1, threads, 1, 1, shared_bytes, stream, addresses, None
+    )
     if code:
         _check(code, f"the launch of {source.name}.cu")
 
@@ -131,7 +123,8 @@ def _binary(source: Source) -> bytes:
     return compile_source(source)[0]
 
 
-def _encode(address: int, dtype: torch.dtype, shape: tuple[int, int], rows: int, grouped: bool) -> TensorMap:
+@lru_cache(maxsize=_MAPS)
+def _map(address: int, dtype: torch.dtype, shape: tuple[int, int], rows: int, grouped: bool) -> TensorMap:
     """The map of a matrix as ``row_map`` has it or ``group_map``."""
     height, width = shape
     line = 2 * width  # not the tensor's stride, which says nothing where it is a single row
@@ -169,5 +162,4 @@ def _check(code: int, what: str) -> None:
         raise RuntimeError(f"CUDA refuses {what}: {(text.value or b'unknown error').decode()} ({code})")
 
 
-_maps = _Maps()
 _entered = _Entered()

@@ -215,10 +215,7 @@ def kept_backward(kept_TF: Tensor, down_FO: Tensor, grad_TO: Tensor, masked: boo
         programs, shared = CLUSTER * min(_clusters(kept_TF.device), sets * columns), 4 * 3 * _BOX
         maps = (row_map(grad_TO, TOKENS), group_map(down_FO, 256 // CLUSTER)) * 2  # z and up are not read
         sizes = (tokens, features, _ceil(tokens, TOKENS), columns, 0, _ceil(rank, 64))
-    launch(
-        source, programs, _THREADS, shared + _BESIDE, kept_TF.device,
-        *maps, kept_TF, hidden_TF, grad_TF, *sizes,
-    )  # fmt: skip
+    launch(source, programs, _THREADS, shared + _BESIDE, kept_TF.device, *maps, kept_TF, hidden_TF, grad_TF, *sizes)
     return hidden_TF, grad_TF
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from elas_lightning.errors import UserError
 from elas_lightning.ops.hopper import ffn
+from elas_lightning.ops.measured import device_name
 from elas_lightning.ops.steps import PlainSteps, TritonSteps
 
 # Of the trial: more than one program's tokens, more than one tile of features, and neither whole.
@@ -123,8 +124,7 @@ def _hold(what: str, device: torch.device, computed: Callable[[], object], expec
     for name, mine, theirs in zip(said, computed(), expected, strict=True):  # type: ignore[call-overload]
         error = float((mine.float() - theirs.float()).norm() / theirs.float().norm())
         if not error <= _TRIAL_TOLERANCE:
-            where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
             raise UserError(
                 f"backend 'hopper' cannot run here: compiled on this machine its kernels compute something else on "
-                f"{where} ({name}: error {error:.2g}); choose triton or reference"
+                f"{device_name(device)} ({name}: error {error:.2g}); choose triton or reference"
             )

@@ -7,7 +7,7 @@ number, is not.
 from __future__ import annotations
 
 from elas_lightning.nn.account import count_parameters
-from elas_lightning.nn.account.parameters import router_entries
+from elas_lightning.nn.account.parameters import ffn_matrices, router_entries
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.weights_config import sltrain_entries
 from elas_lightning.training.optimizers.config import OptimizerConfig
@@ -55,7 +55,8 @@ def optimizer_state_entries(optimizer: OptimizerConfig, model: ModelConfig) -> d
     width, layers = model.hidden_size, model.num_layers
     up = _linear(optimizer, width, model.ffn_width, model.ffn_rank)
     down = _linear(optimizer, model.ffn_width, width, model.ffn_rank)
-    expert = (2 if model.gated else 1) * up + down
+    matrices = ffn_matrices(model)
+    expert = (matrices - 1) * up + down
     parts = {
         # AdamW, whatever the blocks go by; so do routers
         **{part: 2 * parameters[part] for part in ("embedding", "norms", "head")},
@@ -63,6 +64,6 @@ def optimizer_state_entries(optimizer: OptimizerConfig, model: ModelConfig) -> d
         "ffn": layers * (model.experts.count * expert + 2 * router_entries(model)),
     }
     if model.weights.method == "sltrain":  # its sparse entries are a vector, which goes by AdamW
-        for part, matrices, d_out in (("attention", 4, width), ("ffn", 3 if model.gated else 2, model.ffn_width)):
-            parts[part] += 2 * layers * matrices * sltrain_entries(model.weights, width, d_out)
+        for part, count, d_out in (("attention", 4, width), ("ffn", matrices, model.ffn_width)):
+            parts[part] += 2 * layers * count * sltrain_entries(model.weights, width, d_out)
     return {**parts, "total": sum(parts.values())}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from tempfile import mkdtemp
@@ -124,7 +124,7 @@ def install(monkeypatch: pytest.MonkeyPatch, clusters: int = 3) -> Emulator:
     emulator = Emulator()
     monkeypatch.setattr(backends, "_runs", lambda name, device: "named")
     monkeypatch.setattr(driver, "_cuda", lambda: emulator)
-    monkeypatch.setattr(driver, "_maps", driver._Maps())
+    monkeypatch.setattr(driver, "_map", lru_cache(driver._map.__wrapped__))
     monkeypatch.setattr(driver, "_entered", driver._Entered())
     monkeypatch.setattr(driver, "_function", lambda source, device, shared: source)
     monkeypatch.setattr(Tensor, "new_empty", lambda *given, **options: emulator.new_empty(*given, **options))

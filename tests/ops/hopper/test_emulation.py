@@ -70,7 +70,7 @@ def test_what_is_right_is_right_whenever_it_happens(late: tuple[bool, bool], emu
         # lanes that do not come
         ("| __shfl_xor_sync(~0u, mine, 2)", "| (odd ? 0 : __shfl_xor_sync(~0u, mine, 2))", COPIES_LATE, "the lanes of"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_told(
     right: str, wrong: str, late: tuple[bool, bool], said: str, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

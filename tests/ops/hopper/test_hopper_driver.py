@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ class Driver:
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Driver:
     stand_in = Driver()
     monkeypatch.setattr(driver, "_cuda", lambda: stand_in)
-    monkeypatch.setattr(driver, "_maps", driver._Maps())
+    monkeypatch.setattr(driver, "_map", lru_cache(driver._map.__wrapped__))
     monkeypatch.setattr(driver, "_function", lambda source, device, shared: ctypes.c_void_p(1))
     monkeypatch.setattr(driver, "_entered", driver._Entered())
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -62,8 +63,7 @@ def test_maps_say_where_boxes_of_rows_and_of_groups_lie(cuda: Driver) -> None:
 
 
 def test_a_map_is_made_once_and_the_oldest_forgotten(cuda: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "_MAPS", 2)
-    monkeypatch.setattr(driver, "_maps", driver._Maps())
+    monkeypatch.setattr(driver, "_map", lru_cache(maxsize=2)(driver._map.__wrapped__))
     matrices = [torch.empty(16, 64, dtype=torch.bfloat16) for _ in range(3)]
     first = row_map(matrices[0], 128)
     assert row_map(matrices[0], 128) is first

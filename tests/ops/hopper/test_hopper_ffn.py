@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 import torch
 from emulation import EXTREMES, Emulator, install
-from ffn_inputs import error, inputs, results
+from ffn_inputs import error, inputs, opcheck, results
 
 from elas_lightning.errors import UserError
 from elas_lightning.ops import lowrank_ffn, storage
 from elas_lightning.ops.hopper import steps
 from elas_lightning.ops.hopper.compiler import Source
-from elas_lightning.ops.storage import stored_ffn, stored_ffn_backward
 
 # (tokens, rank, d_ff, output rank): whole blocks, odd everything, and what the other kernels are for
 SHAPES = [(256, 128, 256, 128), (37, 24, 44, 20), (300, 200, 528, 256), (200, 320, 272, 64), (130, 576, 136, 600)]
@@ -186,13 +185,7 @@ def test_a_kernel_that_computes_something_else_is_refused(
 @pytest.mark.parametrize("shape", [(20, 16, 40, 8), (20, 320, 40, 8)])
 @pytest.mark.parametrize("keeps", [False, True])
 def test_torch_sees_through(keeps: bool, shape: tuple[int, ...], device: torch.device) -> None:
-    z, up, down, grad = inputs(shape, torch.float16, device)
-    options = (True, True, keeps, "hopper")
-    torch.library.opcheck(stored_ffn, (z.requires_grad_(), up.requires_grad_(), down.requires_grad_(), *options))
-    with torch.no_grad():
-        _, values, meta = stored_ffn(z, up, down, *options)
-    arguments = (z.detach(), up.detach(), down.detach(), values, meta, grad, *options)
-    torch.library.opcheck(stored_ffn_backward, arguments)
+    opcheck(inputs(shape, torch.float16, device), True, True, keeps, "hopper")
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")

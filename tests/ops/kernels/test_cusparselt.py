@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from ffn_inputs import error, inputs, results
+from ffn_inputs import error, inputs, opcheck, results
 from torch import Tensor
 
 from elas_lightning.errors import UserError
 from elas_lightning.ops import backend as backends
-from elas_lightning.ops import cusparselt, lowrank_ffn, pack_24, relu2_sparsify_24, sparsify_24, storage, unpack_24
+from elas_lightning.ops import lowrank_ffn, pack_24, relu2_sparsify_24, sparsify_24, storage, unpack_24
 from elas_lightning.ops.cusparselt import PLANS, Plan, PlanCache
 from elas_lightning.ops.hardware_layout import FEATURES, ROWS, from_hardware, packed_shape, to_hardware
 from elas_lightning.ops.kernels import hardware
 from elas_lightning.ops.kernels.hardware import hidden_hardware, unpack_hardware
 from elas_lightning.ops.kernels.tiles import Tiles, hidden_tiles
-from elas_lightning.ops.storage import stored_ffn, stored_ffn_backward
 
 # (tokens, rank, d_ff, output rank): whole blocks, and odd everything
 SHAPES = [(128, 32, 128, 32), (37, 24, 40, 20), (130, 70, 136, 40)]
@@ -263,13 +261,7 @@ def test_refuses_float32(device: torch.device) -> None:
     ("backend", "packed"), [("cusparselt", True), ("cusparselt", False), ("cusparselt_compress", False)]
 )
 def test_torch_sees_through(backend: str, packed: bool, device: torch.device) -> None:
-    z, up, down, grad = inputs((20, 16, 40, 8), torch.float16, device)
-    options = (True, True, packed, backend)
-    torch.library.opcheck(stored_ffn, (z.requires_grad_(), up.requires_grad_(), down.requires_grad_(), *options))
-    with torch.no_grad():
-        _, values, meta = stored_ffn(z, up, down, *options)
-    arguments = (z.detach(), up.detach(), down.detach(), values, meta, grad, *options)
-    torch.library.opcheck(stored_ffn_backward, arguments)
+    opcheck(inputs((20, 16, 40, 8), torch.float16, device), True, True, packed, backend)
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -280,8 +272,3 @@ def test_compiles_into_one_graph(device: torch.device) -> None:
     out = call(z.requires_grad_(), up.requires_grad_(), down)
     torch.testing.assert_close(out, lowrank_ffn(z, up, down, **options))
     out.sum().backward()
-
-
-def test_says_which_library_disagreed(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H200")
-    assert cusparselt._name(SimpleNamespace(type="cuda")) == "H200"  # type: ignore[arg-type]
