@@ -94,7 +94,6 @@ def test_files(place: Any, kind: str) -> None:
         (["grid", "other"], "one name"),
         (["grid", "--size", "61m"], "61m…choose one of small"),
         (["grid", "--size", "../methods/elas"], "size"),
-        (["grid", "--data", "c5"], "c5…choose one of own"),
         (["grid", "--set", "model.config.ffn_rank"], "not KEY=VALUE"),
         (["grid", "--set", "=3"], "not KEY=VALUE"),
         (["grid", "--set", "model.config.ffn=[1"], "not YAML"),
@@ -123,6 +122,12 @@ def test_options(place: Any, arguments: list[str], saying: str) -> None:
 def test_a_project_without_its_folders(place: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     (place.root / "sweeps/grid.yaml").unlink()
     place.refuses("sweep", "grid", saying="no sweep named 'grid'")
+
+
+def test_a_corpus_that_is_not_there(place: Any) -> None:
+    place.write("sweeps/mine.yaml", _changed(base=["sizes/{size}", "data/{data}"]))
+    saying = "no overlay experiments/data/c5.yaml…choose one of own"
+    place.refuses("sweep", "mine", "--data", "c5", "--dry-run", saying=saying)
 
 
 def test_runs_that_is_a_file(place: Any) -> None:
