@@ -1,6 +1,5 @@
 """The commands as a person types them: what they print, and that a mistake costs one line and nothing else."""
 
-import gzip
 import os
 import re
 import signal
@@ -71,10 +70,11 @@ def test_fit_leaves_a_result_and_validate_measures_its_checkpoint(overlay: Path,
     assert validate.stderr == ""
 
 
-def test_print_config_shows_the_whole_stack(overlay: Path) -> None:
-    shown = _elas("fit", "--config", str(overlay), "--model.config.ffn_rank=8", "--print_config")
-    assert shown.returncode == 0, shown.stderr
-    config = yaml.safe_load(shown.stdout)
+def test_print_config_shows_the_whole_stack(overlay: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", str(overlay), "--model.config.ffn_rank=8", "--print_config"])
+    assert end.value.code in (0, None)
+    config = yaml.safe_load(capsys.readouterr().out)
     assert config["model"]["config"]["ffn_rank"] == 8
     assert config["model"]["config"]["hidden_size"] == 16
 
@@ -82,22 +82,14 @@ def test_print_config_shows_the_whole_stack(overlay: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model.config.rnak=4"], "model.config.rnak"),
         (["--model.config.ffn_rank=17"], "ffn_rank = 17 is not possible: give 1 to 16"),
         (["--model.config.num_heads=3"], "num_heads = 3"),
-        (["--model.config.intermediate_size=6", "--model.config.ffn=swiglu"], "divisible by 4, not 6"),
-        (["--model.config.backend=cusparselt"], "backend 'cusparselt' cannot run here"),
-        (["--model.optimizer.lr=fast"], "lr"),
-        (["--model.optimizer.lr=-1"], "lr is -1"),
         (["--model.config.vocab_size=100"], "vocab_size is 100 but the tokenizer .* has 300 ids"),
         (["--data.lanes=9"], "data.lanes=9 is more than the 4 training shards"),
         (["--data.num_workers=3"], "data.num_workers=3 cannot share"),
-        (["--data.path=nowhere"], "data.path='nowhere' is not a folder"),
         (["--data.tokenizer=nowhere.json"], "nowhere.json"),
         (["--trainer.max_steps=-1"], "trainer.max_steps is not set"),
         (["--trainer.accelerator=abacus"], "abacus"),
-        (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
-        (["--config=nowhere.yaml"], "nowhere.yaml"),
     ],
 )
 def test_fit_refuses_in_one_line(
@@ -114,55 +106,11 @@ def test_fit_refuses_in_one_line(
     assert not list(tmp_path.glob("runs/*/*/result.json"))
 
 
-def test_a_corrupt_shard_is_named(
-    overlay: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    for shard in corpus.iterdir():
-        (mine / shard.name).write_bytes(shard.read_bytes())
-    broken = sorted(mine.glob("c4-train.*"))[1]
-    broken.write_bytes(broken.read_bytes()[:40])
-    line = _refused(capsys, "fit", "--config", str(overlay), f"--data.path={mine}")
-    assert f"the shard {broken} is damaged" in line
-
-
 def test_an_empty_stack_says_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert "stack a size overlay" in _refused(capsys, "fit")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["sweep", "gird"], "there is no sweep named 'gird': choose one of activation_ablation"),
-        (["sweep", "rank_ablation", "--size", "61m"], "no overlay experiments/sizes/61m.yaml: choose one of 130m"),
-        (["sweep", "rank_ablation", "--data", "c5"], "no overlay experiments/data/c5.yaml: choose one of c4"),
-        (["sweep", "rank_ablation", "--set", "model.config.rnak=1", "--dry-run"], "model.config.rnak"),
-        (
-            ["sweep", "rank_ablation", "--set", "model.config.hidden_size=66", "--dry-run"],
-            "num_heads = 2 is not possible",
-        ),
-        (["report", "rank_ablation", "--size", "7b"], "rank_ablation_7b"),
-        (["plots", "nothing"], "nothing"),
-    ],
-)
-def test_sweep_and_report_refuse_in_one_line(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    arguments: list[str],
-    message: str,
-) -> None:
-    for folder in ("experiments", "sweeps"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
-    monkeypatch.chdir(tmp_path)
-    line = _refused(capsys, *arguments)
-    assert re.search(message, line), line
-    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -213,17 +161,3 @@ def test_sigterm_stops_a_fit_with_its_exit_code_and_a_checkpoint(overlay: Path, 
     assert "stopped" in error
     assert "Traceback" not in error
     assert (tmp_path / "mine/checkpoints/last.ckpt").exists()
-
-
-def test_a_record_without_text_is_refused(
-    overlay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    with gzip.open(mine / "c4-train.00000-of-00001.json.gz", "wt") as file:
-        file.write('{"title": "no text"}\n')
-    with gzip.open(mine / "c4-validation.00000-of-00001.json.gz", "wt") as file:
-        file.write('{"text": "some text"}\n')
-    line = _refused(capsys, "fit", "--config", str(overlay), f"--data.path={mine}", "--data.lanes=1")
-    assert "has a record without a string field 'text'" in line

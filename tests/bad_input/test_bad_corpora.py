@@ -58,7 +58,7 @@ CORPORA: dict[str, tuple[Callable[[Path], None], str]] = {
     "not-compressed": (_plain, TRAIN),
     "not-json": (_replaced(b"once upon a time\n"), TRAIN),
     "json-list": (_replaced(b"[1, 2]\n"), TRAIN),
-    "no-text": (_replaced(b'{"title": "a"}\n'), f"{TRAIN}…text"),
+    "no-text": (_replaced(b'{"title": "a"}\n'), f"{TRAIN} has a record without a string field 'text'"),
     "text-number": (_replaced(b'{"text": 7}\n'), f"{TRAIN}…text"),
     "not-utf8": (_replaced(b'{"text": "caf\xe9"}\n'), TRAIN),
     "no-documents": (_replaced(b""), TRAIN),

@@ -124,6 +124,12 @@ def test_a_project_without_its_folders(place: Any, monkeypatch: pytest.MonkeyPat
     place.refuses("sweep", "grid", saying="no sweep named 'grid'")
 
 
+def test_a_corpus_that_is_not_there(place: Any) -> None:
+    place.write("sweeps/mine.yaml", _changed(base=["sizes/{size}", "data/{data}"]))
+    saying = "no overlay experiments/data/c5.yaml…choose one of own"
+    place.refuses("sweep", "mine", "--data", "c5", "--dry-run", saying=saying)
+
+
 def test_runs_that_is_a_file(place: Any) -> None:
     place.write("runs", "in the way")
     place.refuses("sweep", "grid", saying="runs")
