@@ -43,7 +43,7 @@ METRIC_COLUMNS = (
 KEY_COLUMNS = ("trial", "seed", "state", "run")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SweepResults:
     """A sweep as its files tell it.
 
@@ -66,6 +66,10 @@ class SweepResults:
     telemetry: pd.DataFrame
     results: dict[str, dict[str, Any]]
     missing: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        searched = ", ".join(self.names) or "nothing"
+        return f"SweepResults({str(self.folder)!r}: {plural(len(self.trials), 'run')}, searched {searched})"
 
     @property
     def objective(self) -> str:

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import shlex
 import signal
 import sys
@@ -92,8 +91,6 @@ def _generate(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:  # there is nothing to go on with, as `main` would say
         print()
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader, `head` perhaps, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
