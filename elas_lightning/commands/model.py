@@ -18,12 +18,18 @@ def add(commands: Any) -> None:
     generate = commands.add_parser("generate", help="continue a text with a trained model")
     _add_model(generate)
     generate.add_argument("prompt", help="the text to continue; - reads it from standard input")
-    generate.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="stop after N tokens (default: 200)")
+    generate.add_argument(
+        "--max-new-tokens", type=int, default=200, metavar="N", help="stop after N tokens (default: 200)"
+    )
     generate.add_argument(
         "--temperature", type=float, default=0.0, help="0: the likeliest token each time (default); 1: sample"
     )
-    generate.add_argument("--top-p", type=float, default=1.0,
-                          help="sample from the likeliest tokens that have this share of the probability (default: 1)")  # fmt: skip
+    generate.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample from the likeliest tokens that have this share of the probability (default: 1)",
+    )
     generate.add_argument("--seed", type=int, default=0, help="of the sampling")
     generate.add_argument("--device", default="cpu", help="where to run, e.g. cuda")
     generate.set_defaults(run=_generate)
