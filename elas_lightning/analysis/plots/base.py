@@ -156,7 +156,7 @@ def losses_clause(points: Sequence[Point]) -> str:
             said.append(f"{count} {state}")
     if not said:
         return ""
-    return f"of {plural(total, 'run')} shown, {' and '.join(said)}: these have no part in the means"
+    return f"of {plural(total, 'run')} shown, {listing(said)}: these have no part in the means"
 
 
 def rest_clause(results: SweepResults, points: Sequence[Point]) -> str:
