@@ -80,6 +80,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in _anchors(target), f"{link} in {page.name}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_list_stands_apart_from_the_paragraph_above_it(page: Path) -> None:
+    """The site's Markdown takes it for more of the paragraph otherwise."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert re.findall(r"^(?![-#\s|]|\d+\. ).+\n- .*", text, re.MULTILINE) == []
+
+
 def test_the_navigation_and_the_pages_are_the_same() -> None:
     def walk(node: object) -> list[str]:
         if isinstance(node, str):
