@@ -51,7 +51,8 @@ class TextTokenizer:
         name: how error messages and result files call it.
 
     Raises:
-        UserError: no end token, or a kind of tokenizer whose tokens have no byte lengths.
+        UserError: no end token, ids that are drawn at random, or a kind of tokenizer whose tokens have no byte
+            lengths.
     """
 
     def __init__(self, tokenizer: Tokenizer, name: str) -> None:
@@ -72,6 +73,11 @@ class TextTokenizer:
         assert end_id is not None
         self.end_id: int = end_id
         self._definition: dict[str, Any] = json.loads(tokenizer.to_str())
+        if self._definition["model"].get("dropout"):
+            raise UserError(
+                f"data.tokenizer={name!r} leaves out merges at random (model.dropout in its file), so that no run could "
+                "be repeated or gone on with; set it to null there"
+            )
         decoder = json.dumps(self._definition["decoder"])
         self._byte_level = '"ByteLevel"' in decoder
         if not self._byte_level and '"Metaspace"' not in decoder and "\\u2581" not in decoder:

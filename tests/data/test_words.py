@@ -218,7 +218,6 @@ ACROSS_WORDS = [pre_tokenizers.Split("b c", "isolated")]
         {"normalizer": normalizers.Replace("a b", "c")},
         {"normalizer": normalizers.Prepend("x")},
         {"normalizer": normalizers.Strip()},
-        {"model": models.BPE(dropout=0.1)},
     ],
     ids=repr,
 )  # fmt: skip
