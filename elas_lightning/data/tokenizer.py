@@ -75,7 +75,7 @@ class TextTokenizer:
         self._definition: dict[str, Any] = json.loads(tokenizer.to_str())
         if self._definition["model"].get("dropout"):
             raise UserError(
-                f"data.tokenizer={name!r} leaves out merges at random (model.dropout in its file), so that no run could "
+                f"data.tokenizer={name!r} leaves out merges at random (model.dropout in its file), so no run could "
                 "be repeated or gone on with; set it to null there"
             )
         decoder = json.dumps(self._definition["decoder"])
