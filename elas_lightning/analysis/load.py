@@ -123,7 +123,7 @@ def load_sweep(folder: str | Path) -> SweepResults:
             run's file cannot be parsed.
     """
     folder = Path(folder)
-    advice = f"run `make sweep EXP={folder.name}` first"
+    advice = f"run `make sweep EXP={folder.name}` first (`elas sweep FILE` for a file of your own), or correct the name"
     if not folder.is_dir():
         raise UserError(f"no sweep in {folder}: the directory does not exist; {advice}.")
     summary = read_json(folder / "summary.json", advice)
