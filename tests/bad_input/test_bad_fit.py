@@ -17,13 +17,14 @@ FIT = ("fit", "--config", "run.yaml")
         (b"\xff\xfe\x00binary\x80", "wrong.yaml"),
         ("model: {config: {ffn_rank: 4}}\nmodle: {}\n", "modle"),
         ("model: {config: 7}\n", "model.config"),
+        ("model: {config: {experts: 7}}\n", "wrong.yaml…model.config.experts"),
         ("model: {optimizer: {lr: [1, 2]}}\n", "lr"),
         ("trainer: 3\n", "trainer"),
         ("data: {batch_size: many}\n", "data.batch_size"),
         ("!!python/object:os.system {}\n", "wrong.yaml"),
     ],
-    ids=["missing", "not-yaml", "list", "text", "binary", "unknown-key", "config-7", "lr-list", "trainer-3",
-         "batch-many", "python-tag"],
+    ids=["missing", "not-yaml", "list", "text", "binary", "unknown-key", "config-7", "experts-7", "lr-list",
+         "trainer-3", "batch-many", "python-tag"],
 )  # fmt: skip
 def test_overlays(place: Any, content: Any, saying: str) -> None:
     if content is not None:
