@@ -25,6 +25,8 @@ _LARGEST_SEED = 2**32 - 1
 # Lightning's that do harm here, and what to give in their place.
 _CALLBACKS = {
     "GradientAccumulationScheduler": "is forgotten when a run goes on: give trainer.accumulate_grad_batches",
+    "StochasticWeightAveraging": "averages at the end of epochs, which a stream has none of, and takes the schedule's "
+    "place: leave it out",
     "Timer": "ends training in the midst of a step, as if the run were complete: give trainer.max_time",
 }
 

@@ -116,6 +116,9 @@ VALUES = {
     "--trainer.callbacks=[{class_path: GradientAccumulationScheduler, init_args: {scheduling: {0: 2}}}]": (
         "GradientAccumulationScheduler is forgotten…trainer.accumulate_grad_batches"
     ),
+    "--trainer.callbacks=[{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.1, swa_epoch_start: 1}}]": (
+        "StochasticWeightAveraging averages at the end of epochs…leave it out"
+    ),
     "--trainer.profiler=stopwatch": "profiler",
     "--trainer.max_time=later": "later…DD:HH:MM:SS",
     "--trainer.default_root_dir=run.yaml": "run.yaml",
