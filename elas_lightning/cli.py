@@ -1,6 +1,7 @@
 """The ``elas`` command. Each subcommand imports what it needs when it runs, so that ``--help`` is instant."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return _stopped(signal.SIGINT)
+    except BrokenPipeError:
+        try:
+            print(flush=True)
+        except BrokenPipeError:  # the reader, `head` perhaps, has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+        raise
     except BaseException as stop:
         if hasattr(stop, "signal_number"):  # Interrupted, whose module would import torch
             # the first rank answers for those that it started: a code of theirs would have it killed by Lightning

@@ -35,7 +35,6 @@ def prepare(overlays: Sequence[Path], overrides: dict[str, Any], out: Path, work
     if workers < 1:
         raise UserError(f"--workers {workers} is too small; it must be at least 1")
     data = C4DataModule(**resolve(overlays, overrides)["data"])
-    data.prepare_data()
     console = Console()
     columns = (
         TextColumn("{task.description}"),

@@ -1,7 +1,7 @@
 """Figures for notebooks: of a sweep, or of runs side by side.
 
 Every function returns a matplotlib ``Figure`` with a canvas of its own. None of them shows a window, goes through
-``pyplot`` or leaves a setting changed; a notebook displays the figure that a cell ends with::
+``pyplot`` or leaves a setting changed; a notebook displays the figure that a cell ends with:
 
     from elas_lightning import load_run, load_sweep, plots
 

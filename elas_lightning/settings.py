@@ -10,8 +10,8 @@ import yaml
 from elas_lightning.errors import UserError
 
 # Sections of an overlay that hold others.
-_SECTIONS = ("model", "model.config", "model.config.sparsity", "model.config.weights", "model.optimizer", "data",
-             "trainer", "checkpoint")  # fmt: skip
+_SECTIONS = ("model", "model.config", "model.config.sparsity", "model.config.weights", "model.config.experts",
+             "model.optimizer", "data", "trainer", "checkpoint")  # fmt: skip
 _PLAIN = ("seed_everything", "ckpt_path", "weights_only", "verbose")
 _LEAST = {
     "trainer.num_nodes": 1,
@@ -25,6 +25,8 @@ _LARGEST_SEED = 2**32 - 1
 # Lightning's that do harm here, and what to give in their place.
 _CALLBACKS = {
     "GradientAccumulationScheduler": "is forgotten when a run goes on: give trainer.accumulate_grad_batches",
+    "StochasticWeightAveraging": "averages at the end of epochs, which a stream has none of, and takes the schedule's "
+    "place: leave it out",
     "Timer": "ends training in the midst of a step, as if the run were complete: give trainer.max_time",
 }
 

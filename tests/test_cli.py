@@ -137,11 +137,17 @@ def test_a_dry_run_lists_the_commands_of_its_runs_and_leaves_nothing(
     for folder in ("experiments", "sweeps"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
-    assert main(["sweep", "rank_ablation", "--size", "tiny", "--data", "pydocs", "--dry-run"]) == 0
+    command = ["sweep", "rank_ablation", "--size", "tiny", "--data", "pydocs", "--dry-run"]
+    assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 24
     assert lines[0].startswith("low-rank ReLU², rank 1, seed 0: elas fit --config experiments/sizes/tiny.yaml")
     assert not (tmp_path / "runs").exists()
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` does when it has seen enough
+    with open(writer, "w", buffering=1) as unread, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", unread)
+        assert main(command) == 128 + signal.SIGPIPE
 
 
 def test_sigterm_stops_a_fit_with_its_exit_code_and_a_checkpoint(overlay: Path, tmp_path: Path) -> None:

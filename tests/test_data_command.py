@@ -19,7 +19,9 @@ def source(corpus, tokenizer_file, tmp_path, monkeypatch):
 
 def test_prepare_then_train_from_the_shards(source, tmp_path, overlay, capsys):
     out = tmp_path / "my [v2] tokens"
-    assert main(["data", "prepare", *source, "--out", str(out), "--workers", "1"]) == 0
+    # how many lanes a run will have is no matter here
+    arguments = ["data", "prepare", *source, "--set", "data.lanes=16", "--out", str(out), "--workers", "1"]
+    assert main(arguments) == 0
     said = capsys.readouterr().out
     assert f"{out}: 4 training and 2 validation shards, 122 documents, " in said
     assert f"--config experiments/data/tokens.yaml '--data.path={out}'" in said

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from elas_lightning import ops
 from elas_lightning.cli import main
 from elas_lightning.commands import cost, data, model, study
 from elas_lightning.data.sources import open_source
@@ -77,6 +78,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         target = (page.parent / path).resolve() if path else page
         assert target.is_file(), f"{link} in {page.name}"
         assert not anchor or anchor in _anchors(target), f"{link} in {page.name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_list_stands_apart_from_the_paragraph_above_it(page: Path) -> None:
+    """The site's Markdown takes it for more of the paragraph otherwise."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert re.findall(r"^(?![-#\s|]|\d+\. ).+\n- .*", text, re.MULTILINE) == []
 
 
 def test_the_navigation_and_the_pages_are_the_same() -> None:
@@ -256,4 +264,7 @@ def test_the_site_builds_without_a_warning_and_asks_nobody_for_anything(tmp_path
     for page in site.rglob("*.html"):
         loaded = re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?:[^"]*)"', page.read_text())
         assert loaded == [], page.name
-    assert "sparsify_24" in (site / "reference" / "ops.html").read_text()
+    operators = (site / "reference" / "ops.html").read_text()
+    headings = re.findall(r'id="elas_lightning\.ops\.([\w.]+)"', operators)
+    assert {heading.split(".")[-1] for heading in headings} >= set(ops.__all__)
+    assert re.search(r"laid out as the file's top\s+says", operators)  # what is returned is one item, not one a line

@@ -14,7 +14,7 @@ from elas_lightning.analysis.metrics import metric_of
 from elas_lightning.analysis.points import best, describe, gather
 from elas_lightning.analysis.statistics import holm
 from elas_lightning.analysis.tables import comparisons
-from elas_lightning.analysis.wording import listing, number, plural, plus_minus, seeds_phrase
+from elas_lightning.analysis.wording import listing, number, plural, plus_minus, seeds_phrase, seeds_span
 
 # The budget at which compute-optimal training of a dense language model settles (Hoffmann et al., 2022).
 USUAL_TOKENS_PER_PARAMETER = 20
@@ -30,10 +30,11 @@ def answer(results: SweepResults, captions: list[dict[str, Any]]) -> list[str]:
     said = [captions[0]["caption"]] if captions else []
     value = plus_minus(top.estimate, metric.scale)
     count = sum(bool(point.values) for point in points)
+    tried = "tried" if count == len(points) else "that finished"
     setting = describe(results, top.levels)
     which = f"best of {count} settings" if count > 1 else "one setting"
     said.append(
-        f"The {which} tried reaches a {metric.noun} of {value} "
+        f"The {which} {tried} reaches a {metric.noun} of {value} "
         f"({seeds_phrase(top.estimate.n)}){f', with {setting}' if setting else ''}"
         + _against_unigram(results, top.estimate.mean)
         + "."
@@ -47,7 +48,8 @@ def answer(results: SweepResults, captions: list[dict[str, Any]]) -> list[str]:
         # each interval stands on its own: of many, one in twenty leaves zero out by chance
         corrected = f" ({kept} after correction for all {len(found)}, Holm)" if kept < clear else ""
         if clear == len(found):
-            line = f"All {clear} comparisons paired by seed have a 95 % interval without zero{corrected}."
+            every = "Both" if clear == 2 else f"All {clear}"
+            line = f"{every} comparisons paired by seed have a 95 % interval without zero{corrected}."
         else:
             some = {0: "none has", 1: "1 has"}.get(clear, f"{clear} have")
             line = (
@@ -98,10 +100,9 @@ def limits(results: SweepResults) -> list[str]:
     if seeds and max(seeds) == 1:
         said.append("There is one seed: nothing here can tell a difference between settings from chance.")
     elif seeds:
-        count = str(max(seeds)) if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
         said.append(
-            f"Intervals rest on {count} seeds and take the seeds' values as normally distributed; they "
-            f"cover initialisation and data order, not another corpus, tokenizer or size."
+            f"Intervals rest on {seeds_span([n for n in seeds if n > 1])} and take the seeds' values as normally "
+            "distributed; they cover initialisation and data order, not another corpus, tokenizer or size."
         )
     if "lr" not in results.names:
         said.append(

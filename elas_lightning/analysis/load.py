@@ -43,7 +43,7 @@ METRIC_COLUMNS = (
 KEY_COLUMNS = ("trial", "seed", "state", "run")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SweepResults:
     """A sweep as its files tell it.
 
@@ -66,6 +66,10 @@ class SweepResults:
     telemetry: pd.DataFrame
     results: dict[str, dict[str, Any]]
     missing: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        searched = ", ".join(self.names) or "nothing"
+        return f"SweepResults({str(self.folder)!r}: {plural(len(self.trials), 'run')}, searched {searched})"
 
     @property
     def objective(self) -> str:
@@ -119,7 +123,7 @@ def load_sweep(folder: str | Path) -> SweepResults:
             run's file cannot be parsed.
     """
     folder = Path(folder)
-    advice = f"run `make sweep EXP={folder.name}` first"
+    advice = f"run `make sweep EXP={folder.name}` first (`elas sweep FILE` for a file of your own), or correct the name"
     if not folder.is_dir():
         raise UserError(f"no sweep in {folder}: the directory does not exist; {advice}.")
     summary = read_json(folder / "summary.json", advice)

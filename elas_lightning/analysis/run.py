@@ -82,16 +82,16 @@ class RunResults:
 
 
 def load_run(folder: str | Path) -> RunResults:
-    """Read the directory of a run that has ended.
+    """Read the directory of a run that has ended:
+
+        run = load_run("runs/fit/000")
+        run.curve.plot(x="tokens", y="train_loss")
 
     Args:
         folder: What ``elas fit`` printed behind ``results:``, or a folder under ``runs/`` of a sweep.
 
     Returns:
-        Its result, loss curve and telemetry::
-
-            run = load_run("runs/fit/000")
-            run.curve.plot(x="tokens", y="train_loss")
+        Its result, loss curve and telemetry.
 
     Raises:
         UserError: There is no result, or a file cannot be read.

@@ -160,12 +160,14 @@ def comparison_table(results: SweepResults) -> Table | None:
             cells = (value, interval(d), str(d.n), p_text(d.p), p_text(p), _verdict(d, p))
         rows.append((where or "all runs", level, base, *cells))
     unit = "%" if metric.difference == "%" else "nats"
-    count = sum(p is not None for p in adjusted)
-    caption = (
-        f"Differences in {metric.noun}, paired by seed, with 95 % t-intervals of each comparison on its own. "
-        f"The last p is corrected for all {count} comparisons of this table (Holm). “Not found” means that "
-        "the interval includes zero: it bounds the difference and does not show that there is none."
-    )
+    caption = f"Differences in {metric.noun}, paired by seed"
+    if count := sum(p is not None for p in adjusted):
+        caption += (
+            ", with 95 % t-intervals of each comparison on its own. The last p is corrected for the number of tests in "
+            f"this table, {count} (Holm). “Not found” means that the interval includes zero: it bounds the difference "
+            "and does not show that there is none"
+        )
+    caption += "."
     measured = (f"Difference ({unit})", f"95 % interval ({unit})", "Seeds", "p", "p (Holm)", "Reading")
     return Table(caption, ("Where", "Level", "Against", *measured), tuple(rows), 3)
 

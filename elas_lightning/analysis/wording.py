@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from elas_lightning.analysis.statistics import Difference, Estimate
 
@@ -34,9 +34,19 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def seeds_phrase(n: int) -> str:
-    """How the ± of a sentence came about."""
-    return f"mean ± 95 % interval over {n} seeds" if n > 1 else "one seed, so no interval"
+def seeds_phrase(*counts: int) -> str:
+    """How the ± of a sentence came about, whose values rest on these numbers of seeds."""
+    several = [count for count in counts if count > 1]
+    if not several:
+        return "one seed, so no interval"
+    over = seeds_span(several)
+    return f"mean ± 95 % interval over {over}" + ("; one seed has none" if len(several) < len(counts) else "")
+
+
+def seeds_span(counts: Sequence[int]) -> str:
+    """``3 seeds``, ``2 to 3 seeds``."""
+    low, high = min(counts), max(counts)
+    return f"{low} to {high} seeds" if low < high else plural(high, "seed")
 
 
 def decimals_of(difference: Difference) -> int:

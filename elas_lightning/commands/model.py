@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import shlex
 import signal
 import sys
@@ -19,12 +18,18 @@ def add(commands: Any) -> None:
     generate = commands.add_parser("generate", help="continue a text with a trained model")
     _add_model(generate)
     generate.add_argument("prompt", help="the text to continue; - reads it from standard input")
-    generate.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="stop after N tokens")
+    generate.add_argument(
+        "--max-new-tokens", type=int, default=200, metavar="N", help="stop after N tokens (default: 200)"
+    )
     generate.add_argument(
         "--temperature", type=float, default=0.0, help="0: the likeliest token each time (default); 1: sample"
     )
-    generate.add_argument("--top-p", type=float, default=1.0,
-                          help="sample from the likeliest tokens that have this share of the probability")  # fmt: skip
+    generate.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample from the likeliest tokens that have this share of the probability (default: 1)",
+    )
     generate.add_argument("--seed", type=int, default=0, help="of the sampling")
     generate.add_argument("--device", default="cpu", help="where to run, e.g. cuda")
     generate.set_defaults(run=_generate)
@@ -92,8 +97,6 @@ def _generate(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:  # there is nothing to go on with, as `main` would say
         print()
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader, `head` perhaps, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
     sweep = commands.add_parser(
         "sweep", help="run a file of sweeps/ to its end, then plots and report; `sweep status` says how far it is"
     )
-    _add_study(sweep)
+    _add_study(sweep, "; `status`: how far sweeps are; `serve`: the proxy of --storage")
     sweep.add_argument("--port", type=at_least_one, default=13000, metavar="N",
                        help="with `serve`: the port the proxy of --storage answers on (default: 13000)")  # fmt: skip
     sweep.add_argument("of", nargs="?", help="with `status`: the sweep to look at (default: all below runs/)")
@@ -47,8 +47,8 @@ def add(commands: Any) -> None:
     compare.set_defaults(run=_compare)
 
 
-def _add_study(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="a file of sweeps/ without its ending, or the path of a YAML file")
+def _add_study(parser: argparse.ArgumentParser, besides: str = "") -> None:
+    parser.add_argument("name", help=f"a file of sweeps/ without its ending, or the path of a YAML file{besides}")
     parser.add_argument("--size", help="a file of experiments/sizes (default: what the sweep names for this machine)")
     parser.add_argument("--data", help="a file of experiments/data (default: likewise)")
 

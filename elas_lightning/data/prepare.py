@@ -64,7 +64,8 @@ def prepare(
         source: the text.
         tokenizer: of the runs to come.
         folder: where the shards go.
-        workers: processes, each on one shard at a time.
+        workers: processes, each on one shard at a time. They are spawned: a script calls this behind
+            ``if __name__ == "__main__":``.
         report: called twice a second.
 
     Raises:

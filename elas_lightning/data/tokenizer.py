@@ -51,7 +51,8 @@ class TextTokenizer:
         name: how error messages and result files call it.
 
     Raises:
-        UserError: no end token, or a kind of tokenizer whose tokens have no byte lengths.
+        UserError: no end token, ids that are drawn at random, or a kind of tokenizer whose tokens have no byte
+            lengths.
     """
 
     def __init__(self, tokenizer: Tokenizer, name: str) -> None:
@@ -66,24 +67,33 @@ class TextTokenizer:
                 f"data.tokenizer={name!r} has no end-of-text token; it needs one of {', '.join(_END_TOKENS)}"
             )
         self.end_token = ends[0]
+        # Where a file does not say that it is special, it would be met in text, too, and shown in what is decoded.
+        tokenizer.add_special_tokens(ends[:1])
         end_id = tokenizer.token_to_id(ends[0])
         assert end_id is not None
         self.end_id: int = end_id
         self._definition: dict[str, Any] = json.loads(tokenizer.to_str())
+        if self._definition["model"].get("dropout"):
+            raise UserError(
+                f"data.tokenizer={name!r} leaves out merges at random (model.dropout in its file), so no run could "
+                "be repeated or gone on with; set it to null there"
+            )
         decoder = json.dumps(self._definition["decoder"])
         self._byte_level = '"ByteLevel"' in decoder
         if not self._byte_level and '"Metaspace"' not in decoder and "\\u2581" not in decoder:
             raise UserError(
-                f"data.tokenizer={name!r} is neither byte-level nor sentencepiece-like, so its tokens have "
-                "no length in bytes to measure bits per byte with; use one that is"
+                f"data.tokenizer={name!r} is neither byte-level nor sentencepiece-like by its decoder, so its tokens "
+                "have no length in bytes to measure bits per byte with; use one that is"
             )
         # T5's 100 sentinels close its 32,100 ids and stand for no text: a model of 32,000 ids is whole.
-        size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())  # there may be ids that no token has
         while _SENTINEL.fullmatch(tokenizer.id_to_token(size - 1) or ""):
             size -= 1
         self.vocab_size: int = size
-        unknown = tokenizer.token_to_id("<unk>")
-        self._stand_in: int = self.end_id if unknown is None else unknown
+        token = _unknown_token(self._definition["model"])
+        unknown = None if token is None else tokenizer.token_to_id(token)
+        self.unknown_token = None if unknown is None else token
+        self._unknown: list[int] = [] if unknown is None else [unknown]
 
     @property
     def definition(self) -> str:
@@ -108,10 +118,10 @@ class TextTokenizer:
         """
         # A document that talks about "</s>" is text like any other. Set here since pickling forgets it.
         self._tokenizer.encode_special_tokens = True
-        end = self._bytes([self.end_id])
+        end = _bytes([self.end_id])
         if self._words is None:
             encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-            documents = [self._bytes(encoding.ids) + end for encoding in encodings]
+            documents = [self._text_ids(encoding.ids) + end for encoding in encodings]
         elif wanted is None:
             documents = [self._words.encode(text) + end for text in texts]
         else:
@@ -133,26 +143,27 @@ class TextTokenizer:
         return {name: value for name, value in self.__dict__.items() if name != "_words"}
 
     def _encode_word(self, word: str) -> bytes:
-        return self._bytes(self._tokenizer.encode(word, add_special_tokens=False).ids)
+        return self._text_ids(self._tokenizer.encode(word, add_special_tokens=False).ids)
 
-    def _bytes(self, ids: list[int]) -> bytes:
-        if max(ids, default=0) >= self.vocab_size:
-            # The piece "<extra_id_0>" met in running text is no reason for a run to end.
-            ids = [index if index < self.vocab_size else self._stand_in for index in ids]
-        return array("i", ids).tobytes()
+    def _text_ids(self, ids: list[int]) -> bytes:
+        if self.end_id in ids or max(ids, default=0) >= self.vocab_size:
+            # "</s>" and "<extra_id_0>" are pieces of T5's vocabulary, and met in running text they are text it lacks.
+            here = [[index] if index < self.vocab_size and index != self.end_id else self._unknown for index in ids]
+            ids = [index for part in here for index in part]
+        return _bytes(ids)
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
         """The UTF-8 bytes of text that each id stands for, one entry an id, empty for special tokens.
 
-        A token may be a part of a character: only the bytes of several joined are text. Exact for byte-level
-        vocabularies. A sentencepiece-like one normalises text first (T5: white space runs become one ``▁``, here
-        one space), so there the bytes are those of the normalised text.
+        A token may be a part of a character: only the bytes of several joined are text. They are those of the text
+        as the tokenizer's normalizer left it (T5: white space runs become one ``▁``, here one space), so exact for a
+        byte-level vocabulary without one. What became the unknown token is not counted.
         """
         added = {token["id"]: token for token in self._definition["added_tokens"]}
         found = [b""] * self.vocab_size
         for token, index in self._tokenizer.get_vocab(with_added_tokens=True).items():
-            if index >= self.vocab_size or index == self._stand_in:
+            if index >= self.vocab_size or index in self._unknown:
                 continue
             if index in added:  # spelled as it is meant, in either kind of vocabulary
                 found[index] = b"" if added[index]["special"] else token.encode("utf-8")
@@ -167,10 +178,23 @@ class TextTokenizer:
 
     def _bytes_of(self, token: str) -> bytes:
         if self._byte_level:  # such vocabularies spell every byte as one printable character
+            if not _BYTE_OF.keys() >= set(token):  # and are decoded so where one does not
+                return token.encode("utf-8")
             return bytes(_BYTE_OF[character] for character in token)
         if byte := _BYTE_FALLBACK.fullmatch(token):
             return bytes([int(byte[1], 16)])
         return token.replace("▁", " ").encode("utf-8")
+
+
+def _unknown_token(model: dict[str, Any]) -> str | None:
+    """What stands for text that the vocabulary lacks; unigram vocabularies name its place, the others itself."""
+    if model.get("unk_id") is not None:
+        return str(model["vocab"][model["unk_id"]][0])
+    return model.get("unk_token")
+
+
+def _bytes(ids: list[int]) -> bytes:
+    return array("i", ids).tobytes()
 
 
 def load_tokenizer(name: str, source: Source, cache: Path) -> TextTokenizer:

@@ -88,8 +88,6 @@ def words_of(definition: dict[str, Any]) -> re.Pattern[str] | None:
     added = definition["added_tokens"]
     if any(token["rstrip"] or (" " in token["content"] and token["content"].strip()) for token in added):
         return None  # one that takes in the space behind it, or one of several words
-    if definition["model"].get("dropout"):
-        return None  # the same word is not always encoded alike
     normalizers = _parts(definition["normalizer"], "normalizers")
     splitters = _parts(definition["pre_tokenizer"], "pretokenizers")
     if not all(map(_keeps_words, normalizers)) or not all(map(_looks_at_words, splitters)):

@@ -3,8 +3,9 @@
 Every document is read alone and closed by the end token, as in training. Its first token is what the rest is
 predicted from and is not itself a target, since in training nothing is ever predicted from an end token; the bytes
 it stands for are left out too. Every other token, the end token included, is a target exactly once. Documents that
-fit into one window therefore give exactly what validation gives; a run that trains on truncated rows validates on the
-beginnings of longer documents alone, while here they are scored to their end.
+fit into one window therefore give exactly what validation gives (bits per byte, if the tokenizer leaves text as it is:
+the bytes here are those of the text, in validation those of its tokens); a run that trains on truncated rows validates
+on the beginnings of longer documents alone, while here they are scored to their end.
 """
 
 import time
@@ -163,7 +164,7 @@ def evaluate_text(
             for text, ids in zip(block, tokenizer.encode(block), strict=True):
                 if len(ids) > 1:
                     documents += 1
-                    own = len(text.encode()) - int(tokenizer.byte_lengths[ids[0]])
+                    own = len(text.encode()) - _own_bytes(text, tokenizer.token_bytes[ids[0]])
                     yield from cut_windows(ids, length, stride, max(own, 0))
 
     todo = windows()
@@ -181,6 +182,11 @@ def evaluate_text(
         **found,
         seconds=time.perf_counter() - started,
     )
+
+
+def _own_bytes(text: str, first: bytes) -> int:
+    """Bytes of a text that its first token stands for, without a space that the tokenizer put in front."""
+    return len(first) - (first.startswith(b" ") and not text[:1].isspace())
 
 
 def _score(model: Llama, tokenizer: TextTokenizer, group: list[Window], metric: TokenLoss) -> None:

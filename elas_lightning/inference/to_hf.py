@@ -167,7 +167,7 @@ def _write_tokenizer(folder: Path, tokenizer: TextTokenizer, sequence_length: in
     definition = _of_the_models_ids(json.loads(tokenizer.definition), tokenizer.vocab_size)
     plain = Tokenizer.from_str(json.dumps(definition))
     end = plain.id_to_token(tokenizer.end_id)
-    unknown = {"unk_token": "<unk>"} if plain.token_to_id("<unk>") is not None else {}
+    unknown = {} if tokenizer.unknown_token is None else {"unk_token": tokenizer.unknown_token}
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=plain,
         eos_token=end,

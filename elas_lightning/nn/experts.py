@@ -8,7 +8,7 @@ and time.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +82,8 @@ class MixtureOfExperts(nn.Module):
         weight_TK, expert_TK = probability_TE.topk(self.per_token)
         expert_P, order_P = expert_TK.flatten().sort(stable=True)
         tokens_E = torch.bincount(expert_P, minlength=len(self.experts))
-        share_E = tokens_E / max(1, expert_P.numel())
+        # no true division of integers: its dtype is the default one, which 64-true changes in forward alone
+        share_E = tokens_E.to(probability_TE.dtype) / max(1, expert_P.numel())
         balance = len(self.experts) * (share_E * probability_TE.mean(0)).sum()
         return Routes(weight_TK, order_P, tokens_E, balance)
 
@@ -96,6 +97,10 @@ class MixtureOfExperts(nn.Module):
             raise RuntimeError("the mixture of experts has not been called: there is no balance")
         balance, self.balance = self.balance, self.balance.detach()
         return balance
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the balance of the last call: torch copies no tensor that has a graph behind it."""
+        return {**self.__dict__, "balance": None}
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., C)`` to ``(..., C)``, and leave the balance of this call behind."""

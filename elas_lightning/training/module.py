@@ -29,12 +29,13 @@ def _sum_nll(model: Llama, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, T
     return model.loss(input_ids, labels)
 
 
-def _differences(prefix: str, mine: dict[str, Any], saved: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+def _differences(prefix: str, mine: dict[str, Any], saved: Any) -> Iterator[tuple[str, str]]:
     """Each field that differs from what a checkpoint holds, and how to say so.
 
-    A field that it does not hold is of a later version of the project, and at its default leaves all as it was.
+    A field that it does not hold is of a later version of the project, and at its default leaves all as it was. What is
+    no mapping does not come from the checkpoint: ``load_from_checkpoint`` puts what it is given in its place.
     """
-    for key, theirs in (saved or {}).items():
+    for key, theirs in saved.items() if isinstance(saved, Mapping) else ():
         if key in mine and mine[key] != theirs:
             yield key, f"{prefix}.{key} is {mine[key]!r} but the checkpoint has {theirs!r}"
 

@@ -32,6 +32,11 @@ def test_a_run_is_an_object(tmp_path: Path) -> None:
         assert piece in shown
 
 
+def test_a_sweep_says_what_it_is_in_a_line(tmp_path: Path) -> None:
+    sweep = load_sweep(rank_sweep(tmp_path / "s", seeds=[1]))
+    assert repr(sweep) == f"SweepResults('{tmp_path / 's'}': 8 runs, searched rank, method)"
+
+
 def test_a_page_escapes_what_a_run_says(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path / "mine", environment={"hardware": "<b>&"}))
     assert "&lt;b&gt;&amp;" in run._repr_html_()

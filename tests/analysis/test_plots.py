@@ -103,7 +103,7 @@ def test_wide_intervals_of_two_seeds_do_not_flatten_the_data(tmp_path):
     # Between these two seeds lie 15 %: with t = 12.7 the interval is longer than the perplexity itself.
     folder = rank_sweep(tmp_path / "two", seeds=[1, 2], loss=lambda p, s: 5.4 - 0.01 * p["rank"] + 0.15 * s)
     figure, caption = draw(folder, "metric_by", x="rank", series="method")
-    assert "an interval that reaches the edge goes on beyond it" in caption
+    assert "an interval that reaches the edge of the figure goes on beyond it" in caption
     (ax,) = figure.axes
     values = pd.read_csv(folder / "trials.csv")["val_perplexity"]
     low, high = ax.get_ylim()

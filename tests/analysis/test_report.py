@@ -119,6 +119,17 @@ def test_no_difference_anywhere_is_no_matter_of_others(tmp_path):
     assert "Of 2 comparisons paired by seed, none has a 95 % interval without zero; no difference was found" in text
 
 
+def test_what_did_not_finish_is_no_part_of_what_is_counted(tmp_path):
+    lost = {1: "failed", 2: "failed", 3: "pruned", 9: "diverged", 10: "diverged", 11: "diverged"}
+    text = read(rank_sweep(tmp_path / "lost", states=lost)).text
+    assert "The best of 7 settings that finished reaches" in text
+    assert "of 24 runs shown, 3 diverged, 2 failed and 1 pruned: these" in text
+    assert "Both comparisons paired by seed" in text
+    assert "Intervals rest on 2 to 3 seeds" in text
+    text = read(rank_sweep(tmp_path / "single", seeds=[1])).text
+    assert "Differences in validation perplexity, paired by seed." in text  # and no p, of which there is none
+
+
 def test_answer_facts_and_limits_come_from_the_data(rank_ablation):
     text = read(rank_ablation).text
     assert "Validation perplexity of elas falls from" in text

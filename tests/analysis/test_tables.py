@@ -46,7 +46,7 @@ def test_comparisons_find_the_true_effect(rank_ablation):
 def test_comparison_table_corrects_for_its_own_size(rank_ablation):
     table = comparison_table(load_sweep(rank_ablation))
     assert table.columns[-3:] == ("p", "p (Holm)", "Reading")
-    assert "all 4 comparisons" in table.caption
+    assert "the number of tests in this table, 4 (Holm)" in table.caption
     assert all(float(row[-2].strip("<")) >= float(row[-3].strip("<")) for row in table.rows)
     assert {row[-1] for row in table.rows} <= {"above", "above, but not after correction"}
 

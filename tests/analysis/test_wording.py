@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from elas_lightning.analysis.statistics import Difference, Estimate, paired_difference
-from elas_lightning.analysis.wording import compare, compare_many, number, plus_minus, sentence, signed
+from elas_lightning.analysis.wording import compare, compare_many, number, plus_minus, seeds_phrase, sentence, signed
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,19 @@ def test_numbers_have_three_digits_and_no_exponent(value, text):
 )
 def test_a_mean_has_the_decimals_its_interval_justifies(found, text):
     assert plus_minus(found) == text
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        ([1], "one seed, so no interval"),
+        ([3, 3], "mean ± 95 % interval over 3 seeds"),
+        ([3, 2], "mean ± 95 % interval over 2 to 3 seeds"),
+        ([1, 3], "mean ± 95 % interval over 3 seeds; one seed has none"),
+    ],
+)
+def test_what_is_said_of_seeds_is_true_of_each_value(counts, text):
+    assert seeds_phrase(*counts) == text
 
 
 def test_zero_has_no_sign_after_rounding():

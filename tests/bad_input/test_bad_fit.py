@@ -17,13 +17,14 @@ FIT = ("fit", "--config", "run.yaml")
         (b"\xff\xfe\x00binary\x80", "wrong.yaml"),
         ("model: {config: {ffn_rank: 4}}\nmodle: {}\n", "modle"),
         ("model: {config: 7}\n", "model.config"),
+        ("model: {config: {experts: 7}}\n", "wrong.yaml…model.config.experts"),
         ("model: {optimizer: {lr: [1, 2]}}\n", "lr"),
         ("trainer: 3\n", "trainer"),
         ("data: {batch_size: many}\n", "data.batch_size"),
         ("!!python/object:os.system {}\n", "wrong.yaml"),
     ],
-    ids=["missing", "not-yaml", "list", "text", "binary", "unknown-key", "config-7", "lr-list", "trainer-3",
-         "batch-many", "python-tag"],
+    ids=["missing", "not-yaml", "list", "text", "binary", "unknown-key", "config-7", "experts-7", "lr-list",
+         "trainer-3", "batch-many", "python-tag"],
 )  # fmt: skip
 def test_overlays(place: Any, content: Any, saying: str) -> None:
     if content is not None:
@@ -114,6 +115,9 @@ VALUES = {
     "--trainer.callbacks=[{class_path: Timer, init_args: {duration: 00:00:01:00}}]": "Timer ends…trainer.max_time",
     "--trainer.callbacks=[{class_path: GradientAccumulationScheduler, init_args: {scheduling: {0: 2}}}]": (
         "GradientAccumulationScheduler is forgotten…trainer.accumulate_grad_batches"
+    ),
+    "--trainer.callbacks=[{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.1, swa_epoch_start: 1}}]": (
+        "StochasticWeightAveraging averages at the end of epochs…leave it out"
     ),
     "--trainer.profiler=stopwatch": "profiler",
     "--trainer.max_time=later": "later…DD:HH:MM:SS",

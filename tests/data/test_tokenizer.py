@@ -1,3 +1,4 @@
+import json
 import pickle
 
 import numpy as np
@@ -56,6 +57,37 @@ def test_the_end_token_closes_a_document_and_is_nowhere_else(byte_level):
     assert revived.encode([END_OF_TEXT])[0].tolist() == byte_level.encode([END_OF_TEXT])[0].tolist()
 
 
+def test_an_end_token_met_as_a_piece_of_text_is_unknown_text(like_t5):
+    assert like_t5.encode(["ab</s>"])[0].tolist() == [3, 5, 6, 2, 1]
+
+
+def test_an_end_token_that_its_file_does_not_call_special_is_so_all_the_same(byte_level):
+    definition = json.loads(byte_level.definition)
+    definition["added_tokens"] = []
+    plain = TextTokenizer(Tokenizer.from_str(json.dumps(definition)), "plain")
+    (ids,) = plain.encode([f"say {END_OF_TEXT}"])
+    assert ids.tolist() == byte_level.encode([f"say {END_OF_TEXT}"])[0].tolist()
+    assert plain.decode(ids.tolist()) == f"say {END_OF_TEXT}"
+
+
+def test_ids_may_have_gaps_and_tokens_may_be_spelled_otherwise(byte_level):
+    definition = json.loads(byte_level.definition)
+    definition["model"]["vocab"]["Ġthe"] = 5000
+    definition["model"]["vocab"]["[unused 1]"] = 6000
+    gaps = TextTokenizer(Tokenizer.from_str(json.dumps(definition)), "gaps")
+    assert gaps.encode(["on the wall"])[0].max() == 5000
+    assert len(gaps.token_bytes) == gaps.vocab_size == 6001
+    assert gaps.token_bytes[5000:] == [b" the", *[b""] * 999, b"[unused 1]"]
+
+
+def test_the_unknown_token_is_the_models_own():
+    words = Tokenizer(models.WordLevel({"</s>": 0, "[?]": 1, "▁a": 2}, unk_token="[?]"))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = TextTokenizer(words, "words")
+    assert tokenizer.unknown_token == "[?]"
+    assert tokenizer.byte_lengths.tolist() == [0, 0, 2]
+
+
 def test_sentinels_are_neither_counted_nor_produced(like_t5):
     assert like_t5.vocab_size == 7
     (ids,) = like_t5.encode(["ab <extra_id_0> b"])
@@ -109,6 +141,10 @@ def test_tokenizers_without_an_end_or_without_byte_lengths_are_refused():
     with pytest.raises(UserError, match=r"'x' has no end-of-text token; it needs one of </s>, "):
         TextTokenizer(bare, "x")
     bare.add_special_tokens(["</s>"])
+    bare.model.dropout = 0.1
+    with pytest.raises(UserError, match="'x' leaves out merges at random"):
+        TextTokenizer(bare, "x")
+    bare.model.dropout = None
     bare.decoder = decoders.WordPiece()
     with pytest.raises(UserError, match=r"'x' is neither byte-level nor sentencepiece-like"):
         TextTokenizer(bare, "x")

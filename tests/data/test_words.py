@@ -131,7 +131,8 @@ def kind(request):
 
 def by_the_library(raw, text):
     raw.encode_special_tokens = True
-    return raw.encode(text, add_special_tokens=False).ids
+    end, unknown = raw.token_to_id("</s>"), raw.token_to_id("<unk>")  # the end token as a piece of text is unknown text
+    return [unknown if index == end else index for index in raw.encode(text, add_special_tokens=False).ids]
 
 
 def test_joined_words_are_what_the_tokenizer_makes_of_the_whole(kind):
@@ -218,7 +219,6 @@ ACROSS_WORDS = [pre_tokenizers.Split("b c", "isolated")]
         {"normalizer": normalizers.Replace("a b", "c")},
         {"normalizer": normalizers.Prepend("x")},
         {"normalizer": normalizers.Strip()},
-        {"model": models.BPE(dropout=0.1)},
     ],
     ids=repr,
 )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from small_corpus import sentences, write_shard
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from elas_lightning.data import C4DataModule
 from elas_lightning.data.tokenizer import TextTokenizer
@@ -104,6 +105,14 @@ def test_a_file_of_text_is_one_document_whatever_its_line_ends(
     first = text_tokenizer.encode([raw.decode()])[0][0]
     assert found.documents == 1
     assert found.text_bytes == len(raw) - int(text_tokenizer.byte_lengths[first])
+
+
+def test_a_space_that_the_tokenizer_puts_in_front_is_no_byte_of_the_text(opinionated: Llama, tmp_path: Path) -> None:
+    words = Tokenizer(models.WordLevel({"</s>": 0, "<unk>": 1, "▁a": 2, "▁b": 3}, unk_token="<unk>"))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    write_shard(tmp_path / "some.json.gz", ["a b"])
+    found = evaluate_text(opinionated, TextTokenizer(words, "words"), tmp_path / "some.json.gz", length=8, stride=8)
+    assert found.text_bytes == len(" b")
 
 
 def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -122,6 +123,24 @@ def test_the_balance_loss_reaches_the_routers_once(elas, input_ids, checkpointin
     (nll / tokens + 0.5 * sum(route.balance for route in routes)).backward()
     for found, parameter in zip(with_it, plain.parameters(), strict=True):
         torch.testing.assert_close(found, parameter.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("checkpointing", ["block", "bottleneck"])
+def test_backward_may_have_another_default_dtype(elas, input_ids, checkpointing: Any) -> None:
+    """As with Lightning's 64-true, which changes it in forward alone."""
+    model = Llama(elas(experts=ExpertsConfig(3, 2), checkpointing=checkpointing)).double()
+    try:
+        torch.set_default_dtype(torch.float64)
+        loss = model.loss(input_ids, input_ids)[0] + model.balance_loss()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    loss.backward()
+
+
+def test_a_model_can_be_copied_after_a_call(elas, input_ids) -> None:
+    model = Llama(elas(experts=ExpertsConfig(2)))
+    expected = model(input_ids)
+    assert torch.equal(deepcopy(model)(input_ids), expected)
 
 
 def test_without_routers_nothing_is_added(elas, input_ids) -> None:

@@ -1,6 +1,7 @@
 """ElasModule: the warm-up, divergence, checkpoints and what it refuses."""
 
 import csv
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,14 @@ def test_load_from_checkpoint_gives_the_same_model(overlay: Path, tmp_path: Path
     cli.model.model.set_sparsity(True)
     ids = torch.arange(32).reshape(2, 16)
     assert torch.equal(again(ids), cli.model(ids))
+
+
+def test_load_from_checkpoint_takes_another_configuration(overlay: Path, tmp_path: Path) -> None:
+    cli = _cli(overlay, tmp_path / "run", checkpoint__every_n_train_steps=1, trainer__max_steps=3)
+    execute(cli)
+    config = replace(cli.model.config, ffn_storage="recompute")
+    again = ElasModule.load_from_checkpoint(cli.checkpoint_path, weights_only=True, config=config)
+    assert again.config == config
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_field(overlay: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def lr_curve(results: SweepResults, options: Options) -> tuple[Figure, str]:
         tried = [point.levels[x] for point in line]
         if len(tried) > 1 and winner.levels[x] in (tried[0], tried[-1]):
             edges.append(name or "it")
-    lead = f"{metric.noun} is best at {listing(winners)} ({seeds_phrase(min(seeds))})"
+    lead = f"{metric.noun} is best at {listing(winners)} ({seeds_phrase(*seeds)})"
     clauses = [lead]
     if edges:
         clauses.append(f"for {listing(edges)} that is an end of the tried range, so the optimum may lie outside")
@@ -184,7 +184,7 @@ def _trend(results: SweepResults, options: Options, metric: Metric, line: tuple[
     done = [(point, estimate) for point, estimate in known if estimate is not None]
     (first, start), (last, end) = done[0], done[-1]
     start_text = f"{plus_minus(start, metric.scale)} at {at(first)}"
-    how = f" ({seeds_phrase(min(start.n, end.n))})"
+    how = f" ({seeds_phrase(start.n, end.n)})"
     if len(done) == 1:
         return f"{noun} is {start_text}{how}, the only finished value"
     end_text = f"{plus_minus(end, metric.scale)} at {at(last)}"

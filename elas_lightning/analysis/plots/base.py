@@ -137,7 +137,7 @@ def value_limits(ax: Axes, which: str, values: Sequence[float], intervals: Seque
 
 def cut_clause(cut: bool) -> str:
     """Say that an interval is longer than it looks."""
-    return "an interval that reaches the edge goes on beyond it" if cut else ""
+    return "an interval that reaches the edge of the figure goes on beyond it" if cut else ""
 
 
 def picked_clause(found: Difference | None, what: str, count: int) -> str:
@@ -156,7 +156,7 @@ def losses_clause(points: Sequence[Point]) -> str:
             said.append(f"{count} {state}")
     if not said:
         return ""
-    return f"of {plural(total, 'run')} shown, {' and '.join(said)}: these have no part in the means"
+    return f"of {plural(total, 'run')} shown, {listing(said)}: these have no part in the means"
 
 
 def rest_clause(results: SweepResults, points: Sequence[Point]) -> str:

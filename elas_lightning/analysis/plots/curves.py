@@ -141,8 +141,8 @@ def _curves_caption(results: SweepResults, noun: str, drawn: Sequence[_Curve], d
         name = ", ".join(side_name(results.parameter(key), level) for key, level in curve.point.levels.items())
         return plus_minus(curve.final) + (f" for {name}" if name else "")
 
-    n = min(curve.final.n for curve in drawn)
-    how = f"({seeds_phrase(n)}{', shaded' if n > 1 else ''})"
+    counts = [curve.final.n for curve in drawn]
+    how = f"({seeds_phrase(*counts)}{', shaded' if min(counts) > 1 else ''})"
     ordered = sorted(drawn, key=lambda curve: curve.final.mean)
     # A dozen numbers in a row are a table, and the report has one.
     if len(drawn) > _MOST_NAMED:

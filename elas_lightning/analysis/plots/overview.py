@@ -173,7 +173,8 @@ def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
         f"{metric.noun} {plus_minus(top.estimate, metric.scale)} ({seeds_phrase(top.estimate.n)})"
     ]
     if lost:
-        clauses.append(f"dotted grey lines are {plural(len(lost), 'point')} without a finished run")
+        which = "the dotted grey line is" if len(lost) == 1 else "dotted grey lines are"
+        clauses.append(f"{which} {plural(len(lost), 'point')} without a finished run")
     return figure, sentence([*clauses, losses_clause(points)])
 
 

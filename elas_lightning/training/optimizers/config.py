@@ -29,8 +29,8 @@ class OptimizerConfig:
             matrix of the blocks; ``galore`` (arXiv 2403.03507) for every matrix of the blocks.
         lr: Peak learning rate of embedding, head and norms.
         block_lr_ratio: The matrices of the decoder blocks (attention and FFN, factors or full) learn at
-            ``block_lr_ratio * lr``. LORO scales its factors by rank / width, which is a quarter at most of the
-            paper's sizes; Muon's updates are as large as AdamW's, GaLore's are scaled by ``galore_scale`` besides.
+            ``block_lr_ratio * lr``. LORO scales its factors by rank / width, at the paper's sizes a quarter (a
+            third at 130M); Muon's updates are as large as AdamW's, GaLore's are scaled by ``galore_scale`` besides.
         schedule: ``cosine``, or ``cosine_restarts``: the same with a short warm-up every ``restart_every`` steps.
         restart_every: Optimizer steps from one restart of the schedule to the next, and from one exact step of
             LORO to the next. A run that is shorter has neither.

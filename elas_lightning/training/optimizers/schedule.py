@@ -29,7 +29,7 @@ def learning_rate_factor(
         restart_warmup_steps: Steps of linear warm-up after each restart.
 
     Returns:
-        A factor in (0, 1].
+        A factor, at most 1; 0 only where ``min_lr_ratio`` is.
     """
     # step + 1: the first step moves the weights too, and step `warmup_steps - 1` already has the peak rate
     ramp = 1.0
