@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,14 @@ from elas_lightning.training.weights import WeightSchedule
 
 def _sum_nll(model: Llama, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return model.loss(input_ids, labels)
+
+
+def _plain(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """With dataclasses as dicts: a subclass that saves its own arguments has them, and so has who loads with others."""
+    return {
+        key: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        for key, value in hyper_parameters.items()
+    }
 
 
 def _differences(prefix: str, mine: dict[str, Any], saved: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
@@ -153,6 +161,11 @@ class ElasModule(L.LightningModule):
         return step >= self.config.sparsity.dense_warmup_steps
 
     def _place(self, step: int | None = None) -> Place:
+        if self._trainer is None:
+            raise UserError(
+                "an ElasModule trains in a lightning Trainer alone, whose steps decide on its warm-up and its weights: "
+                "in Fabric, or a loop of your own, train elas_lightning.Llama"
+            )
         step = max(self.global_step, self._loaded_step) if step is None else step
         return Place(step, self.trainer.max_steps, self.optimizer.restart_every)
 
@@ -204,12 +217,17 @@ class ElasModule(L.LightningModule):
                 "trainer.max_steps is not set: the schedule needs the length of the run; stack a size overlay "
                 "(e.g. --config experiments/sizes/tiny.yaml) or give --trainer.max_steps"
             )
-        # float16 alone has a gradient scaler, which a fused update undoes too late for clipping
-        self._scaled = str(self.trainer.precision) == "16-mixed"
-        optimizer, schedule = build_optimizer(
-            self.model, self.optimizer, self.trainer.max_steps, fused=not self._scaled
-        )
+        steps = self.trainer.max_steps
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            # tries the code on a few batches, of a run that is long enough for its warm-up
+            steps = max(steps, self.optimizer.warmup_steps + 1)
+        optimizer, schedule = build_optimizer(self.model, self.optimizer, steps, fused=not self._scaled)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def _scaled(self) -> bool:
+        """Float16 alone has a gradient scaler, which a fused update undoes too late for clipping."""
+        return str(self.trainer.precision) == "16-mixed"
 
     def configure_gradient_clipping(
         self,
@@ -257,11 +275,13 @@ class ElasModule(L.LightningModule):
         if self.trainer.strategy.reduce_boolean_decision(broken is not None, all=False):
             raise RunEnded("diverged", f"{broken or 'a weight'} is not finite at step {self.global_step}")
         checkpoint["trainer"] = self._terms()
+        if "hyper_parameters" in checkpoint:
+            checkpoint["hyper_parameters"] = _plain(checkpoint["hyper_parameters"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the step; refuse a checkpoint of another model, naming each field that differs."""
         self._loaded_step = checkpoint.get("global_step", 0)
-        saved = checkpoint.get("hyper_parameters", {})
+        saved = _plain(checkpoint.get("hyper_parameters", {}))
         different = [
             difference
             for key, difference in _differences("model.config", asdict(self.config), saved.get("config"))
@@ -278,6 +298,7 @@ class ElasModule(L.LightningModule):
             raise UserError(
                 "; ".join(different) + ": resume with the checkpoint's own configuration or start a new run"
             )
+        self.model.set_sparsity(self.sparse_phase)  # for who uses it without a trainer
         if other := self.state_dict().keys() ^ checkpoint["state_dict"].keys():
             raise UserError(f"the checkpoint is of another model: {min(other)} is a weight of one of the two alone")
         if self._trainer is not None and self.trainer.training and "optimizer_states" not in checkpoint:
