@@ -104,7 +104,8 @@ def limits(results: SweepResults) -> list[str]:
             f"Intervals rest on {seeds_span([n for n in seeds if n > 1])} and take the seeds' values as normally "
             "distributed; they cover initialisation and data order, not another corpus, tokenizer or size."
         )
-    if "lr" not in results.names:
+    searched = {key for search in results.summary["search"].values() for key in search.get("keys", ())}
+    if "lr" not in results.names and "model.optimizer.lr" not in searched:
         said.append(
             "The learning rate was not searched in this sweep: a setting that would have liked another one "
             "is shown at a disadvantage."
@@ -115,7 +116,7 @@ def limits(results: SweepResults) -> list[str]:
             "The best setting was picked by the same validation data it is reported on, so it is flattered "
             "slightly, the more the more settings were tried."
         )
-    if done["peak_memory_bytes"].isna().all():
+    if len(done) and done["peak_memory_bytes"].isna().all():
         said.append("Peak memory was not measured on this device.")
     hardware = {str((r.get("environment") or {}).get("hardware")) for r in results.results.values()}
     if len(hardware) > 1:

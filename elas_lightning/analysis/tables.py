@@ -75,10 +75,11 @@ class Table:
 def results_table(results: SweepResults) -> Table:
     """One row a point of the search, in the order of the sweep's file rather than by success."""
     objective = metric_of(results.objective)
+    others = objective.column != "val_bits_per_byte"
     columns = [
         *(p.label for p in results.parameters),
         objective.label,
-        "Bits per byte",
+        *(["Bits per byte"] if others else []),
         "Seeds",
         "Lost runs",
         "Tokens/s",
@@ -96,7 +97,7 @@ def results_table(results: SweepResults) -> Table:
             (
                 *names,
                 _mean(point, objective.scale),
-                _mean(bits[point.runs]),
+                *([_mean(bits[point.runs])] if others else []),
                 str(point.counts["complete"]),
                 ", ".join(lost) or "0",
                 _mean(speed[point.runs]),

@@ -184,6 +184,11 @@ class TrainStream(IterableDataset[dict[str, Any]]):
         self._first = first
         self._places = places
 
+    def begin_at(self, first: int, places: list[Place | None]) -> None:
+        """Go on there when it is iterated anew; who iterates already is not disturbed."""
+        self._first = first
+        self._places = places
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield batches (see ``make_batch``) with a ``cursor``: ``{"lane", "micro_batch", "state"}``."""
         config, tokenizer = self._config, self._tokenizer

@@ -56,6 +56,12 @@ class TrainLoader(DataLoader[Any]):
 
     waited_seconds = 0.0
 
+    @property
+    def stream(self) -> TrainStream:
+        """What is loaded."""
+        assert isinstance(self.dataset, TrainStream)
+        return self.dataset
+
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         try:
             yield from self._timed(super().__iter__())

@@ -228,12 +228,15 @@ class C4DataModule(L.LightningDataModule):
         """Take the cursor off a train batch and keep it.
 
         Lightning fetches a batch ahead and workers several; this hook runs when a batch is about to be
-        trained on, so what is kept is the place behind it: a checkpoint never skips what was only prefetched.
+        trained on, so what is kept is the place behind it: a checkpoint never skips what was only prefetched. An
+        epoch that the trainer limits goes on there, too, unless it is to see the same again (``overfit_batches``).
         """
         cursor = batch.pop("cursor", None)
         if cursor is not None and (self.trainer is None or self.trainer.training):
             self._places[cursor["lane"]] = cursor["state"]
             self._next_micro_batch = cursor["micro_batch"] + rank_and_world_size()[1]
+            if self._train_loader is not None and not getattr(self.trainer, "overfit_batches", 0):
+                self._train_loader.stream.begin_at(self._next_micro_batch, self._places)
         return batch
 
     def state_dict(self) -> dict[str, Any]:

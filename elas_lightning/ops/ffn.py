@@ -175,4 +175,5 @@ def _check_storage(storage: str, activation: str, sparsity: str | None, features
         raise ValueError("storage 'packed' needs sparsity '2:4': choose dense or recompute for a dense FFN")
     multiple = 1 if sparsity is None else 8 if storage == "packed" else 4
     if features % multiple:
-        raise ValueError(f"storage {storage!r} needs d_ff = {features} to be a multiple of {multiple}")
+        needs = f"storage {storage!r}" if multiple == 8 else f"sparsity {sparsity!r}"
+        raise ValueError(f"{needs} needs d_ff = {features} to be a multiple of {multiple}")

@@ -85,11 +85,11 @@ class Outcome:
     def _search(self, name: str) -> dict[str, Any]:
         dimension = next(d for d in self.plan.spec.search if d.name == name)
         values = self.plan.values(dimension)
-        label = dimension.label or name.replace("_", " ")
+        keys, label = list(dimension.keys), dimension.label or name.replace("_", " ")
         if dimension.is_range:
             low, high = values
-            return {"kind": "range", "low": low, "high": high, "log": dimension.log, "label": label}
-        return {"kind": "choices", "values": values, "label": label}
+            return {"kind": "range", "low": low, "high": high, "log": dimension.log, "label": label, "keys": keys}
+        return {"kind": "choices", "values": values, "label": label, "keys": keys}
 
 
 def _write_csv(path: Path, fields: list[str], rows: Iterable[dict[str, Any]]) -> None:

@@ -102,6 +102,7 @@ class Plan:
         self._check_overrides()
         self._check_lengths()
         if self.spec.is_search:
+            self._check_values()
             return
         for point in self.spec.grid():
             planned = self.run(point, self.spec.seeds[0])
@@ -109,6 +110,18 @@ class Plan:
                 check(planned.request.overlays, planned.request.overrides)
             except UserError as error:
                 raise UserError(f"sweep {self.spec.name}, {planned.label}: {error}") from error
+
+    def _check_values(self) -> None:
+        """Which points a search will draw nobody knows yet, but a key or a type that is wrong is so in all of them."""
+        values = {d.name: [d.low, d.high] if d.is_range else list(d.options) for d in self.spec.search}
+        first = {name: choices[0] for name, choices in values.items()}
+        for name, choices in values.items():
+            for value in choices:
+                request = self.run({**first, name: value}, self.spec.seeds[0]).request
+                try:
+                    resolve(request.overlays, request.overrides)
+                except UserError as error:
+                    raise UserError(f"sweep {self.spec.name}: {error}") from error
 
     def _check_overrides(self) -> None:
         """Of a factor's own key the value is what it multiplies; any other that a point sets would be lost, or would
@@ -158,6 +171,13 @@ class Plan:
         ends = [dimension.low, dimension.high] if dimension.is_range else dimension.options
         return [self._shown(dimension, label) for label in ends]
 
+    def is_whole(self, dimension: Dimension) -> bool:
+        """Whether a range is one of whole numbers: both ends are, and what it sets is no fraction in the base."""
+        if dimension.relative_to is not None or isinstance(dimension.low, float) or isinstance(dimension.high, float):
+            return False
+        where = f"search.{dimension.name}.keys"
+        return not any(isinstance(self._of_base(key, where), float) for key in dimension.keys)
+
     def _shown(self, dimension: Dimension, label: Any) -> Any:
         """A label as tables have it: what a factor came to, and any other label as it is."""
         return self._value(dimension, label) if dimension.relative_to else label
@@ -170,6 +190,15 @@ class Plan:
 
     def _scaled(self, factor: float, key: str, where: str) -> Any:
         """A factor times the value of a dotted key in the base configuration."""
+        reference = self._of_base(key, where)
+        if not is_a(reference, int | float):
+            raise UserError(
+                f"sweeps/{self.spec.name}.yaml: {where} is {key!r}, which is {reference!r}: no number to multiply"
+            )
+        return round(factor * reference) if isinstance(reference, int) else factor * reference
+
+    def _of_base(self, key: str, where: str) -> Any:
+        """The value of a dotted key in the base configuration."""
         reference: Any = self.base
         for part in key.split("."):
             if not isinstance(reference, dict) or part not in reference:
@@ -178,11 +207,7 @@ class Plan:
                     "`elas fit --help` lists them"
                 )
             reference = reference[part]
-        if not is_a(reference, int | float):
-            raise UserError(
-                f"sweeps/{self.spec.name}.yaml: {where} is {key!r}, which is {reference!r}: no number to multiply"
-            )
-        return round(factor * reference) if isinstance(reference, int) else factor * reference
+        return reference
 
 
 def _short(value: Any) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from elas_lightning.layout import overlay_path
 from elas_lightning.sweep.plan import Plan
@@ -37,10 +37,12 @@ def build_sampler(plan: Plan, seed: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def distribution_of(dimension: Dimension) -> BaseDistribution:
+def distribution_of(plan: Plan, dimension: Dimension) -> BaseDistribution:
     """A dimension's values, as Optuna describes them."""
     if dimension.is_range:
         assert dimension.low is not None
         assert dimension.high is not None
+        if plan.is_whole(dimension):
+            return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
         return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
     return CategoricalDistribution(list(dimension.options))

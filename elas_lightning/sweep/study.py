@@ -146,7 +146,7 @@ class Study:
                 yield place, point
 
     def _take(self, place: str, point: Point) -> Claim | None:
-        distributions = {d.name: distribution_of(d) for d in self.plan.spec.search}
+        distributions = {d.name: distribution_of(self.plan, d) for d in self.plan.spec.search}
         earlier = self.board().of(place)
         template = optuna.trial.create_trial(
             state=TrialState.RUNNING,
@@ -171,7 +171,7 @@ class Study:
         if self._unless_surplus(trial, place) is None:
             return None
         for dimension in self.plan.spec.search:
-            trial._suggest(dimension.name, distribution_of(dimension))
+            trial._suggest(dimension.name, distribution_of(self.plan, dimension))
         return Claim(trial, place, dict(trial.params))
 
     def _unless_surplus(self, trial: optuna.Trial, place: str) -> Claim | None:

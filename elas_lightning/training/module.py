@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,20 @@ def _sum_nll(model: Llama, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, T
     return model.loss(input_ids, labels)
 
 
-def _differences(prefix: str, mine: dict[str, Any], saved: Any) -> Iterator[tuple[str, str]]:
+def _plain(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """With dataclasses as dicts: a subclass that saves its own arguments has them, and so has who loads with others."""
+    return {
+        key: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        for key, value in hyper_parameters.items()
+    }
+
+
+def _differences(prefix: str, mine: dict[str, Any], saved: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
     """Each field that differs from what a checkpoint holds, and how to say so.
 
-    A field that it does not hold is of a later version of the project, and at its default leaves all as it was. What is
-    no mapping does not come from the checkpoint: ``load_from_checkpoint`` puts what it is given in its place.
+    A field that it does not hold is of a later version of the project, and at its default leaves all as it was.
     """
-    for key, theirs in saved.items() if isinstance(saved, Mapping) else ():
+    for key, theirs in (saved or {}).items():
         if key in mine and mine[key] != theirs:
             yield key, f"{prefix}.{key} is {mine[key]!r} but the checkpoint has {theirs!r}"
 
@@ -154,6 +161,11 @@ class ElasModule(L.LightningModule):
         return step >= self.config.sparsity.dense_warmup_steps
 
     def _place(self, step: int | None = None) -> Place:
+        if self._trainer is None:
+            raise UserError(
+                "an ElasModule trains in a lightning Trainer alone, whose steps decide on its warm-up and its weights: "
+                "in Fabric, or a loop of your own, train elas_lightning.Llama"
+            )
         step = max(self.global_step, self._loaded_step) if step is None else step
         return Place(step, self.trainer.max_steps, self.optimizer.restart_every)
 
@@ -205,12 +217,17 @@ class ElasModule(L.LightningModule):
                 "trainer.max_steps is not set: the schedule needs the length of the run; stack a size overlay "
                 "(e.g. --config experiments/sizes/tiny.yaml) or give --trainer.max_steps"
             )
-        # float16 alone has a gradient scaler, which a fused update undoes too late for clipping
-        self._scaled = str(self.trainer.precision) == "16-mixed"
-        optimizer, schedule = build_optimizer(
-            self.model, self.optimizer, self.trainer.max_steps, fused=not self._scaled
-        )
+        steps = self.trainer.max_steps
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            # tries the code on a few batches, of a run that is long enough for its warm-up
+            steps = max(steps, self.optimizer.warmup_steps + 1)
+        optimizer, schedule = build_optimizer(self.model, self.optimizer, steps, fused=not self._scaled)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def _scaled(self) -> bool:
+        """Float16 alone has a gradient scaler, which a fused update undoes too late for clipping."""
+        return str(self.trainer.precision) == "16-mixed"
 
     def configure_gradient_clipping(
         self,
@@ -258,11 +275,13 @@ class ElasModule(L.LightningModule):
         if self.trainer.strategy.reduce_boolean_decision(broken is not None, all=False):
             raise RunEnded("diverged", f"{broken or 'a weight'} is not finite at step {self.global_step}")
         checkpoint["trainer"] = self._terms()
+        if "hyper_parameters" in checkpoint:
+            checkpoint["hyper_parameters"] = _plain(checkpoint["hyper_parameters"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the step; refuse a checkpoint of another model, naming each field that differs."""
         self._loaded_step = checkpoint.get("global_step", 0)
-        saved = checkpoint.get("hyper_parameters", {})
+        saved = _plain(checkpoint.get("hyper_parameters", {}))
         different = [
             difference
             for key, difference in _differences("model.config", asdict(self.config), saved.get("config"))
@@ -279,6 +298,7 @@ class ElasModule(L.LightningModule):
             raise UserError(
                 "; ".join(different) + ": resume with the checkpoint's own configuration or start a new run"
             )
+        self.model.set_sparsity(self.sparse_phase)  # for who uses it without a trainer
         if other := self.state_dict().keys() ^ checkpoint["state_dict"].keys():
             raise UserError(f"the checkpoint is of another model: {min(other)} is a weight of one of the two alone")
         if self._trainer is not None and self.trainer.training and "optimizer_states" not in checkpoint:

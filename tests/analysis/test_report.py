@@ -157,6 +157,16 @@ def test_answer_facts_and_limits_come_from_the_data(rank_ablation):
         assert fact in text, fact
 
 
+def test_a_sweep_of_nothing_but_divergences_measured_its_memory(tmp_path):
+    rate = {"kind": "choices", "values": [1.0, 2.0], "label": "rate", "keys": ["model.optimizer.lr"]}
+    diverged = dict.fromkeys(range(2), "diverged")
+    sweep = write_sweep(tmp_path / "lost", {"rate": rate}, [], seeds=(0,), loss=lambda *_: 9.0, states=diverged)
+    text = read(sweep).text
+    assert "No run has completed" in text
+    assert "Peak memory was not measured" not in text
+    assert "The learning rate was not searched" not in text
+
+
 def test_unfinished_sweep_with_losses(tmp_path):
     plots = [{"kind": "metric_by", "x": "rank", "series": "method"}, {"kind": "importance"}]
     folder = rank_sweep(tmp_path / "lossy", plots=plots, states={0: "diverged", 4: "failed"}, stop_after=20)

@@ -1,3 +1,4 @@
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,6 +79,19 @@ def test_going_on_from_a_state_repeats_and_skips_nothing(make_data, batching, cu
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert train_on_ids(second, 10) == whole[cut:]
     assert cut < 250 or second.state_dict()["places"][0]["epoch"] > 0
+
+
+@pytest.mark.parametrize("overfit", [0, 3])
+def test_a_limited_epoch_is_gone_on_from_unless_it_is_to_be_seen_again(make_data, overfit):
+    class Training:
+        training, overfit_batches = True, overfit
+
+    data = make_data()
+    data.trainer = Training()
+    loader = data.train_dataloader()
+    epochs = [[data.on_after_batch_transfer(b, 0)["input_ids"].tolist() for b in islice(loader, 3)] for _ in "ab"]
+    whole = train_on_ids(make_data(), 6)
+    assert epochs == [whole[:3], whole[:3] if overfit else whole[3:]]
 
 
 def test_the_place_does_not_move_outside_training(make_data):

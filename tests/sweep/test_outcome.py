@@ -31,7 +31,8 @@ def test_one_row_a_run_with_searched_values_and_figures(planned: Callable[..., P
     summary = json.loads((plan.folder / "summary.json").read_text())
     assert summary["runs"] == {"planned": 8, "complete": 2, "diverged": 0, "failed": 0, "pruned": 0}
     assert summary["seconds"] == 3.0
-    assert summary["search"]["rank"] == {"kind": "choices", "values": [2, 4], "label": "rank"}
+    keys = ["model.config.attention_rank", "model.config.ffn_rank"]
+    assert summary["search"]["rank"] == {"kind": "choices", "values": [2, 4], "label": "rank", "keys": keys}
     assert summary["twins"] == {"ELAS": "dense"}
     assert summary["environment"] == {"hardware": "abacus"}
     assert summary["command"] == "elas sweep mine"

@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from elas_lightning.commands.arguments import override
 from elas_lightning.configuration import resolve
 from elas_lightning.errors import UserError
 from elas_lightning.sweep.plan import Plan
 from elas_lightning.sweep.run import Request
+from elas_lightning.sweep.space import distribution_of
 
 
 def test_a_point_becomes_overlays_and_overrides(planned: Callable[..., Plan]) -> None:
@@ -80,6 +82,18 @@ def test_an_impossible_point_is_refused_before_the_first_run(planned: Callable[.
     ranks = {"rank": {"keys": ["model.config.ffn_rank"], "choices": [4, 99]}}
     with pytest.raises(UserError, match=r"sweep mine, rank 99: .*ffn_rank = 99 .*1 to 16"):
         planned(search=ranks, plots=[]).check()
+
+
+def test_what_every_draw_of_a_search_would_trip_over_is_refused(planned: Callable[..., Plan]) -> None:
+    drawn = {"sampler": "tpe", "trials": 2, "plots": []}
+    for key, low in (("model.config.lairs", 1), ("model.config.num_layers", 0.5)):
+        with pytest.raises(UserError, match=f"sweep mine: .*{key}"):
+            planned(search={"depth": {"keys": [key], "low": low, "high": 2}}, **drawn).check()
+    plan = planned(search={"depth": {"keys": ["model.config.num_layers"], "low": 1, "high": 2}}, **drawn)
+    plan.check()
+    assert distribution_of(plan, plan.spec.search[0]) == IntDistribution(1, 2)
+    plan = planned(search={"decay": {"keys": ["model.optimizer.weight_decay"], "low": 0, "high": 1}}, **drawn)
+    assert distribution_of(plan, plan.spec.search[0]) == FloatDistribution(0, 1)
 
 
 def test_an_unknown_key_is_refused(planned: Callable[..., Plan]) -> None:

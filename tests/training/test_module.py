@@ -1,6 +1,7 @@
 """ElasModule: the warm-up, divergence, checkpoints and what it refuses."""
 
 import csv
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from elas_lightning.configuration import ElasCLI, command_line
+from elas_lightning.data import C4DataModule
 from elas_lightning.errors import UserError
+from elas_lightning.nn.config import ModelConfig, SparsityConfig
 from elas_lightning.nn.sparsity import SparsitySite
 from elas_lightning.runner import execute
 from elas_lightning.training.checkpoints import verify, write_archive, write_atomically
@@ -146,12 +149,44 @@ def test_load_from_checkpoint_gives_the_same_model(overlay: Path, tmp_path: Path
     assert torch.equal(again(ids), cli.model(ids))
 
 
-def test_load_from_checkpoint_takes_another_configuration(overlay: Path, tmp_path: Path) -> None:
-    cli = _cli(overlay, tmp_path / "run", checkpoint__every_n_train_steps=1, trainer__max_steps=3)
-    execute(cli)
-    config = replace(cli.model.config, ffn_storage="recompute")
-    again = ElasModule.load_from_checkpoint(cli.checkpoint_path, weights_only=True, config=config)
-    assert again.config == config
+class _Own(ElasModule):
+    """As people write one: with an optimizer of its own, saving its own arguments."""
+
+    def __init__(self, config: ModelConfig, more: int = 1) -> None:
+        super().__init__(config)
+        self.save_hyperparameters()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
+def test_a_subclass_in_a_plain_trainer(make_data: Callable[..., C4DataModule], tmp_path: Path) -> None:
+    config = ModelConfig(
+        vocab_size=300, hidden_size=8, intermediate_size=8, num_layers=1, num_heads=1, ffn="relu2",
+        sparsity=SparsityConfig(placement=["ffn_hidden"], dense_warmup_steps=3),
+    )  # fmt: skip
+    trainer = L.Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(_Own(config, more=2), datamodule=make_data(validation_tokens=50))
+    trainer.save_checkpoint(tmp_path / "own.ckpt")
+    again = _Own.load_from_checkpoint(tmp_path / "own.ckpt", weights_only=True)
+    assert again.hparams["more"] == 2
+    assert not again.model.sparsity_active  # it is still in its warm-up
+    other = replace(config, ffn_storage="recompute")
+    assert _Own.load_from_checkpoint(tmp_path / "own.ckpt", config=other, weights_only=True).config == other
+
+
+def test_without_a_trainer_nothing_counts_the_steps(overlay: Path, tmp_path: Path) -> None:
+    module = _cli(overlay, tmp_path / "run").model
+    with pytest.raises(UserError, match=r"trains in a lightning Trainer alone.*train elas_lightning\.Llama"):
+        module.training_step({"input_ids": torch.zeros(1, 4, dtype=torch.int64)}, 0)
+
+
+def test_a_fast_dev_run_may_be_shorter_than_the_warm_up(overlay: Path, tmp_path: Path) -> None:
+    assert execute(_cli(overlay, tmp_path / "run", trainer__fast_dev_run=True)).metrics["tokens"] > 0
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_field(overlay: Path, tmp_path: Path) -> None:

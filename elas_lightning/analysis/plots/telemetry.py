@@ -147,8 +147,8 @@ def _telemetry_caption(results: SweepResults, rows: pd.DataFrame, point: Point, 
             f"at the end it is lowest in layer {low:.0f} ({number(by_layer[low], 2)}{unit}) "
             f"and highest in layer {high:.0f} ({number(by_layer[high], 2)}{unit})"
         )
-    move = (
-        f"goes from {plus_minus(first)}{unit} at step {rows['step'].min():.0f} "
-        f"to {plus_minus(last)}{unit} at step {rows['step'].max():.0f}"
-    )
+    begin, end = rows["step"].min(), rows["step"].max()
+    move = f"goes from {plus_minus(first)}{unit} at step {begin:.0f} to {plus_minus(last)}{unit} at step {end:.0f}"
+    if begin == end:
+        move = f"is {plus_minus(last)}{unit} at step {end:.0f}"
     return sentence([f"the {noun}{which}, averaged over layers, {move} ({seeds_phrase(last.n)})", span])
