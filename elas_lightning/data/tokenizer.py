@@ -66,10 +66,13 @@ class TextTokenizer:
             raise UserError(
                 f"data.tokenizer={name!r} has no end-of-text token; it needs one of {', '.join(_END_TOKENS)}"
             )
-        self.end_token = ends[0]
+        added = json.loads(tokenizer.to_str())["added_tokens"]
+        special = {token["content"] for token in added if token["special"]}
+        # "</s>" may be a word of a vocabulary that was learned from web pages
+        self.end_token = next((token for token in ends if token in special), ends[0])
         # Where a file does not say that it is special, it would be met in text, too, and shown in what is decoded.
-        tokenizer.add_special_tokens(ends[:1])
-        end_id = tokenizer.token_to_id(ends[0])
+        tokenizer.add_special_tokens([self.end_token])
+        end_id = tokenizer.token_to_id(self.end_token)
         assert end_id is not None
         self.end_id: int = end_id
         self._definition: dict[str, Any] = json.loads(tokenizer.to_str())

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +139,8 @@ def starting_weights(folder: Path, config: ModelConfig) -> tuple[dict[str, Tenso
 
     Args:
         folder: Of ``elas export --form factors`` or ``elas import``.
-        config: The model to be trained. It may place 2:4 steps of its own and choose its backend and what backward
-            keeps; all else decides the shape of a weight or what it means, and must agree.
+        config: The model to be trained. It may place 2:4 steps of its own and choose its backend, what backward
+            keeps and how experts are balanced; all else decides the shape of a weight or what it means, and must agree.
 
     Returns:
         The weights, and the fingerprint of the tokenizer whose ids they belong to.
@@ -150,6 +150,8 @@ def starting_weights(folder: Path, config: ModelConfig) -> tuple[dict[str, Tenso
     """
     facts = read_facts(folder)
     theirs = ModelConfig.from_mapping(facts["config"])
+    # the balance is of the training loss alone
+    theirs = replace(theirs, experts=replace(theirs.experts, balance=config.experts.balance))
     different = [
         f"model.config.{f.name} is {getattr(config, f.name)!r} but {folder} has {getattr(theirs, f.name)!r}"
         for f in fields(ModelConfig)

@@ -70,6 +70,12 @@ def test_an_end_token_that_its_file_does_not_call_special_is_so_all_the_same(byt
     assert plain.decode(ids.tolist()) == f"say {END_OF_TEXT}"
 
 
+def test_the_end_token_is_the_special_one_of_several(byte_level):
+    definition = json.loads(byte_level.definition)
+    definition["model"]["vocab"]["</s>"] = byte_level.vocab_size  # a word of web pages
+    assert TextTokenizer(Tokenizer.from_str(json.dumps(definition)), "web").end_token == END_OF_TEXT
+
+
 def test_ids_may_have_gaps_and_tokens_may_be_spelled_otherwise(byte_level):
     definition = json.loads(byte_level.definition)
     definition["model"]["vocab"]["Ġthe"] = 5000

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from elas_lightning.errors import UserError
-from elas_lightning.nn import Llama, SparsityConfig
+from elas_lightning.nn import ExpertsConfig, Llama, SparsityConfig
 from elas_lightning.nn.folder import new_folder, read_facts, read_weights, starting_weights, write_model
 
 pytest.importorskip("safetensors", reason="folders are read and written with safetensors")
@@ -50,8 +50,9 @@ def test_what_is_there_is_not_overwritten(folder: Path) -> None:
     assert sorted(folder.iterdir()) == before
 
 
-def test_starting_weights_may_differ_in_sparsity_alone(folder: Path, elas) -> None:
-    weights, fingerprint = starting_weights(folder, elas(sparsity=SparsityConfig(("ffn_hidden",))))
+def test_starting_weights_may_differ_in_sparsity_and_balance_alone(folder: Path, elas) -> None:
+    changed = elas(sparsity=SparsityConfig(("ffn_hidden",)), experts=ExpertsConfig(balance=0.5))
+    weights, fingerprint = starting_weights(folder, changed)
     assert fingerprint == "f"
     assert "layers.1.mlp.up_proj.A" in weights
     for changes in ({"ffn_rank": 8}, {"num_heads": 2}, {"rope_theta": 500.0}):
