@@ -10,6 +10,7 @@ from rich.console import Console
 
 from elas_lightning.configuration import command_line
 from elas_lightning.data.module import C4DataModule
+from elas_lightning.errors import UserError
 from elas_lightning.layout import hold, sweep_folder, sweep_path
 from elas_lightning.runner import device_kind
 from elas_lightning.sweep.crew import Crew, devices_of
@@ -71,9 +72,15 @@ class Request:
         """Read the sweep's file for this machine.
 
         Raises:
-            UserError: Unknown sweep, size or data.
+            UserError: Unknown sweep, size or data, or a sweep that has no place for them.
         """
         spec = SweepSpec.read(sweep_path(self.name))
+        for option, given in (("size", self.size), ("data", self.data)):
+            if given is not None and not any(f"{{{option}}}" in name for name in spec.base):
+                raise UserError(
+                    f"--{option} {given} changes nothing in the sweep {spec.name}: leave it out, or write {{{option}}} "
+                    "where base names the overlay"
+                )
         machine = spec.machines[device_kind()]
         size, data = self.size or machine["size"], self.data or machine["data"]
         return Plan(spec, size, data, sweep_folder(self.name, self.size, self.data), self.overrides)

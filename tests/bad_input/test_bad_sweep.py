@@ -94,6 +94,7 @@ def test_files(place: Any, kind: str) -> None:
         (["grid", "other"], "one name"),
         (["grid", "--size", "61m"], "61m…choose one of small"),
         (["grid", "--size", "../methods/elas"], "size"),
+        (["grid", "--data", "own"], "--data own…leave it out"),
         (["grid", "--set", "model.config.ffn_rank"], "not KEY=VALUE"),
         (["grid", "--set", "=3"], "not KEY=VALUE"),
         (["grid", "--set", "model.config.ffn=[1"], "not YAML"),

@@ -314,6 +314,10 @@ def test_the_proxy_serves_a_database(tmp_path: Path) -> None:
     server = _context().Process(target=serve, args=(None, tmp_path, port, "127.0.0.1"))
     server.start()
     try:
+        end = time.monotonic() + 60
+        with socket.socket() as server_is_up:  # a slow machine takes longer to import than a client waits
+            while server_is_up.connect_ex(("127.0.0.1", port)) and time.monotonic() < end:
+                time.sleep(0.1)
         study = optuna.create_study(study_name="a", storage=open_storage(f"grpc://127.0.0.1:{port}", tmp_path))
         trial = study.ask()
         trial.suggest_float("x", 0.0, 1.0)
