@@ -36,6 +36,11 @@ def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return captured.err
 
 
+def test_the_help_of_bench_is_of_all_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--help"]) == 0
+    assert "[{train-step,ffn,prefill,decode,memory-account,loader,gpu}]" in capsys.readouterr().out
+
+
 def test_help_is_instant_because_it_imports_no_torch() -> None:
     code = (
         "import sys; from elas_lightning.cli import main\n"

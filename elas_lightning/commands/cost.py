@@ -10,6 +10,13 @@ from elas_lightning.commands.arguments import Parser, add_set
 from elas_lightning.errors import UserError
 
 _BENCHMARKS = ("train-step", "ffn", "prefill", "decode", "memory-account", "loader", "gpu")
+_BENCH_HELP = f"""\
+usage: elas bench [{{{",".join(_BENCHMARKS)}}}] [options]
+       elas bench --tune [options]    measure what backend auto chooses from
+       elas bench --report [folder]   tables and plots of the records in a folder
+
+Measures side by side on this machine; train-step if none is named. `elas bench NAME --help` and
+`elas bench --tune --help` list the options of each."""
 
 
 def add(commands: Any) -> None:
@@ -74,6 +81,9 @@ def bench(arguments: list[str]) -> int:
     from elas_lightning.layout import shipped_folder
 
     first, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if first in ("-h", "--help"):
+        print(_BENCH_HELP)
+        return 0
     if first == "--report":
         return _bench_report(rest)
     if first and not first.startswith("-") and first not in _BENCHMARKS:
