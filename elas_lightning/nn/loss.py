@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elas_lightning.ops.backend import autocast_dtype
+
 IGNORE = -100
 
 # Each chunk reads and writes the whole gradient of the head once. On a CPU 32 MiB of float32 logits (262 positions
@@ -25,12 +27,6 @@ _CHUNK_ENTRIES_ELSEWHERE = 2**26
 def chunk_rows(vocabulary: int, device: str) -> int:
     """Positions a chunk may hold: at least one."""
     return max(1, _CHUNK_ENTRIES.get(device, _CHUNK_ENTRIES_ELSEWHERE) // vocabulary)
-
-
-def _product_dtype(x: Tensor) -> torch.dtype:
-    """What autocast would multiply ``x`` in."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def _sum_nll(
@@ -121,5 +117,6 @@ def linear_next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> tu
     """
     # asked here: where a compiler has taken autocast's place, the operator itself could not see it
     gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    total, *_ = _linear_cross_entropy(hidden.flatten(0, 1), weight, labels.flatten(), _product_dtype(hidden), gradients)
+    dtype = autocast_dtype(hidden) or hidden.dtype
+    total, *_ = _linear_cross_entropy(hidden.flatten(0, 1), weight, labels.flatten(), dtype, gradients)
     return total, (labels != IGNORE).sum()

@@ -72,6 +72,12 @@ def resolve_backend(
     raise UserError(f"backend {requested!r} is unknown: {_OTHERWISE}, or hopper or cusparselt (CUDA, fp16 and bf16)")
 
 
+def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
+    """What autocast would multiply ``x`` in; None where it is off, or on the meta device, of which torch cannot say."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else None
+
+
 def check_sparse_product_dtype(x: torch.Tensor, backend: str) -> None:
     """Refuse what the sparse tensor cores do not multiply in full precision.
 

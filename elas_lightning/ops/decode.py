@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from elas_lightning.ops.backend import check_kernel_dtype, resolve_backend
+from elas_lightning.ops.backend import autocast_dtype, check_kernel_dtype, resolve_backend
 from elas_lightning.ops.sparsify import relu2_sparsify_24
 
 # The kernel's tile of tokens. With more, few features are zero for all of them.
@@ -65,8 +65,8 @@ def lowrank_ffn_decode(
         )
     if rows is not None and (rows.shape != down.shape or not rows.is_contiguous()):
         raise ValueError(f"down_rows must be contiguous and {tuple(down.shape)} as down is, not {tuple(rows.shape)}")
-    if torch.is_autocast_enabled(z.device.type):
-        dtype = torch.get_autocast_dtype(z.device.type)
+    dtype = autocast_dtype(z)
+    if dtype is not None:
         z, up, down = z.to(dtype), up.to(dtype), down.to(dtype)
         rows = None if rows is None else rows.to(dtype)
     # for a few tokens the sparse product would compute 128, so its backends decode by the Triton kernel, too

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elas_lightning.ops.backend import autocast_dtype
 from elas_lightning.ops.patterns import random_bits
 from elas_lightning.ops.reference import keep_mask_24, zero_dropped
 
@@ -77,9 +78,8 @@ def feature_wise_ffn(
     Returns:
         ``(..., O)``.
     """
-    device = down.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(down)
+    if dtype is not None:
         factors = [(z.to(dtype), up.to(dtype)) for z, up in factors]
         down = down.to(dtype)
     with torch.no_grad():

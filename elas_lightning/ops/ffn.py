@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elas_lightning.errors import UserError
-from elas_lightning.ops.backend import check_kernel_dtype, check_sparse_product_dtype, resolve_backend
+from elas_lightning.ops.backend import autocast_dtype, check_kernel_dtype, check_sparse_product_dtype, resolve_backend
 from elas_lightning.ops.measured import Case, Direction
 from elas_lightning.ops.sparsify import Gradient, check_gradient, relu2_sparsify_24, sparsify_24
 from elas_lightning.ops.storage import stored_ffn
@@ -108,8 +108,8 @@ def lowrank_ffn(
     # the one backend that keeps its dense features by itself
     keeps_dense = chosen == "hopper" and storage == "dense" and sparsity is not None
     if storage != "dense" or keeps_dense:
-        if torch.is_autocast_enabled(z.device.type):
-            dtype = torch.get_autocast_dtype(z.device.type)
+        dtype = autocast_dtype(z)
+        if dtype is not None:
             z, up, down = z.to(dtype), up.to(dtype), down.to(dtype)
         if chosen != "reference":
             check_kernel_dtype(z)
@@ -130,9 +130,7 @@ def lowrank_ffn(
 
 def ffn_case(z: Tensor, up: Tensor, sparsity: str | None, training: bool) -> Case:
     """What ``auto`` looks up of an FFN: its sizes, and the dtype it is computed in."""
-    device = z.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else z.dtype
-    name = str(dtype).removeprefix("torch.")
+    name = str(autocast_dtype(z) or z.dtype).removeprefix("torch.")
     direction: Direction = "training" if training else "forward"
     tokens = z.numel() // max(1, z.shape[-1])
     return Case(up.shape[1], up.shape[0], tokens, name, sparsity, direction, torch.compiler.is_compiling())
