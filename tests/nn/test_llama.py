@@ -230,3 +230,14 @@ def test_a_place_without_memory_is_no_device_to_refuse(elas, monkeypatch) -> Non
     with torch.device("meta"):
         Llama(elas(backend="triton"))
     assert asked == ["cuda" if torch.cuda.is_available() else "cpu"]
+
+
+@pytest.mark.parametrize("storage", ["dense", "packed", "recompute"])
+def test_shapes_can_be_had_without_numbers(elas, storage: Any) -> None:
+    """On the meta device, where torch refuses to say whether autocast is on."""
+    with torch.device("meta"):
+        model = Llama(elas(ffn_storage=storage, sparsity=SparsityConfig(("ffn_hidden",))))
+        input_ids = torch.zeros(2, 12, dtype=torch.int64)
+    assert model(input_ids).shape == (2, 12, 97)
+    model.loss(input_ids, input_ids)[0].backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
