@@ -198,6 +198,10 @@ class SweepSpec:
         for point in self.without:
             if not self._is_part_of_a_point(point):
                 yield f"without: {point} is no point of the search"
+        if self.without and self.is_search:
+            yield f"without leaves out points of a grid, and sampler is {self.sampler!r}: leave out without, or choices"
+        if not self.is_search and next(self.grid(), None) is None:
+            yield "without leaves no point of the search to run: take one of them back"
         yield from self._wrong_objectives()
         if not self._is_part_of_a_point(self.baseline):
             yield f"baseline: {self.baseline} is no point of the search, nor a part of one"

@@ -85,6 +85,8 @@ def test_labels_stand_for_values() -> None:
         ({"sampler": "tpe"}, "other samplers need them"),
         ({"search": {"lr": {"keys": ["k"], "low": 0.1, "high": 1.0}}}, "a range has no end of values"),
         ({"without": [{"rank": 3}]}, "is no point of the search"),
+        ({"without": [{"rank": 1}, {"rank": 2}]}, "without leaves no point"),
+        ({"without": [{"rank": 1}], "sampler": "tpe", "trials": 2}, "without leaves out points of a grid"),
         ({"twins": {1: 3}}, "twins: 3 is no choice of rank: 1, 2"),
         (
             {"search": {"rank": {"keys": ["k"], "choices": ["full", 0.5], "relative_to": "model.config.ffn_rank"}}},
