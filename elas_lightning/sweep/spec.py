@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from elas_lightning.errors import UserError
-from elas_lightning.sweep.objectives import OBJECTIVES, QUALITY, Objective
+from elas_lightning.sweep.objectives import METRIC_FIELDS, OBJECTIVES, QUALITY, Objective
 from elas_lightning.sweep.shape import is_a, read_fields
 
 Sampler = Literal["grid", "tpe", "random"]
@@ -185,6 +185,8 @@ class SweepSpec:
             yield f"pruner is {self.pruner!r}: {', '.join(get_args(Pruner))}"
         if not self.search:
             yield "search is empty: name at least one dimension"
+        for name in {d.name for d in self.search} & {"trial", "seed", "state", *METRIC_FIELDS, "run", "reason"}:
+            yield f"search.{name}: trials.csv has a column of this name already; give another, and a label if you like"
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             yield "seeds: give at least one, each once"
         if set(self.machines) != {"cpu", "gpu"}:

@@ -78,6 +78,7 @@ def test_labels_stand_for_values() -> None:
         ({"pruner": "axe"}, "pruner is 'axe': none, median"),
         ({"objective": "speed"}, "objective is 'speed': val_perplexity"),
         ({"search": {}}, "search is empty"),
+        ({"search": {"seed": {"keys": ["k"], "choices": [1]}}}, "search.seed: trials.csv has a column of this name"),
         ({"seeds": []}, "seeds: give at least one"),
         ({"seeds": [1, 1]}, "each once"),
         ({"machines": {"cpu": {"size": "tiny", "data": "pydocs"}}}, "machines: give size and data for cpu and for gpu"),
