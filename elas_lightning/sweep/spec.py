@@ -187,6 +187,12 @@ class SweepSpec:
             yield "search is empty: name at least one dimension"
         for name in {d.name for d in self.search} & {"trial", "seed", "state", *METRIC_FIELDS, "run", "reason"}:
             yield f"search.{name}: trials.csv has a column of this name already; give another, and a label if you like"
+        setting = {"seed_everything": "seeds", "data.seed": "seeds"}
+        for dimension in self.search:
+            for key in {*dimension.keys, *itertools.chain.from_iterable(dimension.factors.values())}:
+                if key in setting:
+                    yield f"search.{dimension.name} sets {key}, which {setting[key]} sets for each run: only one may"
+                setting[key] = f"search.{dimension.name}"
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             yield "seeds: give at least one, each once"
         if set(self.machines) != {"cpu", "gpu"}:
