@@ -10,12 +10,9 @@ from typing import Any
 
 from elas_lightning.files import write_whole
 from elas_lightning.runner import RunResult
+from elas_lightning.sweep.objectives import METRIC_FIELDS
 from elas_lightning.sweep.plan import Plan, PlannedRun
 
-METRIC_FIELDS = (
-    "val_loss", "val_perplexity", "val_bits_per_byte", "tokens", "seconds", "tokens_per_second", "parameters",
-    "flops_per_token", "peak_memory_bytes",
-)  # fmt: skip
 ENDED = ("complete", "diverged", "failed", "pruned")
 
 

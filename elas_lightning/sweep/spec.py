@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from elas_lightning.errors import UserError
 from elas_lightning.plot_options import PLOT_OPTIONS
-from elas_lightning.sweep.objectives import OBJECTIVES, QUALITY, Objective
+from elas_lightning.sweep.objectives import METRIC_FIELDS, OBJECTIVES, QUALITY, Objective
 from elas_lightning.sweep.shape import is_a, read_fields
 
 Sampler = Literal["grid", "tpe", "random"]
@@ -173,6 +173,14 @@ class SweepSpec:
             yield f"pruner is {self.pruner!r}: {', '.join(get_args(Pruner))}"
         if not self.search:
             yield "search is empty: name at least one dimension"
+        for name in {d.name for d in self.search} & {"trial", "seed", "state", *METRIC_FIELDS, "run", "reason"}:
+            yield f"search.{name}: trials.csv has a column of this name already; give another, and a label if you like"
+        setting = {"seed_everything": "seeds", "data.seed": "seeds"}
+        for dimension in self.search:
+            for key in {*dimension.keys, *itertools.chain.from_iterable(dimension.factors.values())}:
+                if key in setting:
+                    yield f"search.{dimension.name} sets {key}, which {setting[key]} sets for each run: only one may"
+                setting[key] = f"search.{dimension.name}"
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             yield "seeds: give at least one, each once"
         if set(self.machines) != {"cpu", "gpu"}:
@@ -186,6 +194,10 @@ class SweepSpec:
         for point in self.without:
             if not self._is_part_of_a_point(point):
                 yield f"without: {point} is no point of the search"
+        if self.without and self.is_search:
+            yield f"without leaves out points of a grid, and sampler is {self.sampler!r}: leave out without, or choices"
+        if not self.is_search and next(self.grid(), None) is None:
+            yield "without leaves no point of the search to run: take one of them back"
         yield from self._wrong_objectives()
         if not self._is_part_of_a_point(self.baseline):
             yield f"baseline: {self.baseline} is no point of the search, nor a part of one"

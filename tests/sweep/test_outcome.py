@@ -6,7 +6,8 @@ from collections.abc import Callable
 from csv_rows import rows_of
 
 from elas_lightning.runner import RunResult
-from elas_lightning.sweep.outcome import METRIC_FIELDS, Outcome
+from elas_lightning.sweep.objectives import METRIC_FIELDS
+from elas_lightning.sweep.outcome import Outcome
 from elas_lightning.sweep.plan import Plan
 
 

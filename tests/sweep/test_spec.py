@@ -78,6 +78,9 @@ def test_labels_stand_for_values() -> None:
         ({"pruner": "axe"}, "pruner is 'axe': none, median"),
         ({"objective": "speed"}, "objective is 'speed': val_perplexity"),
         ({"search": {}}, "search is empty"),
+        ({"search": {"seed": {"keys": ["k"], "choices": [1]}}}, "search.seed: trials.csv has a column of this name"),
+        ({"search": {"order": {"keys": ["data.seed"], "choices": [1]}}}, "order sets data.seed, which seeds sets"),
+        ({"search": {n: {"keys": ["k"], "choices": [1]} for n in "ab"}}, "search.b sets k, which search.a sets"),
         ({"seeds": []}, "seeds: give at least one"),
         ({"seeds": [1, 1]}, "each once"),
         ({"machines": {"cpu": {"size": "tiny", "data": "pydocs"}}}, "machines: give size and data for cpu and for gpu"),
@@ -85,6 +88,8 @@ def test_labels_stand_for_values() -> None:
         ({"sampler": "tpe"}, "other samplers need them"),
         ({"search": {"lr": {"keys": ["k"], "low": 0.1, "high": 1.0}}}, "a range has no end of values"),
         ({"without": [{"rank": 3}]}, "is no point of the search"),
+        ({"without": [{"rank": 1}, {"rank": 2}]}, "without leaves no point"),
+        ({"without": [{"rank": 1}], "sampler": "tpe", "trials": 2}, "without leaves out points of a grid"),
         ({"twins": {1: 3}}, "twins: 3 is no choice of rank: 1, 2"),
         (
             {"search": {"rank": {"keys": ["k"], "choices": ["full", 0.5], "relative_to": "model.config.ffn_rank"}}},
