@@ -77,7 +77,7 @@ def _completeness(results: SweepResults) -> str:
     if waiting := planned - len(results.trials):
         said.append(f"{waiting} not finished")
     if not said:
-        return f"All {planned} planned runs completed."
+        return "The one planned run completed." if planned == 1 else f"All {planned} planned runs completed."
     return f"{counts['complete']} of {planned} planned runs completed; {listing(said)}."
 
 
