@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from elas_lightning.nn import ModelConfig, SparsityConfig
 from elas_lightning.ops.backend import BACKENDS
@@ -22,8 +22,6 @@ SHAPES = {
 FULL, FULL_RELU2 = "full-rank SwiGLU", "full-rank ReLU²"
 LOW, TWIN = "low-rank SwiGLU", "low-rank ReLU²"
 STORAGES = ("dense", "packed", "recompute")
-
-Config = TypeVar("Config", bound=ModelConfig | None)
 
 
 def baselines(shape: str, vocabulary: int = 32000, layers: int | None = None) -> dict[str, ModelConfig]:
@@ -58,8 +56,8 @@ def elas(twin: ModelConfig) -> dict[str, ModelConfig]:
 
 
 def asked_for(
-    everyone: Mapping[str, Config], only: Collection[str] | None, always: Collection[str] = ()
-) -> dict[str, Config]:
+    everyone: Mapping[str, ModelConfig], only: Collection[str] | None, always: Collection[str] = ()
+) -> dict[str, ModelConfig]:
     """Those whose names contain a part of ``only``, all without one; ``always`` in any case."""
     return {
         name: config

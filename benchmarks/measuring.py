@@ -235,7 +235,7 @@ class Record:
     """
 
     def __init__(self, benchmark: str, device: torch.device, dtype: torch.dtype, path: Path | None) -> None:
-        self.path = path
+        self.device, self.path = device, path
         self.content: dict[str, Any] = {
             "benchmark": benchmark,
             "command": shlex.join(["python", *sys.argv]),

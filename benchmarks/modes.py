@@ -1,4 +1,4 @@
-"""How a call is run: compiled in a cache of its own, or as the replay of a CUDA graph.
+"""How calls are run: compiled in a cache of their own, as replays of CUDA graphs, and timed in turns.
 
 A graph is launched by the host in one go, so that its time is the device's; beside the same call without one it shows
 what launches cost.
@@ -7,7 +7,7 @@ what launches cost.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from types import FunctionType, MethodType
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch._dynamo
 from contenders import TWIN
-from measuring import one_line
+from measuring import Record, figures, measure, one_line, ratios
 from torch import Tensor
 
 from elas_lightning.nn.llama import Block, Llama
@@ -115,9 +115,49 @@ def own_stream(options: argparse.Namespace) -> None:
         torch.cuda.set_stream(torch.cuda.Stream(options.device))
 
 
-def measure_of(mode: str, plain: str) -> tuple[str, str]:
-    """Contender and mode that a mode is held against: the twin as a graph for graphs, else the twin as it is."""
-    return TWIN, f"{plain}, graph" if mode.endswith(", graph") else plain
+def in_turns(
+    calls: Calls,
+    plain: str,
+    against: Iterable[str],
+    flops: Mapping[str, float],
+    options: argparse.Namespace,
+    record: Record,
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Time calls beside each other, and their graphs where wanted: rows of a record, and who is absent from them.
+
+    Args:
+        calls: By contender and mode, tried out before; graphs are added.
+        plain: The mode that is captured, and held against.
+        against: The contenders that each is held against, as far as they could run; the twin among them.
+        flops: Of one call, by contender.
+        options: Of the command line.
+        record: Where the rows will go.
+    """
+    absent = drop_without_measure(calls, plain)
+    if options.cuda_graph:
+        absent += add_graphs(calls, plain, record.device)
+    seconds = measure(calls, record.device, options.rounds)
+    measured = []
+    for (name, mode), own in seconds.items():
+        found = figures(own, calls[name, mode], record.device, options.energy)
+        held = measure_of(mode, plain)
+        measured.append(
+            {
+                "contender": name,
+                "mode": mode,
+                **found,
+                "speed_against": {
+                    other: ratios(seconds[other, held], own) for other in against if (other, held) in seconds
+                },
+                "share_of_matmul_peak": flops[name] / found["seconds"]["median"] / record.peak,
+            }
+        )
+    return measured, absent
+
+
+def measure_of(mode: str, plain: str) -> str:
+    """The mode that a mode is held against: graphs against graphs, else the plain one."""
+    return f"{plain}, graph" if mode.endswith(", graph") else plain
 
 
 def drop_without_measure(calls: Calls, plain: str) -> list[dict[str, str]]:
