@@ -20,8 +20,8 @@ ALLOWED = {
     "settings": (set(), set()),
     "configuration": ({"data", "training", "nn", "layout", "settings"}, {"torch", "lightning"}),
     "continuation": ({"training", "layout"}, {"lightning"}),
-    "account_command": ({"configuration", "training", "nn", "layout"}, set()),
-    "data_command": ({"configuration", "data"}, set()),
+    "commands/account": ({"configuration", "training", "nn", "layout"}, set()),
+    "commands/corpus": ({"configuration", "data"}, set()),
     "runner": ({"configuration", "continuation", "training", "nn", "ops", "data", "layout"}, {"torch", "lightning"}),
     "inference": (
         # analysis: a model card's interval over seeds is the report's

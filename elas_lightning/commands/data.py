@@ -53,14 +53,14 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from elas_lightning.data_command import prepare
+    from elas_lightning.commands.corpus import prepare
 
     prepare(options.config, _overrides(options), options.out, options.workers)
     return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from elas_lightning.data_command import inspect
+    from elas_lightning.commands.corpus import inspect
 
     inspect(options.config, _overrides(options), options.documents, options.rows, options.verify)
     return 0
