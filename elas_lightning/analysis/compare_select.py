@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from elas_lightning.analysis.load import METRIC_COLUMNS, SweepResults, load_sweep
+from elas_lightning.analysis.load import SweepResults, load_sweep
 from elas_lightning.analysis.parameters import Parameter, level_name, name_of, side_name
 from elas_lightning.analysis.run import RunResults, load_run
 from elas_lightning.analysis.statistics import Estimate, estimate
 from elas_lightning.analysis.wording import plural
 from elas_lightning.errors import UserError
+from elas_lightning.trials_table import METRICS
 
 # Present only where something measured it.
 ENERGY_COLUMNS = ("energy_joules", "tokens_per_joule")
@@ -230,7 +231,7 @@ def as_sweep(contenders: Sequence[Contender]) -> SweepResults:
             complete = run.result["state"] == "complete"
             measured = {
                 column: float(run.metrics[column]) if complete and run.metrics.get(column) is not None else np.nan
-                for column in METRIC_COLUMNS
+                for column in METRICS
             }
             trials.append({"trial": str(i), **keys, **measured})
             curves.append(run.curve.assign(**keys))
