@@ -68,8 +68,14 @@ EVERY_SHAPE = ("--shape", ("60m", "130m", "350m", "1b", "7b"))
 BOTH = ("full-rank SwiGLU", "low-rank ReLU²")
 # In training, what a user would choose between.
 FASTEST = ("triton, recompute", "hopper, recompute", "hopper, dense")
-PATHS = ("low-rank ReLU²", "ELAS, reference, dense", "ELAS, triton, recompute", "ELAS, hopper, recompute",
-         "ELAS, hopper, dense", "ELAS, cusparselt, recompute")  # fmt: skip
+PATHS = (
+    "low-rank ReLU²",
+    "ELAS, reference, dense",
+    "ELAS, triton, recompute",
+    "ELAS, hopper, recompute",
+    "ELAS, hopper, dense",
+    "ELAS, cusparselt, recompute",
+)
 # A block is compiled once for all layers, so one layer is enough to rehearse.
 BLOCKS = ("--compile", "blocks", "--rounds", "5")
 ONE_LAYER = ("--layers", "1")

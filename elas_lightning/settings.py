@@ -10,8 +10,17 @@ import yaml
 from elas_lightning.errors import UserError
 
 # Sections of an overlay that hold others.
-_SECTIONS = ("model", "model.config", "model.config.sparsity", "model.config.weights", "model.config.experts",
-             "model.optimizer", "data", "trainer", "checkpoint")  # fmt: skip
+_SECTIONS = (
+    "model",
+    "model.config",
+    "model.config.sparsity",
+    "model.config.weights",
+    "model.config.experts",
+    "model.optimizer",
+    "data",
+    "trainer",
+    "checkpoint",
+)
 _PLAIN = ("seed_everything", "ckpt_path", "weights_only", "verbose")
 _LEAST = {
     "trainer.num_nodes": 1,

@@ -236,17 +236,32 @@ def frames(comparison: Comparison) -> dict[str, pd.DataFrame]:
         for run in contender.runs:
             measured = {column: run.metrics.get(column) for column in comparison.columns}
             runs.append(
-                {"contender": contender.name, "seed": run.result["seed"], "state": run.result["state"], **measured,
-                 "run": str(run.folder)}
-            )  # fmt: skip
+                {
+                    "contender": contender.name,
+                    "seed": run.result["seed"],
+                    "state": run.result["state"],
+                    **measured,
+                    "run": str(run.folder),
+                }
+            )
     differences = [
-        {"contender": item.name, "against": comparison.contenders[0].name, "metric": item.column,
-         "difference": d.value, "low": d.low, "high": d.high, "unit": d.unit, "p": d.p, "how": item.how,
-         "seeds": item.seeds[0], "seeds_against": item.seeds[1],
-         "comparable": comparison.unfair.get((item.name, item.column), "yes")}
+        {
+            "contender": item.name,
+            "against": comparison.contenders[0].name,
+            "metric": item.column,
+            "difference": d.value,
+            "low": d.low,
+            "high": d.high,
+            "unit": d.unit,
+            "p": d.p,
+            "how": item.how,
+            "seeds": item.seeds[0],
+            "seeds_against": item.seeds[1],
+            "comparable": comparison.unfair.get((item.name, item.column), "yes"),
+        }
         for item in against_first(comparison)
         if (d := item.difference)
-    ]  # fmt: skip
+    ]
     table = configuration_table(comparison)
     return {
         "contenders": pd.DataFrame(contenders),

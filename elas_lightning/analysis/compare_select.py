@@ -24,8 +24,14 @@ from elas_lightning.trials_table import METRICS
 ENERGY_COLUMNS = ("energy_joules", "tokens_per_joule")
 _SEEDS = ("seed_everything", "data.seed")
 # Where a run writes and what it shows, which is nothing about what it computes.
-_ELSEWHERE = ("trainer.default_root_dir", "trainer.logger", "trainer.enable_progress_bar", "data.cache_dir",
-              "ckpt_path", "weights_only")  # fmt: skip
+_ELSEWHERE = (
+    "trainer.default_root_dir",
+    "trainer.logger",
+    "trainer.enable_progress_bar",
+    "data.cache_dir",
+    "ckpt_path",
+    "weights_only",
+)
 _CHECKPOINTS = "checkpoint."
 
 
@@ -225,9 +231,11 @@ def as_sweep(contenders: Sequence[Contender]) -> SweepResults:
     for i, contender in enumerate(contenders):
         for run in contender.runs:
             keys: dict[str, Any] = {
-                "seed": int(run.result["seed"]), "state": str(run.result["state"]),
-                "contender": contender.name, "run": str(run.folder),
-            }  # fmt: skip
+                "seed": int(run.result["seed"]),
+                "state": str(run.result["state"]),
+                "contender": contender.name,
+                "run": str(run.folder),
+            }
             complete = run.result["state"] == "complete"
             measured = {
                 column: float(run.metrics[column]) if complete and run.metrics.get(column) is not None else np.nan

@@ -18,8 +18,13 @@ def add(commands: Any) -> None:
     )
     _add_source(prepare)
     prepare.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the token shards go")
-    prepare.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N",
-                         help="processes, each on one shard at a time (default: one a core)")  # fmt: skip
+    prepare.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes, each on one shard at a time (default: one a core)",
+    )
     prepare.set_defaults(run=_prepare)
 
     inspect = actions.add_parser(

@@ -94,9 +94,14 @@ def evaluate(request: Evaluation) -> dict[str, Any]:
         trained.model.set_sparsity(active)
         for path in request.text:
             score = evaluate_text(
-                trained.model, trained.tokenizer, path,
-                length=length, stride=stride, batch_size=request.batch_size, limit=request.limit,
-            )  # fmt: skip
+                trained.model,
+                trained.tokenizer,
+                path,
+                length=length,
+                stride=stride,
+                batch_size=request.batch_size,
+                limit=request.limit,
+            )
             texts.append({"sparsity": name, **asdict(score)})
         if request.tasks:
             # imports lm-eval, which is optional
@@ -147,9 +152,14 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         for row in found["text"]:
             score = TextScore(**{key: value for key, value in row.items() if key != "sparsity"})
             table.add_row(
-                Path(score.source).name, row["sparsity"], f"{score.documents:,}", f"{score.tokens:,}",
-                f"{score.loss:.4f}", f"{score.perplexity:.2f}", f"{score.bits_per_byte:.4f}",
-            )  # fmt: skip
+                Path(score.source).name,
+                row["sparsity"],
+                f"{score.documents:,}",
+                f"{score.tokens:,}",
+                f"{score.loss:.4f}",
+                f"{score.perplexity:.2f}",
+                f"{score.bits_per_byte:.4f}",
+            )
         console.print(table)
     if found["tasks"]:
         table = _table(("task", "metric", "sparsity"), ("shots", "examples", "value", "± s.e."))

@@ -17,12 +17,24 @@ def sweep_here(place: Any, finished_run: Path) -> Path:
     home = folder / "runs/rank=4-s0"
     shutil.copytree(finished_run, home)
     result = json.loads((home / "result.json").read_text())
-    place.write("runs/grid/summary.json", json.dumps({
-        "name": "grid", "question": "?", "objective": "val_perplexity", "size": "small", "data": "own",
-        "seeds": [0], "sampler": "grid", "plots": [{"kind": "bars", "x": "rank"}],
-        "search": {"rank": {"kind": "choices", "label": "rank", "values": [4]}},
-        "runs": {"planned": 1, "complete": 1}, "command": "elas sweep grid",
-    }))  # fmt: skip
+    place.write(
+        "runs/grid/summary.json",
+        json.dumps(
+            {
+                "name": "grid",
+                "question": "?",
+                "objective": "val_perplexity",
+                "size": "small",
+                "data": "own",
+                "seeds": [0],
+                "sampler": "grid",
+                "plots": [{"kind": "bars", "x": "rank"}],
+                "search": {"rank": {"kind": "choices", "label": "rank", "values": [4]}},
+                "runs": {"planned": 1, "complete": 1},
+                "command": "elas sweep grid",
+            }
+        ),
+    )
     metrics = {k: v for k, v in result["metrics"].items() if not isinstance(v, dict)}
     head = ["trial", "rank", "seed", "state", "run", *metrics]
     row = [0, 4, 0, "complete", "rank=4-s0", *("" if v is None else v for v in metrics.values())]

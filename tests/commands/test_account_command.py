@@ -38,8 +38,17 @@ def test_a_stack_is_counted_as_it_would_run(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_the_step_can_be_changed(tmp_path: Path) -> None:
-    found = _account(tmp_path, *STACK, "--batch=2", "--sequence=1024", "--dtype=32-true", "--device=cpu",
-                     "--checkpointing=block", "--set", "model.config.ffn_rank=64")  # fmt: skip
+    found = _account(
+        tmp_path,
+        *STACK,
+        "--batch=2",
+        "--sequence=1024",
+        "--dtype=32-true",
+        "--device=cpu",
+        "--checkpointing=block",
+        "--set",
+        "model.config.ffn_rank=64",
+    )
     assert found["model"]["ffn_rank"] == 64
     assert TrainingStep(**found["step"]) == TrainingStep(2, 1024, "32-true", "cpu", "block")
     assert found["memory"]["recomputed"] > 0

@@ -225,9 +225,14 @@ def test_flops_with_24_count_the_patterns_that_24_hardware_multiplies(swiglu, me
 def test_feature_wise_weight_gradients_are_24_along_tokens(swiglu, changes: dict[str, Any], gradient: Any) -> None:
     """Tokens in the order in which they come, and no dense features, so that the pattern is there to be seen."""
     sparsity = SparsityConfig(
-        ("ffn_hidden",), layers=(1,), gradient=gradient, pattern="3:4", backward="feature_wise",
-        backward_dense_share=0.0, backward_permutation=False,
-    )  # fmt: skip
+        ("ffn_hidden",),
+        layers=(1,),
+        gradient=gradient,
+        pattern="3:4",
+        backward="feature_wise",
+        backward_dense_share=0.0,
+        backward_permutation=False,
+    )
     described = swiglu(**changes, sparsity=sparsity)
     model, input_ids = Llama(described), torch.randint(97, (4, 30))
     loss = model(input_ids).square().sum()

@@ -192,8 +192,14 @@ def scaling_figure(series: list[Series]) -> Figure | None:
         look = style.look(i)
         xs = np.array(list(one.data)) * 1e-6
         found = [e for by_seed in one.data.values() if (e := estimate(list(by_seed.values())))]
-        ax.errorbar(xs * 1.01**i, [e.mean for e in found], yerr=[e.half_width or 0.0 for e in found], color=look.color,
-                    marker=look.marker, linestyle="none" if one.fit else look.linestyle)  # fmt: skip
+        ax.errorbar(
+            xs * 1.01**i,
+            [e.mean for e in found],
+            yerr=[e.half_width or 0.0 for e in found],
+            color=look.color,
+            marker=look.marker,
+            linestyle="none" if one.fit else look.linestyle,
+        )
         last = found[-1].mean
         if one.fit:
             curve = np.geomspace(xs[0], one.fit.reach * 1e-6, 100)

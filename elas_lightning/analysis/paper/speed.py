@@ -50,9 +50,15 @@ def _walk(node: Any, name: str, record: Mapping[str, Any], place: tuple[str, ...
     for against, found in (node.get("speed_against") or {}).items():
         times = f"{found['median']:.2f} ({found['p20']:.2f} to {found['p80']:.2f})"
         yield Ratio(
-            name, str(record.get("benchmark")), str(record.get("device")), device_type.startswith("cuda"),
-            ", ".join(here), contender, against, times,
-        )  # fmt: skip
+            name,
+            str(record.get("benchmark")),
+            str(record.get("device")),
+            device_type.startswith("cuda"),
+            ", ".join(here),
+            contender,
+            against,
+            times,
+        )
     for key, item in node.items():
         if key != "speed_against":
             yield from _walk(item, name, record, here, key if isinstance(item, Mapping) else contender)

@@ -68,9 +68,13 @@ def bars(results: SweepResults, options: Options) -> tuple[Figure, str]:
     if group:
         names = [level_name(results.parameter(group), level) for level in groups]
         figure.legend(
-            loc="outside upper right", ncols=style.legend_columns(names), frameon=False, borderaxespad=0.0,
-            title=results.parameter(group).label, title_fontsize=9,
-        )  # fmt: skip
+            loc="outside upper right",
+            ncols=style.legend_columns(names),
+            frameon=False,
+            borderaxespad=0.0,
+            title=results.parameter(group).label,
+            title_fontsize=9,
+        )
     clauses = [_lead(results, metric, done)]
     if group and len(groups) > 1:
         clauses.append(_by_group(results, options, metric, done))
@@ -105,11 +109,9 @@ def _draw_group(
     for place, point in places:
         if count := point.counts["diverged"]:
             edge = ax.get_yaxis_transform()
-            ax.plot([1.0], [place], marker="x", markersize=8, markeredgewidth=2, color=look.color, clip_on=False,
-                    linestyle="none", transform=edge, zorder=5)  # fmt: skip
-            note = "diverged" if count == 1 else f"{count} diverged"
-            ax.annotate(note, (1.0, place), xycoords=edge, xytext=(7, 0), textcoords="offset points", va="center",
-                        fontsize=8, color=style.GREY)  # fmt: skip
+            style.cross(ax, (1.0, place), edge, look)
+            text = "diverged" if count == 1 else f"{count} diverged"
+            style.note(ax, text, (1.0, place), edge, (7, 0), va="center")
 
 
 def _lead(results: SweepResults, metric: Metric, done: list[Point]) -> str:
