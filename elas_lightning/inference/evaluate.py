@@ -104,16 +104,7 @@ def evaluate(request: Evaluation) -> dict[str, Any]:
             )
             texts.append({"sparsity": name, **asdict(score)})
         if request.tasks:
-            # imports lm-eval, which is optional
-            from elas_lightning.inference.evaluate_tasks import ElasLM, run_tasks
-
-            tasks[name] = run_tasks(
-                ElasLM(trained.model, trained.tokenizer, length, request.batch_size),
-                request.tasks,
-                include=request.include,
-                num_fewshot=request.num_fewshot,
-                limit=request.limit,
-            )
+            tasks[name] = _run_tasks(request, trained, length)
     environment = describe_environment(trained.model.embed_tokens.weight.device, request.command)
     if request.tasks:
         environment["versions"]["lm_eval"] = version("lm_eval")
@@ -130,6 +121,16 @@ def evaluate(request: Evaluation) -> dict[str, Any]:
         "tasks": tasks,
         "environment": environment,
     }
+
+
+def _run_tasks(request: Evaluation, trained: TrainedModel, length: int) -> dict[str, Any]:
+    # imports lm-eval, which is optional
+    from elas_lightning.inference.evaluate_tasks import ElasLM, run_tasks
+
+    model = ElasLM(trained.model, trained.tokenizer, length, request.batch_size)
+    return run_tasks(
+        model, request.tasks, include=request.include, num_fewshot=request.num_fewshot, limit=request.limit
+    )
 
 
 def _phases(trained: TrainedModel, dense: bool) -> dict[str, bool]:
