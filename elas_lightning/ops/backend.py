@@ -75,15 +75,7 @@ def resolve_backend(
 
 
 def check_sparse_product_dtype(x: torch.Tensor, backend: str) -> None:
-    """Refuse what the sparse tensor cores do not multiply in full precision.
-
-    Args:
-        x: An operand.
-        backend: Whose it is.
-
-    Raises:
-        UserError: Neither float16 nor bfloat16 (a ValueError, too).
-    """
+    """Refuse, by a UserError, an operand that the sparse tensor cores of a backend do not multiply as it is."""
     if x.dtype not in (torch.float16, torch.bfloat16):
         raise UserError(
             f"backend {backend!r} computes float16 and bfloat16, not {x.dtype}: choose triton or reference, "
@@ -92,14 +84,7 @@ def check_sparse_product_dtype(x: torch.Tensor, backend: str) -> None:
 
 
 def check_kernel_dtype(x: torch.Tensor) -> None:
-    """Refuse what the kernels do not compute.
-
-    Args:
-        x: Input of a kernel.
-
-    Raises:
-        UserError: Not float16, bfloat16 or float32 (a ValueError, too).
-    """
+    """Refuse, by a UserError, what Triton's kernels do not compute."""
     if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         raise UserError(f"backend 'triton' computes float16, bfloat16 and float32, not {x.dtype}: choose reference")
 

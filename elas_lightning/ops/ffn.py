@@ -53,16 +53,7 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 
 
 def check_factors(z: Tensor, up: Tensor, down: Tensor) -> None:
-    """Refuse shapes that do not fit.
-
-    Args:
-        z: Should be ``(..., R)``.
-        up: Should be ``(F, R)``.
-        down: Should be ``(F, O)``.
-
-    Raises:
-        ValueError: They are not.
-    """
+    """Refuse, by a ValueError, shapes other than ``(..., R)``, ``(F, R)`` and ``(F, O)``."""
     if up.dim() != 2 or down.dim() != 2 or z.shape[-1:] != up.shape[1:] or up.shape[0] != down.shape[0]:
         raise ValueError(
             f"z {tuple(z.shape)}, up {tuple(up.shape)}, down {tuple(down.shape)} do not fit: "
