@@ -169,13 +169,10 @@ def answer(comparison: Comparison) -> list[str]:
 def _each(comparison: Comparison, items: list[Against], first: str) -> list[str]:
     said = []
     for item in items:
-        text = compare(item.difference, item.name, first)
         if reason := comparison.unfair.get((item.name, item.column)):
             text = f"{item.name} and {first} are not comparable: {reason}"
-        elif item.how == "unpaired" and item.difference is not None:
-            paired = f"paired over {plural(item.difference.n, 'seed')}"
-            text = text.replace(paired, "unpaired, since they share fewer than two seeds")
-            text = text.replace("in the one seed they share", "in seeds that they do not share")
+        else:
+            text = compare(item.difference, item.name, first, paired=item.how == "paired")
         said.append(sentence([f"in perplexity, {text}"]))
     return said
 
