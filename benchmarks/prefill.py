@@ -67,39 +67,47 @@ def show(measured: list[dict[str, Any]], plain: str) -> None:
         )
 
 
+def prepare(
+    name: str, config: ModelConfig, input_ids: Tensor, plain: str, options: argparse.Namespace, record: Record
+) -> tuple[dict[str, Any], Calls, list[dict[str, str]]]:
+    """One contender, tried out: what is known of it, its calls, and the mode that it could not run in."""
+    flops, device = flops_per_token(config, options.sequence), record.device
+    # the head sees one position of each prompt
+    row: dict[str, Any] = {"flops": (flops["forward"] - flops["head"]) * input_ids.numel()}
+    calls: Calls = {}
+    try:
+        row["path"] = ffn_path(config, device)
+        with device:
+            model = Llama(config).to(usual_dtype(device))
+        prefill(model, input_ids)
+    except Exception as refusal:  # one contender's fault is not to cost the figures of the others
+        return row | {"absent": record.reason(name, refusal)}, calls, []
+    if not options.without_eager:
+        calls[name, "eager"] = partial(prefill, model, input_ids)
+    if options.compile:
+        own = model if options.without_eager else deepcopy(model)
+        call = partial(compiled_prefill(own, options.compile), input_ids)
+        try:
+            call()
+        except Exception as refusal:
+            reason = record.reason(f"{name}, {plain}", refusal)
+            return row, calls, [{"contender": name, "mode": plain, "reason": reason}]
+        calls[name, plain] = call
+    return row, calls, []
+
+
 def run_case(shape: str, batch: int, options: argparse.Namespace, record: Record) -> dict[str, Any]:
     """Measure all contenders at one shape and batch."""
-    device = record.device
     torch.manual_seed(0)
-    input_ids = torch.randint(options.vocabulary, (batch, options.sequence), device=device)
+    input_ids = torch.randint(options.vocabulary, (batch, options.sequence), device=record.device)
     rows: dict[str, dict[str, Any]] = {}
     calls: Calls = {}
     absent: list[dict[str, str]] = []
     plain = COMPILED[options.compile] if options.compile else "eager"
     for name, config in contenders(shape, options).items():
-        flops = flops_per_token(config, options.sequence)
-        # the head sees one position of each prompt
-        row = rows.setdefault(name, {"flops": (flops["forward"] - flops["head"]) * input_ids.numel()})
-        try:
-            row["path"] = ffn_path(config, device)
-            with device:
-                model = Llama(config).to(usual_dtype(device))
-            prefill(model, input_ids)
-        except Exception as refusal:  # one contender's fault is not to cost the figures of the others
-            row["absent"] = record.reason(name, refusal)
-            continue
-        if not options.without_eager:
-            calls[name, "eager"] = partial(prefill, model, input_ids)
-        if options.compile:
-            own = model if options.without_eager else deepcopy(model)
-            call = partial(compiled_prefill(own, options.compile), input_ids)
-            try:
-                call()
-            except Exception as refusal:
-                reason = record.reason(f"{name}, {plain}", refusal)
-                absent.append({"contender": name, "mode": plain, "reason": reason})
-            else:
-                calls[name, plain] = call
+        rows[name], own, missing = prepare(name, config, input_ids, plain, options, record)
+        calls |= own
+        absent += missing
     measured: list[dict[str, Any]] = []
     if not options.rehearse:
         flops = {name: row["flops"] for name, row in rows.items()}

@@ -45,14 +45,7 @@ def bars(results: SweepResults, options: Options) -> tuple[Figure, str]:
     height = 0.8 / len(groups)
     figure = style.new_figure(height=1.1 + 0.27 * len(rows) * max(len(groups), 1.6))
     ax = figure.add_subplot()
-    values = [value * metric.scale for point in done for value in point.values.values()]
-    spans = [(e.low * metric.scale, e.high * metric.scale) for point in done if (e := point.estimate)]
-    cut = False
-    if metric.from_zero:
-        ax.set_xlim(0, 1.1 * max(*values, *(high for _, high in spans)))
-        style.plain_numbers(ax, "x")
-    else:
-        cut = value_limits(ax, "x", values, spans)
+    cut = _limit_values(ax, metric, done)
     for i, level in enumerate(groups):
         mine = [point for point in points if not group or point.levels[group] == level]
         middle = (i - (len(groups) - 1) / 2) * height
@@ -81,6 +74,17 @@ def bars(results: SweepResults, options: Options) -> tuple[Figure, str]:
     elif len(done) > 1:
         clauses.append(_against_first(results, options, metric, done))
     return figure, sentence([*clauses, cut_clause(cut), losses_clause(points), rest_clause(results, points)])
+
+
+def _limit_values(ax: Axes, metric: Metric, done: list[Point]) -> bool:
+    """Make room for values and intervals, from zero for an amount; whether an interval is cut off."""
+    values = [value * metric.scale for point in done for value in point.values.values()]
+    spans = [(e.low * metric.scale, e.high * metric.scale) for point in done if (e := point.estimate)]
+    if not metric.from_zero:
+        return value_limits(ax, "x", values, spans)
+    ax.set_xlim(0, 1.1 * max(*values, *(high for _, high in spans)))
+    style.plain_numbers(ax, "x")
+    return False
 
 
 def _levels_of(points: list[Point], parameter: Parameter) -> list[Level]:
