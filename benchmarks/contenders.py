@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from elas_lightning.errors import UserError
 from elas_lightning.nn import ModelConfig, SparsityConfig
 from elas_lightning.ops.backend import BACKENDS
 
@@ -58,7 +59,14 @@ def elas(twin: ModelConfig) -> dict[str, ModelConfig]:
 def asked_for(
     everyone: Mapping[str, ModelConfig], only: Collection[str] | None, always: Collection[str] = ()
 ) -> dict[str, ModelConfig]:
-    """Those whose names contain a part of ``only``, all without one; ``always`` in any case."""
+    """Those whose names contain a part of ``only``, all without one; ``always`` in any case.
+
+    Raises:
+        UserError: A part is in no name.
+    """
+    for part in only or ():
+        if not any(part in name for name in everyone):
+            raise UserError(f"--only {part}: no contender has this in its name; there are: {'; '.join(everyone)}")
     return {
         name: config
         for name, config in everyone.items()

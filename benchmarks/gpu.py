@@ -181,7 +181,10 @@ def main() -> None:
         for part in parts:
             print(f"{part.name} ({part.share:.0%}): {shlex.join(['python', *part.whole()])}")
         return
-    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {options.out} cannot be made ({error.strerror}): give another folder")
     seconds = 60 * options.minutes
     end = time.monotonic() + seconds
     if not options.no_rehearsal:

@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch._dynamo
-from contenders import TWIN
+from contenders import SHAPES, TWIN
 from measuring import Record, figures, measure, one_line, ratios
 from torch import Tensor
 
+from elas_lightning.commands.arguments import at_least_one
 from elas_lightning.nn.llama import Block, Llama
 
 # How a whole model can be compiled, and what that mode is called in a record.
@@ -63,8 +64,18 @@ def compile_blocks(model: Llama) -> None:
         block.forward = MethodType(forward, block)
 
 
-def add_compile(parser: argparse.ArgumentParser) -> None:
-    """The option that says how a whole model is compiled."""
+def add_model(parser: argparse.ArgumentParser, batch: str) -> None:
+    """The options of a benchmark of whole models: which, of how much, and how they are compiled.
+
+    Args:
+        parser: Of the benchmark.
+        batch: What a batch counts.
+    """
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["60m"])
+    parser.add_argument("--layers", type=at_least_one, help="fewer layers than the shape has, where memory is short")
+    parser.add_argument("--batch", nargs="+", type=at_least_one, default=[4], help=batch)
+    parser.add_argument("--sequence", type=at_least_one, default=256, help="tokens of each")
+    parser.add_argument("--vocabulary", type=at_least_one, default=32000)
     parser.add_argument(
         "--compile", nargs="?", const="whole", choices=COMPILED, help="in one graph (default) or block by block"
     )

@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from contenders import FULL, SHAPES, TWIN, asked_for, baselines, elas
 from measuring import Record, add_options, free, host_text, usual_dtype
-from modes import COMPILED, Calls, add_compile, compile_blocks, compiled, in_turns, measure_of, own_stream
+from modes import COMPILED, Calls, add_model, compile_blocks, compiled, in_turns, measure_of, own_stream
 
-from elas_lightning.commands.arguments import Parser, at_least_one
+from elas_lightning.commands.arguments import Parser
 from elas_lightning.nn import Llama, ModelConfig
 from elas_lightning.nn.account import flops_per_token
 from elas_lightning.nn.ffn import ffn_path
@@ -129,12 +129,7 @@ def run_case(shape: str, batch: int, options: argparse.Namespace, record: Record
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = Parser(description="Time prefill side by side.")
-    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["60m"])
-    parser.add_argument("--layers", type=int, help="fewer layers than the shape has, where memory is short")
-    parser.add_argument("--batch", nargs="+", type=at_least_one, default=[4], help="prompts")
-    parser.add_argument("--sequence", type=int, default=256, help="tokens a prompt")
-    parser.add_argument("--vocabulary", type=int, default=32000)
-    add_compile(parser)
+    add_model(parser, "prompts")
     return add_options(parser, rounds=10)
 
 

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from contenders import FULL, SHAPES, TWIN, asked_for, baselines, elas
+from contenders import FULL, TWIN, asked_for, baselines, elas
 from measuring import Record, add_options, figures, free, host_text, measure, ratios, usual_dtype
 from memory import memory_split
-from modes import COMPILED, add_compile, compile_blocks, compiled
+from modes import COMPILED, add_model, compile_blocks, compiled
 
-from elas_lightning.commands.arguments import Parser, at_least_one
+from elas_lightning.commands.arguments import Parser
 from elas_lightning.errors import UserError
 from elas_lightning.nn import Llama, ModelConfig
 from elas_lightning.nn.account import count_parameters, flops_per_token
@@ -188,9 +188,10 @@ class Case:
 def run_case(shape: str, batch: int, options: argparse.Namespace, record: Record) -> dict[str, Any]:
     """Measure all contenders at one shape and batch."""
     everyone = contenders(shape, options)
+    wanted = asked_for(everyone, options.only)
     case = Case(everyone, batch, options, record)
     rows: dict[str, dict[str, Any]] = {}
-    for name, config in asked_for(everyone, options.only).items():
+    for name, config in wanted.items():
         rows[name] = {
             "parameters": count_parameters(config)["total"],
             "flops_per_token": flops_per_token(config, options.sequence)["total"],
@@ -223,15 +224,10 @@ def show(name: str, row: dict[str, Any]) -> None:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = Parser(description="Time whole training steps side by side.")
-    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["60m"])
-    parser.add_argument("--layers", type=int, help="fewer layers than the shape has, where memory is short")
-    parser.add_argument("--batch", nargs="+", type=at_least_one, default=[4], help="sequences a step")
-    parser.add_argument("--sequence", type=int, default=256, help="tokens a sequence")
-    parser.add_argument("--vocabulary", type=int, default=32000)
+    add_model(parser, "sequences a step")
     parser.add_argument(
         "--checkpointing", choices=("none", "block"), default="none", help="what backward computes again"
     )
-    add_compile(parser)
     return add_options(parser, rounds=10, in_turns=False)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+RECORDS = Path(__file__).resolve().parents[2] / "benchmarks/results"
 READERS = {"plots": ("plots", "grid"), "report": ("report", "grid"), "compare": ("compare", "runs/grid")}
 
 
@@ -109,6 +110,11 @@ def test_run_files(place: Any, run_here: Path, name: str, content: Any) -> None:
         (["bench", "ffn", "--rounds", "few"], "--rounds…few"),
         (["bench", "nothing"], "no benchmark named 'nothing'…train-step"),
         (["bench", "gpu", "--minutes", "-1", "--out", "new"], "--minutes is -1…above 0"),
+        (["bench", "gpu", "--out", "run.yaml/new"], "--out run.yaml/new cannot be made"),
+        (["bench", "ffn", "--json", "run.yaml/new.json"], "--json run.yaml/new.json cannot be written"),
+        (["bench", "memory-account", "--json", "run.yaml/new.json"], "--json run.yaml/new.json cannot be written"),
+        (["bench", "--tune", "--out", "run.yaml/new.json"], "--out run.yaml/new.json cannot be written"),
+        (["bench", "--report", str(RECORDS), "--out", "run.yaml/new"], "--out run.yaml/new cannot be made"),
         (["bench", "--report", "nowhere"], "nowhere"),
         (["bench", "--report", "experiments"], "experiments"),
         (["bench", "loader", "--nothing"], "--nothing"),

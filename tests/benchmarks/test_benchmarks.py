@@ -19,6 +19,7 @@ from elas_lightning.analysis.benchmark_records import measurements, side_by_side
 from elas_lightning.analysis.benchmark_summary import lines, summary_table
 from elas_lightning.analysis.benchmarks import verdict
 from elas_lightning.cli import main
+from elas_lightning.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 Script = Callable[..., None]
@@ -274,22 +275,38 @@ def test_a_record_of_another_version_is_refused(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("command", "said"),
     [
-        (["--rounds", "1"], "--rounds must be at least 2"),
-        (["--without-eager"], "leaves nothing to time: add --compile"),
-        (["--cuda-graph", "--device", "cpu"], "--cuda-graph needs a GPU, and --device is cpu"),
-        (["--rehearse", "--json", "record.json"], "--rehearse times nothing"),
-        (["--tokens", "0"], "0 is too small: give 1 or more"),
+        ("ffn --rounds 1", "argument --rounds: 1 is too few: give 2 or more"),
+        ("ffn --without-eager", "leaves nothing to time: add --compile"),
+        ("ffn --cuda-graph --device cpu", "--cuda-graph needs a GPU, and --device is cpu"),
+        ("ffn --rehearse --json record.json", "--rehearse times nothing"),
+        ("ffn --tokens 0", "0 is too small: give 1 or more"),
+        ("train_step --layers 0", "argument --layers: 0 is too small"),
+        ("train_step --sequence 0", "argument --sequence: 0 is too small"),
+        ("prefill --vocabulary -4", "argument --vocabulary: -4 is too small"),
+        ("decode --rounds 0", "argument --rounds: 0 is too small"),
+        ("decode --threads 0", "argument --threads: 0 is too small"),
+        ("decode --tokens 17", "--tokens is 17: give at most 16"),
+        ("loader --batches 0", "argument --batches: 0 is too small"),
+        ("loader --rounds 1", "argument --rounds: 1 is too few"),
+        ("tune --rounds 0", "argument --rounds: 0 is too small"),
+        ("tune --tokens 0", "argument --tokens: 0 is too small"),
     ],
 )
 def test_refuses_what_cannot_be_measured(
-    arguments: list[str], said: str, script: Script, capsys: pytest.CaptureFixture[str]
+    command: str, said: str, script: Script, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        script("ffn", *arguments)
+        script(*shlex.split(command))
     assert end.value.code == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_contender_that_nobody_is_called_is_refused(name: str, script: Script) -> None:
+    with pytest.raises(UserError, match=r"--only hoper: no contender has this in its name; there are: .*hopper, dense"):
+        script(name, *shlex.split("--shape smoke --device cpu --only hoper"))
 
 
 def test_a_verdict_claims_no_more_than_the_rounds_show() -> None:
