@@ -55,7 +55,7 @@ def run_case(shape: str, turned: float, options: argparse.Namespace, device: tor
 def main() -> None:
     """Print a line for each shape and sparsity."""
     cuda = torch.cuda.is_available()
-    parser = Parser(description="Time the FFN of a single token.")
+    parser = Parser("elas bench decode", description="Time the FFN of a single token.")
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES)[1:])
     parser.add_argument("--tokens", type=at_least_one, default=1, help=f"of a call, at most {DECODE_TOKENS}")
     parser.add_argument("--threads", type=at_least_one, default=1, help="CPU threads")

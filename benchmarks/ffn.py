@@ -177,7 +177,7 @@ def run_case(shape: str, tokens: int, options: argparse.Namespace, record: Recor
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = Parser(description="Time one feed-forward network side by side.")
+    parser = Parser("elas bench ffn", description="Time one feed-forward network side by side.")
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["60m"])
     parser.add_argument("--tokens", nargs="+", type=at_least_one, default=[4096])
     parser.add_argument("--compile", action="store_true", help="time torch.compile'd forms, too")

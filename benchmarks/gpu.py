@@ -167,7 +167,7 @@ def rehearse(parts: list[Part], seconds: float, logs: Path) -> None:
 
 def main() -> None:
     """Rehearse, then run part after part while there is time."""
-    parser = Parser(description="Measure everything on a GPU box.")
+    parser = Parser("elas bench gpu", description="Measure everything on a GPU box.")
     parser.add_argument("--minutes", type=float, default=25.0, help="for everything together")
     parser.add_argument("--out", type=Path, required=True, help="folder of the records")
     parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS], help="these parts alone")

@@ -179,7 +179,7 @@ def run_case(text: dict[str, Any], prepared: Path, workers: int, options: argpar
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = Parser(description="Time training loaders side by side.")
+    parser = Parser("elas bench loader", description="Time training loaders side by side.")
     parser.add_argument("--source", choices=["pydocs", "local"], default="pydocs")
     parser.add_argument("--path", help="of local shards")
     parser.add_argument("--tokenizer", default="auto", help="as data.tokenizer")

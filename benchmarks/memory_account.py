@@ -57,7 +57,7 @@ def rows(shape: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Print the totals and write the record."""
-    parser = Parser(description="Account for the memory of a training step.")
+    parser = Parser("elas bench memory-account", description="Account for the memory of a training step.")
     sizes = [shape for shape in SHAPES if shape != "smoke"]
     parser.add_argument("--shape", nargs="+", choices=sizes, default=sizes)
     parser.add_argument("--json", type=Path, help="where to write the record")

@@ -128,7 +128,7 @@ def run_case(shape: str, batch: int, options: argparse.Namespace, record: Record
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = Parser(description="Time prefill side by side.")
+    parser = Parser("elas bench prefill", description="Time prefill side by side.")
     add_model(parser, "prompts")
     return add_options(parser, rounds=10)
 

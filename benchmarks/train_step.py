@@ -223,7 +223,7 @@ def show(name: str, row: dict[str, Any]) -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = Parser(description="Time whole training steps side by side.")
+    parser = Parser("elas bench train-step", description="Time whole training steps side by side.")
     add_model(parser, "sequences a step")
     parser.add_argument(
         "--checkpointing", choices=("none", "block"), default="none", help="what backward computes again"

@@ -106,7 +106,7 @@ def test_run_files(place: Any, run_here: Path, name: str, content: Any) -> None:
         (["bench", "--nothing"], "--nothing"),
         (["bench", "ffn", "--shape", "square"], "square"),
         (["bench", "ffn", "--device", "abacus"], "abacus"),
-        (["bench", "ffn", "--rounds", "0"], "rounds"),
+        (["bench", "ffn", "--rounds", "0"], "rounds…`elas bench ffn --help`"),
         (["bench", "ffn", "--rounds", "few"], "--rounds…few"),
         (["bench", "nothing"], "no benchmark named 'nothing'…train-step"),
         (["bench", "gpu", "--minutes", "-1", "--out", "new"], "--minutes is -1…above 0"),
