@@ -76,6 +76,11 @@ def write_run(
         "finished": f"2026-05-01T10:01:{seed:02d}+00:00",
     }
     (folder / "result.json").write_text(json.dumps(result))
+    _write_progress(folder, loss)
+    return folder
+
+
+def _write_progress(folder: Path, loss: float) -> None:
     with (folder / "curve.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["step", "tokens", "seconds", "train_loss", "val_loss", "lr"])
@@ -89,7 +94,6 @@ def write_run(
         for step in (20, 40, 60):
             for layer in (0, 1):
                 writer.writerow([step, layer, "ffn_hidden", 0.5 + step / 500 + layer / 50, 0.02, 0.2])
-    return folder
 
 
 def three_methods(home: Path) -> Path:
