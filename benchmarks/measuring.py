@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from elas_lightning.commands.arguments import usable_device
 from elas_lightning.errors import UserError
-from elas_lightning.files import write_whole
+from elas_lightning.files import make_room, write_whole
 from elas_lightning.ops.measured import device_name
 from elas_lightning.training.energy import EnergyMeter
 
@@ -71,22 +71,6 @@ def rounds_of(text: str) -> int:
     if number < 2:
         raise argparse.ArgumentTypeError(f"{text} is too few: give 2 or more, since percentiles need a spread")
     return number
-
-
-def make_room(path: Path, option: str) -> None:
-    """Make a file's folder and see that it can be written, before time is spent on what goes into it.
-
-    Raises:
-        UserError: It cannot.
-    """
-    there = path.exists()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()
-        if not there:
-            path.unlink()
-    except OSError as error:
-        raise UserError(f"{option} {path} cannot be written ({error.strerror}): give another file") from error
 
 
 def add_options(parser: argparse.ArgumentParser, rounds: int, in_turns: bool = True) -> argparse.Namespace:

@@ -18,10 +18,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from contenders import SHAPES, STORAGES, TWIN, baselines, elas
-from measuring import make_room
 
 from elas_lightning.commands.arguments import Parser
-from elas_lightning.files import write_whole
+from elas_lightning.files import make_room, write_whole
 from elas_lightning.nn.account import TrainingStep, count_parameters, memory_account
 
 # sequences and their length: the paper's three batches, and the largest as few long sequences

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from elas_lightning.errors import UserError
+from elas_lightning.files import make_room
 
 _MODEL = "a *.ckpt, a run's directory, or a folder of `elas export --form factors` or `elas import`"
 
@@ -131,7 +132,7 @@ def _eval(options: argparse.Namespace) -> int:
     given = {key: value for key, value in vars(options).items() if key not in ("run", "json", "arguments")}
     request = evaluate.Evaluation(**given, command=shlex.join(["elas", *options.arguments]))
     if options.json:
-        evaluate.make_room(options.json)
+        make_room(options.json, "--json")
     found = evaluate.evaluate(request)
     evaluate.show(found, Console(markup=False))  # brackets in a name are a part of it
     if options.json:

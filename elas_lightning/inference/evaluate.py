@@ -200,20 +200,6 @@ def task_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str, str, 
     return rows
 
 
-def make_room(path: Path) -> None:
-    """Make the folder of a file that :func:`write` is to write, before hours are spent on what it is to hold.
-
-    Raises:
-        UserError: There can be no such file.
-    """
-    if path.is_dir():
-        raise UserError(f"--json {path} is a folder: give a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--json {path} cannot be written ({error.strerror or error})") from error
-
-
 def write(found: Mapping[str, Any], path: Path) -> None:
     """Write what :func:`evaluate` found as JSON, whole or not at all.
 
