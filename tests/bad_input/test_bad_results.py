@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-RECORDS = Path(__file__).resolve().parents[2] / "benchmarks/results"
 READERS = {"plots": ("plots", "grid"), "report": ("report", "grid"), "compare": ("compare", "runs/grid")}
 
 
@@ -43,6 +42,7 @@ def sweep_here(place: Any, finished_run: Path) -> Path:
     return Path("runs/grid")
 
 
+RECORDS = Path(__file__).resolve().parents[2] / "benchmarks/results"
 DAMAGE: dict[str, tuple[str, Any, str]] = {
     "summary-torn": ("summary.json", '{"name": "gr', "summary.json"),
     "summary-list": ("summary.json", "[]", "summary.json"),
