@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
+from elas_lightning.errors import UserError
 from elas_lightning.nn import ModelConfig, SparsityConfig
 from elas_lightning.ops.backend import BACKENDS
 
@@ -22,8 +23,6 @@ SHAPES = {
 FULL, FULL_RELU2 = "full-rank SwiGLU", "full-rank ReLU²"
 LOW, TWIN = "low-rank SwiGLU", "low-rank ReLU²"
 STORAGES = ("dense", "packed", "recompute")
-
-Config = TypeVar("Config", bound=ModelConfig | None)
 
 
 def baselines(shape: str, vocabulary: int = 32000, layers: int | None = None) -> dict[str, ModelConfig]:
@@ -58,9 +57,16 @@ def elas(twin: ModelConfig) -> dict[str, ModelConfig]:
 
 
 def asked_for(
-    everyone: Mapping[str, Config], only: Collection[str] | None, always: Collection[str] = ()
-) -> dict[str, Config]:
-    """Those whose names contain a part of ``only``, all without one; ``always`` in any case."""
+    everyone: Mapping[str, ModelConfig], only: Collection[str] | None, always: Collection[str] = ()
+) -> dict[str, ModelConfig]:
+    """Those whose names contain a part of ``only``, all without one; ``always`` in any case.
+
+    Raises:
+        UserError: A part is in no name.
+    """
+    for part in only or ():
+        if not any(part in name for name in everyone):
+            raise UserError(f"--only {part}: no contender has this in its name; there are: {'; '.join(everyone)}")
     return {
         name: config
         for name, config in everyone.items()

@@ -21,8 +21,9 @@ from contenders import SHAPES
 from measuring import machine, measure, usual_dtype
 from tune import sizes
 
-from elas_lightning.commands.arguments import Parser, usable_device
+from elas_lightning.commands.arguments import Parser, at_least_one, usable_device
 from elas_lightning.ops import lowrank_ffn, lowrank_ffn_decode, relu2_sparsify_24
+from elas_lightning.ops.decode import DECODE_TOKENS
 
 
 @torch.no_grad()
@@ -54,14 +55,16 @@ def run_case(shape: str, turned: float, options: argparse.Namespace, device: tor
 def main() -> None:
     """Print a line for each shape and sparsity."""
     cuda = torch.cuda.is_available()
-    parser = Parser(description="Time the FFN of a single token.")
+    parser = Parser("elas bench decode", description="Time the FFN of a single token.")
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES)[1:])
-    parser.add_argument("--tokens", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--rounds", type=int, default=40, help="measured rounds")
+    parser.add_argument("--tokens", type=at_least_one, default=1, help=f"of a call, at most {DECODE_TOKENS}")
+    parser.add_argument("--threads", type=at_least_one, default=1, help="CPU threads")
+    parser.add_argument("--rounds", type=at_least_one, default=40, help="measured rounds")
     parser.add_argument("--device", type=usable_device, default="cuda" if cuda else "cpu")
     parser.add_argument("--backend", default="triton" if cuda else "reference")
     options = parser.parse_args()
+    if options.tokens > DECODE_TOKENS:
+        parser.error(f"--tokens is {options.tokens}: give at most {DECODE_TOKENS}, beyond which nothing is skipped")
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     print(machine(device), torch.__version__)

@@ -23,9 +23,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from contenders import SHAPES, TWIN, asked_for, baselines, elas
-from measuring import Record, add_options, figures, free, host_text, measure, ratios, usual_dtype
+from measuring import Record, add_options, free, host_text, usual_dtype
 from memory import kept_bytes
-from modes import Calls, add_graphs, compiled, drop_without_measure, measure_of, own_stream
+from modes import Calls, compiled, in_turns, own_stream
 
 from elas_lightning.commands.arguments import Parser, at_least_one
 from elas_lightning.nn import ModelConfig
@@ -41,6 +41,7 @@ KINDS = {"forward": 1, "forward_backward": 3}
 CHECKED_TOKENS = 2048
 
 Way = Callable[[Tensor], Tensor]
+Rows = dict[str, dict[str, Any]]
 
 
 def contenders(shape: str, only: list[str] | None) -> dict[str, ModelConfig]:
@@ -109,10 +110,41 @@ def modes(name: str, ffn: FFN, options: argparse.Namespace) -> dict[str, Way]:
     return found
 
 
-def run_case(shape: str, tokens: int, options: argparse.Namespace, x: Tensor, record: Record) -> dict[str, Any]:
+def try_out(
+    kind: str,
+    networks: dict[str, FFN],
+    x: Tensor,
+    grad: Tensor,
+    rows: Rows,
+    options: argparse.Namespace,
+    record: Record,
+) -> tuple[Calls, list[dict[str, str]]]:
+    """The calls of one kind that run here, each called once, and who is absent from them; adds to what is known."""
+    calls: Calls = {}
+    absent = []
+    for name, ffn in networks.items():
+        inputs = [x, *ffn.parameters()]
+        for mode, way in modes(name, ffn, options).items():
+            call = partial(forward, way, x) if kind == "forward" else partial(train, way, inputs, grad)
+            try:
+                call()
+                if kind == "forward_backward" and mode == "compiled":
+                    # the output would keep its activations in memory, and autograd's idea of the leaves' stream
+                    rows[name]["kept_bytes_compiled"] = kept_bytes(partial(way, x), inputs)[1]
+            except Exception as refusal:
+                absent.append({"contender": name, "mode": mode, "reason": record.reason(f"{name}, {mode}", refusal)})
+            else:
+                calls[name, mode] = call
+    return calls, absent
+
+
+def run_case(shape: str, tokens: int, options: argparse.Namespace, record: Record) -> dict[str, Any]:
     """Measure all contenders at one shape and number of tokens."""
+    torch.manual_seed(0)
+    dtype = usual_dtype(record.device)
+    x = torch.randn(tokens, SHAPES[shape][0], device=record.device, dtype=dtype, requires_grad=True)
     grad = torch.randn_like(x)
-    rows: dict[str, dict[str, Any]] = {}
+    rows: Rows = {}
     networks: dict[str, FFN] = {}
     for name, config in contenders(shape, options.only).items():
         ffn, rows[name] = prepare(name, config, x, grad, record)
@@ -122,40 +154,13 @@ def run_case(shape: str, tokens: int, options: argparse.Namespace, x: Tensor, re
     absent: list[dict[str, str]] = []
     measured: list[dict[str, Any]] = []
     for kind, products in KINDS.items():
-        calls: Calls = {}
-        for name, ffn in networks.items():
-            inputs = [x, *ffn.parameters()]
-            for mode, way in modes(name, ffn, options).items():
-                call = partial(forward, way, x) if kind == "forward" else partial(train, way, inputs, grad)
-                try:
-                    call()
-                    if kind == "forward_backward" and mode == "compiled":
-                        # the output would keep its activations in memory, and autograd's idea of the leaves' stream
-                        rows[name]["kept_bytes_compiled"] = kept_bytes(partial(way, x), inputs)[1]
-                except Exception as refusal:
-                    reason = record.reason(f"{name}, {mode}", refusal)
-                    absent.append({"kind": kind, "contender": name, "mode": mode, "reason": reason})
-                else:
-                    calls[name, mode] = call
-        if options.rehearse:
-            continue
-        absent += [{"kind": kind, **row} for row in drop_without_measure(calls, plain)]
-        if options.cuda_graph:
-            absent += [{"kind": kind, **row} for row in add_graphs(calls, plain, x.device)]
-        seconds = measure(calls, x.device, options.rounds)
-        for (name, mode), own in seconds.items():
-            found = figures(own, calls[name, mode], x.device, options.energy)
-            flops = products * tokens * rows[name]["flops_per_token"]
-            measured.append(
-                {
-                    "kind": kind,
-                    "contender": name,
-                    "mode": mode,
-                    **found,
-                    "speed_against": {TWIN: ratios(seconds[measure_of(mode, plain)], own)},
-                    "share_of_matmul_peak": flops / found["seconds"]["median"] / record.peak,
-                }
-            )
+        calls, missing = try_out(kind, networks, x, grad, rows, options, record)
+        absent += [{"kind": kind, **row} for row in missing]
+        if not options.rehearse:
+            flops = {name: products * tokens * row["flops_per_token"] for name, row in rows.items()}
+            timed, untimed = in_turns(calls, plain, (TWIN,), flops, options, record)
+            measured += [{"kind": kind, **row} for row in timed]
+            absent += [{"kind": kind, **row} for row in untimed]
     for row in rows.values():
         for kept in ("kept_bytes", "kept_bytes_compiled"):
             if kept in row and kept in rows[TWIN]:
@@ -172,7 +177,7 @@ def run_case(shape: str, tokens: int, options: argparse.Namespace, x: Tensor, re
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = Parser(description="Time one feed-forward network side by side.")
+    parser = Parser("elas bench ffn", description="Time one feed-forward network side by side.")
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["60m"])
     parser.add_argument("--tokens", nargs="+", type=at_least_one, default=[4096])
     parser.add_argument("--compile", action="store_true", help="time torch.compile'd forms, too")
@@ -201,13 +206,10 @@ def main() -> None:
     options = parse()
     own_stream(options)
     device = torch.device(options.device)
-    dtype = usual_dtype(device)
-    record = Record("ffn", device, dtype, options.json)
+    record = Record("ffn", device, usual_dtype(device), options.json)
     for tokens in options.tokens:
         for shape in options.shape:
-            torch.manual_seed(0)
-            x = torch.randn(tokens, SHAPES[shape][0], device=device, dtype=dtype, requires_grad=True)
-            case = run_case(shape, tokens, options, x, record)
+            case = run_case(shape, tokens, options, record)
             free(device)
             show(case)
             record.add(case)

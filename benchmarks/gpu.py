@@ -68,8 +68,14 @@ EVERY_SHAPE = ("--shape", ("60m", "130m", "350m", "1b", "7b"))
 BOTH = ("full-rank SwiGLU", "low-rank ReLU²")
 # In training, what a user would choose between.
 FASTEST = ("triton, recompute", "hopper, recompute", "hopper, dense")
-PATHS = ("low-rank ReLU²", "ELAS, reference, dense", "ELAS, triton, recompute", "ELAS, hopper, recompute",
-         "ELAS, hopper, dense", "ELAS, cusparselt, recompute")  # fmt: skip
+PATHS = (
+    "low-rank ReLU²",
+    "ELAS, reference, dense",
+    "ELAS, triton, recompute",
+    "ELAS, hopper, recompute",
+    "ELAS, hopper, dense",
+    "ELAS, cusparselt, recompute",
+)
 # A block is compiled once for all layers, so one layer is enough to rehearse.
 BLOCKS = ("--compile", "blocks", "--rounds", "5")
 ONE_LAYER = ("--layers", "1")
@@ -161,7 +167,7 @@ def rehearse(parts: list[Part], seconds: float, logs: Path) -> None:
 
 def main() -> None:
     """Rehearse, then run part after part while there is time."""
-    parser = Parser(description="Measure everything on a GPU box.")
+    parser = Parser("elas bench gpu", description="Measure everything on a GPU box.")
     parser.add_argument("--minutes", type=float, default=25.0, help="for everything together")
     parser.add_argument("--out", type=Path, required=True, help="folder of the records")
     parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS], help="these parts alone")
@@ -175,7 +181,10 @@ def main() -> None:
         for part in parts:
             print(f"{part.name} ({part.share:.0%}): {shlex.join(['python', *part.whole()])}")
         return
-    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {options.out} cannot be made ({error.strerror}): give another folder")
     seconds = 60 * options.minutes
     end = time.monotonic() + seconds
     if not options.no_rehearsal:

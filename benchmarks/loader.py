@@ -29,9 +29,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from measuring import Record, ratios, spread
+from measuring import Record, ratios, rounds_of, spread
 
-from elas_lightning.commands.arguments import Parser
+from elas_lightning.commands.arguments import Parser, at_least_one
 from elas_lightning.data import C4DataModule
 from elas_lightning.data.prepare import prepare
 from elas_lightning.errors import UserError
@@ -179,7 +179,7 @@ def run_case(text: dict[str, Any], prepared: Path, workers: int, options: argpar
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = Parser(description="Time training loaders side by side.")
+    parser = Parser("elas bench loader", description="Time training loaders side by side.")
     parser.add_argument("--source", choices=["pydocs", "local"], default="pydocs")
     parser.add_argument("--path", help="of local shards")
     parser.add_argument("--tokenizer", default="auto", help="as data.tokenizer")
@@ -187,13 +187,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 2], help="loader processes, a case each")
     parser.add_argument("--batch", type=int, default=16, help="rows")
     parser.add_argument("--sequence", type=int, default=256, help="positions of a row")
-    parser.add_argument("--batches", type=int, default=100, help="of a turn")
-    parser.add_argument("--rounds", type=int, default=7, help="measured rounds")
+    parser.add_argument("--batches", type=at_least_one, default=100, help="of a turn")
+    parser.add_argument("--rounds", type=rounds_of, default=7, help="measured rounds")
     parser.add_argument("--json", type=Path, help="where to write the record, after every case")
-    options = parser.parse_args()
-    if options.rounds < 2:
-        parser.error("--rounds must be at least 2 (percentiles need a spread)")
-    return options
+    return parser.parse_args()
 
 
 def main() -> None:

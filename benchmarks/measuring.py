@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from elas_lightning.commands.arguments import usable_device
 from elas_lightning.errors import UserError
-from elas_lightning.files import write_whole
+from elas_lightning.files import make_room, write_whole
 from elas_lightning.ops.measured import device_name
 from elas_lightning.training.energy import EnergyMeter
 
@@ -65,6 +65,14 @@ def free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def rounds_of(text: str) -> int:
+    """A number of measured rounds on a command line."""
+    number = int(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"{text} is too few: give 2 or more, since percentiles need a spread")
+    return number
+
+
 def add_options(parser: argparse.ArgumentParser, rounds: int, in_turns: bool = True) -> argparse.Namespace:
     """What the benchmarks' command lines have in common, added and read.
 
@@ -80,7 +88,7 @@ def add_options(parser: argparse.ArgumentParser, rounds: int, in_turns: bool = T
         parser.add_argument(
             "--cuda-graph", action="store_true", help="time replays of CUDA graphs, too: compiled, else eager"
         )
-    parser.add_argument("--rounds", type=int, default=rounds, help="measured rounds")
+    parser.add_argument("--rounds", type=rounds_of, default=rounds, help="measured rounds")
     parser.add_argument("--energy", action="store_true", help="measure joules, which takes 1.5 s a figure")
     parser.add_argument(
         "--rehearse", action="store_true", help="run each call once and time none: it fills compilers' caches"
@@ -88,8 +96,6 @@ def add_options(parser: argparse.ArgumentParser, rounds: int, in_turns: bool = T
     parser.add_argument("--device", type=usable_device, default="cuda" if cuda else "cpu")
     parser.add_argument("--json", type=Path, help="where to write the record, after every case")
     options = parser.parse_args()
-    if options.rounds < 2:
-        parser.error("--rounds must be at least 2 (percentiles need a spread)")
     if in_turns and options.without_eager and not options.compile:
         parser.error("--without-eager leaves nothing to time: add --compile")
     if in_turns and options.cuda_graph and not options.device.startswith("cuda"):
@@ -232,10 +238,15 @@ class Record:
         device: What it ran on.
         dtype: Of the products.
         path: Where it goes; ``None`` keeps it in memory.
+
+    Raises:
+        UserError: It cannot be written there.
     """
 
     def __init__(self, benchmark: str, device: torch.device, dtype: torch.dtype, path: Path | None) -> None:
-        self.path = path
+        if path is not None:
+            make_room(path, "--json")
+        self.device, self.path = device, path
         self.content: dict[str, Any] = {
             "benchmark": benchmark,
             "command": shlex.join(["python", *sys.argv]),
@@ -268,7 +279,6 @@ class Record:
         """Take in a case and write the file, whole or not at all."""
         self.content["cases"].append(case)
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.path, json.dumps(self.content, indent=1, ensure_ascii=False) + "\n")
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from contenders import SHAPES, STORAGES, TWIN, baselines, elas
 
 from elas_lightning.commands.arguments import Parser
-from elas_lightning.files import write_whole
+from elas_lightning.files import make_room, write_whole
 from elas_lightning.nn.account import TrainingStep, count_parameters, memory_account
 
 # sequences and their length: the paper's three batches, and the largest as few long sequences
@@ -56,18 +56,19 @@ def rows(shape: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Print the totals and write the record."""
-    parser = Parser(description="Account for the memory of a training step.")
+    parser = Parser("elas bench memory-account", description="Account for the memory of a training step.")
     sizes = [shape for shape in SHAPES if shape != "smoke"]
     parser.add_argument("--shape", nargs="+", choices=sizes, default=sizes)
     parser.add_argument("--json", type=Path, help="where to write the record")
     options = parser.parse_args()
+    if options.json:
+        make_room(options.json, "--json")
     found = [row for shape in options.shape for row in rows(shape)]
     for row in found:
         kept, total = (row["bytes"][part] / 1e9 for part in ("activations", "total"))
         where = f"{row['shape']:5} {row['batch']:4} x {row['sequence']:<5} {row['checkpointing']:5}"
         print(f"{where}  {row['contender']:28}  kept {kept:8.2f} GB  at most {total:8.2f} GB")
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
         record = {
             "benchmark": "memory_account",
             "command": shlex.join(["python", *sys.argv]),

@@ -1,4 +1,4 @@
-"""How a call is run: compiled in a cache of its own, or as the replay of a CUDA graph.
+"""How calls are run: compiled in a cache of their own, as replays of CUDA graphs, and timed in turns.
 
 A graph is launched by the host in one go, so that its time is the device's; beside the same call without one it shows
 what launches cost.
@@ -7,17 +7,18 @@ what launches cost.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 import torch
 import torch._dynamo
-from contenders import TWIN
-from measuring import one_line
+from contenders import SHAPES, TWIN
+from measuring import Record, figures, measure, one_line, ratios
 from torch import Tensor
 
+from elas_lightning.commands.arguments import at_least_one
 from elas_lightning.nn.llama import Block, Llama
 
 # How a whole model can be compiled, and what that mode is called in a record.
@@ -63,8 +64,18 @@ def compile_blocks(model: Llama) -> None:
         block.forward = MethodType(forward, block)
 
 
-def add_compile(parser: argparse.ArgumentParser) -> None:
-    """The option that says how a whole model is compiled."""
+def add_model(parser: argparse.ArgumentParser, batch: str) -> None:
+    """The options of a benchmark of whole models: which, of how much, and how they are compiled.
+
+    Args:
+        parser: Of the benchmark.
+        batch: What a batch counts.
+    """
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["60m"])
+    parser.add_argument("--layers", type=at_least_one, help="fewer layers than the shape has, where memory is short")
+    parser.add_argument("--batch", nargs="+", type=at_least_one, default=[4], help=batch)
+    parser.add_argument("--sequence", type=at_least_one, default=256, help="tokens of each")
+    parser.add_argument("--vocabulary", type=at_least_one, default=32000)
     parser.add_argument(
         "--compile", nargs="?", const="whole", choices=COMPILED, help="in one graph (default) or block by block"
     )
@@ -115,9 +126,49 @@ def own_stream(options: argparse.Namespace) -> None:
         torch.cuda.set_stream(torch.cuda.Stream(options.device))
 
 
-def measure_of(mode: str, plain: str) -> tuple[str, str]:
-    """Contender and mode that a mode is held against: the twin as a graph for graphs, else the twin as it is."""
-    return TWIN, f"{plain}, graph" if mode.endswith(", graph") else plain
+def in_turns(
+    calls: Calls,
+    plain: str,
+    against: Iterable[str],
+    flops: Mapping[str, float],
+    options: argparse.Namespace,
+    record: Record,
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Time calls beside each other, and their graphs where wanted: rows of a record, and who is absent from them.
+
+    Args:
+        calls: By contender and mode, tried out before; graphs are added.
+        plain: The mode that is captured, and held against.
+        against: The contenders that each is held against, as far as they could run; the twin among them.
+        flops: Of one call, by contender.
+        options: Of the command line.
+        record: Where the rows will go.
+    """
+    absent = drop_without_measure(calls, plain)
+    if options.cuda_graph:
+        absent += add_graphs(calls, plain, record.device)
+    seconds = measure(calls, record.device, options.rounds)
+    measured = []
+    for (name, mode), own in seconds.items():
+        found = figures(own, calls[name, mode], record.device, options.energy)
+        held = measure_of(mode, plain)
+        measured.append(
+            {
+                "contender": name,
+                "mode": mode,
+                **found,
+                "speed_against": {
+                    other: ratios(seconds[other, held], own) for other in against if (other, held) in seconds
+                },
+                "share_of_matmul_peak": flops[name] / found["seconds"]["median"] / record.peak,
+            }
+        )
+    return measured, absent
+
+
+def measure_of(mode: str, plain: str) -> str:
+    """The mode that a mode is held against: graphs against graphs, else the plain one."""
+    return f"{plain}, graph" if mode.endswith(", graph") else plain
 
 
 def drop_without_measure(calls: Calls, plain: str) -> list[dict[str, str]]:

@@ -22,20 +22,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from contenders import FULL, SHAPES, TWIN, asked_for, baselines, elas
-from measuring import Record, add_options, figures, free, host_text, measure, ratios, usual_dtype
-from modes import (
-    COMPILED,
-    Calls,
-    add_compile,
-    add_graphs,
-    compile_blocks,
-    compiled,
-    drop_without_measure,
-    measure_of,
-    own_stream,
-)
+from measuring import Record, add_options, free, host_text, usual_dtype
+from modes import COMPILED, Calls, add_model, compile_blocks, compiled, in_turns, measure_of, own_stream
 
-from elas_lightning.commands.arguments import Parser, at_least_one
+from elas_lightning.commands.arguments import Parser
 from elas_lightning.nn import Llama, ModelConfig
 from elas_lightning.nn.account import flops_per_token
 from elas_lightning.nn.ffn import ffn_path
@@ -66,76 +56,64 @@ def contenders(shape: str, options: argparse.Namespace) -> dict[str, ModelConfig
     return asked_for(everyone, options.only, always=(TWIN, FULL))
 
 
-def in_turns(
-    calls: Calls, rows: dict[str, dict[str, Any]], plain: str, options: argparse.Namespace, record: Record
-) -> list[dict[str, Any]]:
-    """Time the calls and print what they took, as rows of the record."""
-    device = torch.device(options.device)
-    seconds = measure(calls, device, options.rounds)
-    measured = []
-    for (name, mode), own in seconds.items():
-        found = figures(own, calls[name, mode], device, options.energy)
-        took = found["seconds"]
-        against = measure_of(mode, plain)
-        held = {other: seconds[other, against[1]] for other in (TWIN, FULL) if (other, against[1]) in calls}
-        measured.append(
-            {
-                "contender": name,
-                "mode": mode,
-                **found,
-                "speed_against": {other: ratios(theirs, own) for other, theirs in held.items()},
-                "share_of_matmul_peak": rows[name]["flops"] / took["median"] / record.peak,
-            }
-        )
-        ratio = measured[-1]["speed_against"][TWIN]
+def show(measured: list[dict[str, Any]], plain: str) -> None:
+    """One case as text."""
+    for row in measured:
+        ratio, name = row["speed_against"][TWIN], f"{row['contender']}, {row['mode']}"
         print(
-            f"  {name + ', ' + mode:42}  {took['median'] * 1e3:9.2f} ms  {ratio['median']:.2f}x"
-            f" ({ratio['p20']:.2f}-{ratio['p80']:.2f}) {', '.join(against)}{host_text(found)}",
+            f"  {name:42}  {row['seconds']['median'] * 1e3:9.2f} ms  {ratio['median']:.2f}x"
+            f" ({ratio['p20']:.2f}-{ratio['p80']:.2f}) {TWIN}, {measure_of(row['mode'], plain)}{host_text(row)}",
             flush=True,
         )
-    return measured
+
+
+def prepare(
+    name: str, config: ModelConfig, input_ids: Tensor, plain: str, options: argparse.Namespace, record: Record
+) -> tuple[dict[str, Any], Calls, list[dict[str, str]]]:
+    """One contender, tried out: what is known of it, its calls, and the mode that it could not run in."""
+    flops, device = flops_per_token(config, options.sequence), record.device
+    # the head sees one position of each prompt
+    row: dict[str, Any] = {"flops": (flops["forward"] - flops["head"]) * input_ids.numel()}
+    calls: Calls = {}
+    try:
+        row["path"] = ffn_path(config, device)
+        with device:
+            model = Llama(config).to(usual_dtype(device))
+        prefill(model, input_ids)
+    except Exception as refusal:  # one contender's fault is not to cost the figures of the others
+        return row | {"absent": record.reason(name, refusal)}, calls, []
+    if not options.without_eager:
+        calls[name, "eager"] = partial(prefill, model, input_ids)
+    if options.compile:
+        own = model if options.without_eager else deepcopy(model)
+        call = partial(compiled_prefill(own, options.compile), input_ids)
+        try:
+            call()
+        except Exception as refusal:
+            reason = record.reason(f"{name}, {plain}", refusal)
+            return row, calls, [{"contender": name, "mode": plain, "reason": reason}]
+        calls[name, plain] = call
+    return row, calls, []
 
 
 def run_case(shape: str, batch: int, options: argparse.Namespace, record: Record) -> dict[str, Any]:
     """Measure all contenders at one shape and batch."""
-    device = torch.device(options.device)
-    dtype = getattr(torch, record.content["dtype"])
     torch.manual_seed(0)
-    input_ids = torch.randint(options.vocabulary, (batch, options.sequence), device=device)
+    input_ids = torch.randint(options.vocabulary, (batch, options.sequence), device=record.device)
     rows: dict[str, dict[str, Any]] = {}
     calls: Calls = {}
     absent: list[dict[str, str]] = []
     plain = COMPILED[options.compile] if options.compile else "eager"
     for name, config in contenders(shape, options).items():
-        flops = flops_per_token(config, options.sequence)
-        # the head sees one position of each prompt
-        row = rows.setdefault(name, {"flops": (flops["forward"] - flops["head"]) * input_ids.numel()})
-        try:
-            row["path"] = ffn_path(config, device)
-            with device:
-                model = Llama(config).to(dtype)
-            prefill(model, input_ids)
-        except Exception as refusal:  # one contender's fault is not to cost the figures of the others
-            row["absent"] = record.reason(name, refusal)
-            continue
-        if not options.without_eager:
-            calls[name, "eager"] = partial(prefill, model, input_ids)
-        if options.compile:
-            own = model if options.without_eager else deepcopy(model)
-            call = partial(compiled_prefill(own, options.compile), input_ids)
-            try:
-                call()
-            except Exception as refusal:
-                reason = record.reason(f"{name}, {plain}", refusal)
-                absent.append({"contender": name, "mode": plain, "reason": reason})
-            else:
-                calls[name, plain] = call
+        rows[name], own, missing = prepare(name, config, input_ids, plain, options, record)
+        calls |= own
+        absent += missing
     measured: list[dict[str, Any]] = []
     if not options.rehearse:
-        absent += drop_without_measure(calls, plain)
-        if options.cuda_graph:
-            absent += add_graphs(calls, plain, device)
-        measured = in_turns(calls, rows, plain, options, record)
+        flops = {name: row["flops"] for name, row in rows.items()}
+        measured, untimed = in_turns(calls, plain, (TWIN, FULL), flops, options, record)
+        absent += untimed
+        show(measured, plain)
     return {
         "shape": shape,
         "layers": options.layers or SHAPES[shape][2],
@@ -150,13 +128,8 @@ def run_case(shape: str, batch: int, options: argparse.Namespace, record: Record
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = Parser(description="Time prefill side by side.")
-    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["60m"])
-    parser.add_argument("--layers", type=int, help="fewer layers than the shape has, where memory is short")
-    parser.add_argument("--batch", nargs="+", type=at_least_one, default=[4], help="prompts")
-    parser.add_argument("--sequence", type=int, default=256, help="tokens a prompt")
-    parser.add_argument("--vocabulary", type=int, default=32000)
-    add_compile(parser)
+    parser = Parser("elas bench prefill", description="Time prefill side by side.")
+    add_model(parser, "prompts")
     return add_options(parser, rounds=10)
 
 

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from contenders import FULL, SHAPES, TWIN, asked_for, baselines, elas
+from contenders import FULL, TWIN, asked_for, baselines, elas
 from measuring import Record, add_options, figures, free, host_text, measure, ratios, usual_dtype
 from memory import memory_split
-from modes import COMPILED, add_compile, compile_blocks, compiled
+from modes import COMPILED, add_model, compile_blocks, compiled
 
-from elas_lightning.commands.arguments import Parser, at_least_one
+from elas_lightning.commands.arguments import Parser
 from elas_lightning.errors import UserError
 from elas_lightning.nn import Llama, ModelConfig
 from elas_lightning.nn.account import count_parameters, flops_per_token
@@ -113,85 +113,103 @@ def transformers_model(config: ModelConfig, input_ids: Tensor) -> Contender:
     return Contender(model, _make_step(optimizer, loss, input_ids.device), {})
 
 
-def contenders(options: argparse.Namespace, shape: str) -> dict[str, ModelConfig | None]:
-    """Names and configurations in the order they are measured; ``None`` is transformers' model."""
+def contenders(shape: str, options: argparse.Namespace) -> dict[str, ModelConfig]:
+    """All there are, in the order they are measured; transformers' model has the shape of our full-rank one."""
     dense = baselines(shape, options.vocabulary, options.layers)
-    everyone: dict[str, ModelConfig | None] = {TRANSFORMERS: None, **dense, **elas(dense[TWIN])}
-    return {
-        name: config and replace(config, checkpointing=options.checkpointing)
-        for name, config in asked_for(everyone, options.only).items()
-    }
+    everyone = {TRANSFORMERS: dense[FULL], **dense, **elas(dense[TWIN])}
+    return {name: replace(config, checkpointing=options.checkpointing) for name, config in everyone.items()}
+
+
+class Case:
+    """One shape and batch: the baselines, which stay in memory, and what each contender takes beside them.
+
+    Args:
+        everyone: All contenders of the shape, by name.
+        batch: Sequences a step.
+        options: Of the command line.
+        record: Knows the device, and why a contender has no figure.
+    """
+
+    def __init__(
+        self, everyone: dict[str, ModelConfig], batch: int, options: argparse.Namespace, record: Record
+    ) -> None:
+        self.options, self.record, self.device = options, record, record.device
+        torch.manual_seed(0)
+        ids = torch.randint(options.vocabulary, (batch, options.sequence + 1), device=self.device)
+        self.input_ids, self.labels = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+        # in a rehearsal each is by itself, so that many processes find room on one device
+        measures = () if options.rehearse else (TWIN, FULL)
+        self.against = {name: self.build(name, everyone[name]) for name in measures}
+        self.pair: dict[str, list[float]] = {}
+
+    def build(self, name: str, config: ModelConfig) -> Contender:
+        """One contender.
+
+        Raises:
+            UserError: Transformers' model cannot take part.
+        """
+        if name != TRANSFORMERS:
+            return ours(config, self.input_ids, self.labels, self.options)
+        if not find_spec("transformers"):
+            raise UserError("transformers is not installed")
+        if self.options.compile or self.options.checkpointing != "none":
+            # beside what is compiled or checkpointed it would be another comparison than the record says
+            raise UserError("transformers' model is timed as it comes: leave out --compile and --checkpointing")
+        return transformers_model(config, self.input_ids)
+
+    def seconds_beside(self, name: str, contender: Contender) -> dict[str, list[float]]:
+        """A contender's and the baselines'; the rows of the baselines come from one run of the pair."""
+        if name in self.pair:
+            return self.pair
+        steps = {key: one.step for key, one in {**self.against, name: contender}.items()}
+        seconds = measure(steps, self.device, self.options.rounds)
+        if name in self.against:
+            self.pair = seconds
+        return seconds
+
+    def add_figures(self, name: str, config: ModelConfig, row: dict[str, Any]) -> None:
+        """Build a contender and add to its row what it takes; in a rehearsal, take one step."""
+        contender = self.against.get(name) or self.build(name, config)
+        row["memory"] = contender.memory
+        if name != TRANSFORMERS:
+            row["path"] = ffn_path(config, self.device)
+        if self.options.rehearse:
+            contender.step()
+            return
+        seconds = self.seconds_beside(name, contender)
+        row |= figures(seconds[name], contender.step, self.device, self.options.energy)
+        tokens, took = self.input_ids.numel(), row["seconds"]["median"]
+        row["tokens_per_second"] = tokens / took
+        row["speed_against"] = {other: ratios(seconds[other], seconds[name]) for other in self.against}
+        row["share_of_matmul_peak"] = row["flops_per_token"] * tokens / took / self.record.peak
+        show(name, row)
 
 
 def run_case(shape: str, batch: int, options: argparse.Namespace, record: Record) -> dict[str, Any]:
     """Measure all contenders at one shape and batch."""
-    device = torch.device(options.device)
-    torch.manual_seed(0)
-    ids = torch.randint(options.vocabulary, (batch, options.sequence + 1), device=device)
-    input_ids, labels = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-    dense = {
-        name: replace(config, checkpointing=options.checkpointing)
-        for name, config in baselines(shape, options.vocabulary, options.layers).items()
-    }
-    # in a rehearsal each is by itself, so that many processes find room on one device
-    measures = () if options.rehearse else (TWIN, FULL)
-    against = {name: ours(dense[name], input_ids, labels, options) for name in measures}
+    everyone = contenders(shape, options)
+    wanted = asked_for(everyone, options.only)
+    case = Case(everyone, batch, options, record)
     rows: dict[str, dict[str, Any]] = {}
-    pair: dict[str, list[float]] | None = None
-    for name, config in contenders(options, shape).items():
-        row = rows.setdefault(name, {})
-        shown = config or dense[FULL]
-        row["parameters"] = count_parameters(shown)["total"]
-        row["flops_per_token"] = flops_per_token(shown, options.sequence)["total"]
-        try:
-            contender = against.get(name) or _build(config, dense[FULL], input_ids, labels, options)
-            row["memory"] = contender.memory
-            if config is not None:
-                row["path"] = ffn_path(config, device)
-            if options.rehearse:
-                contender.step()
-                continue
-            trio = {key: one.step for key, one in {**against, name: contender}.items()}
-            # the baselines' own rows come from one run of the pair
-            seconds = pair if name in against and pair else measure(trio, device, options.rounds)
-            pair = seconds if name in against else pair
-            found = figures(seconds[name], contender.step, device, options.energy)
-        except Exception as refusal:  # one contender's fault is not to cost the figures of the others
-            row["absent"] = record.reason(name, refusal)
-            continue
-        finally:
-            contender = trio = None  # type: ignore[assignment]
-            free(device)
-        took = found["seconds"]["median"]
-        row |= {
-            **found,
-            "tokens_per_second": input_ids.numel() / took,
-            "speed_against": {other: ratios(seconds[other], seconds[name]) for other in against},
-            "share_of_matmul_peak": row["flops_per_token"] * input_ids.numel() / took / record.peak,
+    for name, config in wanted.items():
+        rows[name] = {
+            "parameters": count_parameters(config)["total"],
+            "flops_per_token": flops_per_token(config, options.sequence)["total"],
         }
-        show(name, row)
+        try:
+            case.add_figures(name, config, rows[name])
+        except Exception as refusal:  # one contender's fault is not to cost the figures of the others
+            rows[name]["absent"] = record.reason(name, refusal)
+        free(record.device)  # the contender is gone with the call
     return {
         "shape": shape,
-        "layers": dense[TWIN].num_layers,
+        "layers": everyone[TWIN].num_layers,
         "batch": batch,
         "sequence": options.sequence,
         "mode": COMPILED[options.compile] if options.compile else "eager",
         "checkpointing": options.checkpointing,
         "contenders": rows,
     }
-
-
-def _build(
-    config: ModelConfig | None, full: ModelConfig, input_ids: Tensor, labels: Tensor, options: argparse.Namespace
-) -> Contender:
-    if config is not None:
-        return ours(config, input_ids, labels, options)
-    if not find_spec("transformers"):
-        raise UserError("transformers is not installed")
-    if options.compile or options.checkpointing != "none":
-        # beside what is compiled or checkpointed it would be another comparison than the record says
-        raise UserError("transformers' model is timed as it comes: leave out --compile and --checkpointing")
-    return transformers_model(full, input_ids)
 
 
 def show(name: str, row: dict[str, Any]) -> None:
@@ -205,16 +223,11 @@ def show(name: str, row: dict[str, Any]) -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = Parser(description="Time whole training steps side by side.")
-    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["60m"])
-    parser.add_argument("--layers", type=int, help="fewer layers than the shape has, where memory is short")
-    parser.add_argument("--batch", nargs="+", type=at_least_one, default=[4], help="sequences a step")
-    parser.add_argument("--sequence", type=int, default=256, help="tokens a sequence")
-    parser.add_argument("--vocabulary", type=int, default=32000)
+    parser = Parser("elas bench train-step", description="Time whole training steps side by side.")
+    add_model(parser, "sequences a step")
     parser.add_argument(
         "--checkpointing", choices=("none", "block"), default="none", help="what backward computes again"
     )
-    add_compile(parser)
     return add_options(parser, rounds=10, in_turns=False)
 
 

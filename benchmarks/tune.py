@@ -34,9 +34,9 @@ from measuring import measure
 from modes import compiled
 from recorded import convert
 
-from elas_lightning.commands.arguments import Parser, usable_device
+from elas_lightning.commands.arguments import Parser, at_least_one, usable_device
 from elas_lightning.errors import UserError
-from elas_lightning.files import write_whole
+from elas_lightning.files import make_room, write_whole
 from elas_lightning.ops import lowrank_ffn, resolve_backend
 from elas_lightning.ops.backend import BACKENDS
 from elas_lightning.ops.measured import Case, device_name, user_folder
@@ -168,7 +168,7 @@ def write(path: Path, device: str, about: dict[str, Any], cases: list[dict[str, 
         **about,
         "cases": [case for case in before["cases"] if identity(case) not in new] + cases,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_room(path, "--out")
     write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -177,11 +177,11 @@ def parse() -> argparse.Namespace:
     cuda = torch.cuda.is_available()
     parser = Parser("elas bench --tune", description="Measure what `backend: auto` chooses from.")
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES)[1:] if cuda else ["60m"])
-    parser.add_argument("--tokens", nargs="+", type=int, default=[4096, 16384, 65536] if cuda else [256])
+    parser.add_argument("--tokens", nargs="+", type=at_least_one, default=[4096, 16384, 65536] if cuda else [256])
     parser.add_argument("--direction", nargs="+", choices=("forward", "training"), default=["forward", "training"])
     parser.add_argument("--dtype", choices=TOLERANCE, default="bfloat16" if cuda else "float32")
     parser.add_argument("--compile", action="store_true", help="measure under torch.compile, too")
-    parser.add_argument("--rounds", type=int, default=10, help="measured rounds")
+    parser.add_argument("--rounds", type=at_least_one, default=10, help="measured rounds")
     parser.add_argument("--device", type=usable_device, default="cuda" if cuda else "cpu")
     parser.add_argument(
         "--from",
@@ -197,8 +197,6 @@ def parse() -> argparse.Namespace:
         given = [name for name in MEASURING if getattr(options, name) != parser.get_default(name)]
         if given:
             parser.error(f"--from measures nothing: leave out --{' and --'.join(given)}")
-    if min(options.rounds, *options.tokens) < 1:
-        parser.error("--rounds and --tokens must be at least 1")
     return options
 
 

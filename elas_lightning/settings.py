@@ -10,8 +10,17 @@ import yaml
 from elas_lightning.errors import UserError
 
 # Sections of an overlay that hold others.
-_SECTIONS = ("model", "model.config", "model.config.sparsity", "model.config.weights", "model.config.experts",
-             "model.optimizer", "data", "trainer", "checkpoint")  # fmt: skip
+_SECTIONS = (
+    "model",
+    "model.config",
+    "model.config.sparsity",
+    "model.config.weights",
+    "model.config.experts",
+    "model.optimizer",
+    "data",
+    "trainer",
+    "checkpoint",
+)
 _PLAIN = ("seed_everything", "ckpt_path", "weights_only", "verbose")
 _LEAST = {
     "trainer.num_nodes": 1,
@@ -21,7 +30,7 @@ _LEAST = {
     "checkpoint.every_n_train_steps": 1,
     "checkpoint.save_top_k": -1,
 }
-_LARGEST_SEED = 2**32 - 1
+LARGEST_SEED = 2**32 - 1
 # Lightning's that do harm here, and what to give in their place.
 _CALLBACKS = {
     "GradientAccumulationScheduler": "is forgotten when a run goes on: give trainer.accumulate_grad_batches",
@@ -102,8 +111,8 @@ def check_settings(config: Mapping[str, Any]) -> None:
     _check_trainer(config["trainer"])
     _check_checkpoint(config["checkpoint"])
     seed = config["seed_everything"]
-    if isinstance(seed, bool) or not 0 <= seed <= _LARGEST_SEED:
-        raise UserError(f"seed_everything is {seed}: give a whole number from 0 to {_LARGEST_SEED}")
+    if isinstance(seed, bool) or not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"seed_everything is {seed}: give a whole number from 0 to {LARGEST_SEED}")
 
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:

@@ -32,8 +32,14 @@ class MariaDB:
         common = ["--no-defaults", f"--basedir={base}", f"--datadir={self.folder / 'data'}"]
         if os.getuid() == 0:
             common.append("--user=root")  # it wants to be told
-        self._command = [server, *common, f"--socket={self.folder / 'socket'}", f"--port={self.port}",
-                         "--bind-address=127.0.0.1", f"--init-file={self.folder / 'user.sql'}"]  # fmt: skip
+        self._command = [
+            server,
+            *common,
+            f"--socket={self.folder / 'socket'}",
+            f"--port={self.port}",
+            "--bind-address=127.0.0.1",
+            f"--init-file={self.folder / 'user.sql'}",
+        ]
         (self.folder / "user.sql").write_text(
             f"CREATE USER IF NOT EXISTS elas@'127.0.0.1' IDENTIFIED BY '{PASSWORD}';\n"
             "GRANT ALL ON *.* TO elas@'127.0.0.1';\n"

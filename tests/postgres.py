@@ -56,8 +56,8 @@ class Postgres:
         password = self.folder / "password"
         password.write_text("se:cr@t")
         password.chmod(0o644)
-        self._run("initdb", "-D", self._data, "-U", "elas", "-A", "scram-sha-256", f"--pwfile={password}",
-                  "-E", "UTF8", "--locale=C", "--no-sync")  # fmt: skip
+        options = ["-U", "elas", "-A", "scram-sha-256", "-E", "UTF8", "--locale=C", "--no-sync"]
+        self._run("initdb", "-D", self._data, f"--pwfile={password}", *options)
         with (self.folder / "data/postgresql.conf").open("a") as settings:
             settings.write(
                 f"port={self.port}\nlisten_addresses='127.0.0.1'\nunix_socket_directories=''\nfsync=off\n"

@@ -20,8 +20,8 @@ ALLOWED = {
     "settings": (set(), set()),
     "configuration": ({"data", "training", "nn", "layout", "settings"}, {"torch", "lightning"}),
     "continuation": ({"training", "layout"}, {"lightning"}),
-    "account_command": ({"configuration", "training", "nn", "layout"}, set()),
-    "data_command": ({"configuration", "data"}, set()),
+    "commands/account": ({"configuration", "training", "nn", "layout"}, set()),
+    "commands/corpus": ({"configuration", "data"}, set()),
     "runner": ({"configuration", "continuation", "training", "nn", "ops", "data", "layout"}, {"torch", "lightning"}),
     "inference": (
         # analysis: a model card's interval over seeds is the report's
@@ -30,12 +30,13 @@ ALLOWED = {
         {"torch", "tokenizers", "datasets"},
     ),
     "sweep": (
-        {"sweep", "runner", "configuration", "layout", "training", "data", "plot_options"},
+        {"sweep", "runner", "configuration", "layout", "training", "data", "plot_options", "settings", "trials_table"},
         {"torch", "lightning", "optuna"},
     ),
-    "analysis": ({"analysis"}, {"pandas", "scipy", "matplotlib"}),
+    "analysis": ({"analysis", "trials_table"}, {"pandas", "scipy", "matplotlib"}),
     "plots": ({"analysis", "plot_options"}, {"matplotlib"}),
     "plot_options": (set(), set()),
+    "trials_table": (set(), set()),
     "layout": (set(), set()),
     "ranks": (set(), {"torch"}),
     "files": (set(), set()),

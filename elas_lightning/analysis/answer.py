@@ -12,7 +12,7 @@ from elas_lightning.analysis.equivalence import ALPHA
 from elas_lightning.analysis.load import SweepResults, planned_seeds
 from elas_lightning.analysis.metrics import metric_of
 from elas_lightning.analysis.points import best, describe, gather
-from elas_lightning.analysis.statistics import holm
+from elas_lightning.analysis.statistics import Difference, holm
 from elas_lightning.analysis.tables import comparisons
 from elas_lightning.analysis.wording import listing, number, plural, plus_minus, seeds_phrase, seeds_span
 
@@ -41,24 +41,25 @@ def answer(results: SweepResults, captions: list[dict[str, Any]]) -> list[str]:
     )
     found = [d for *_, d in comparisons(results) if d is not None and d.p is not None]
     if len(found) > 1:
-        clear = sum(d.found for d in found)
-        kept = sum(
-            d.found and p is not None and p < ALPHA for d, p in zip(found, holm([d.p for d in found]), strict=True)
-        )
-        # each interval stands on its own: of many, one in twenty leaves zero out by chance
-        corrected = f" ({kept} after correction for all {len(found)}, Holm)" if kept < clear else ""
-        if clear == len(found):
-            every = "Both" if clear == 2 else f"All {clear}"
-            line = f"{every} comparisons paired by seed have a 95 % interval without zero{corrected}."
-        else:
-            some = {0: "none has", 1: "1 has"}.get(clear, f"{clear} have")
-            line = (
-                f"Of {len(found)} comparisons paired by seed, {some} a 95 % interval without zero{corrected}; "
-                f"{'for the others ' if clear else ''}no difference was found, which is not the same as none."
-            )
-        said.append(line)
+        said.append(_how_many_found(found))
     said.append(_completeness(results))
     return said
+
+
+def _how_many_found(comparisons: list[Difference]) -> str:
+    count, clear = len(comparisons), sum(d.found for d in comparisons)
+    adjusted = holm([d.p for d in comparisons])
+    kept = sum(d.found and p is not None and p < ALPHA for d, p in zip(comparisons, adjusted, strict=True))
+    # each interval stands on its own: of many, one in twenty leaves zero out by chance
+    corrected = f" ({kept} after correction for all {count}, Holm)" if kept < clear else ""
+    if clear == count:
+        every = "Both" if clear == 2 else f"All {clear}"
+        return f"{every} comparisons paired by seed have a 95 % interval without zero{corrected}."
+    some = {0: "none has", 1: "1 has"}.get(clear, f"{clear} have")
+    return (
+        f"Of {count} comparisons paired by seed, {some} a 95 % interval without zero{corrected}; "
+        f"{'for the others ' if clear else ''}no difference was found, which is not the same as none."
+    )
 
 
 def _against_unigram(results: SweepResults, perplexity: float) -> str:

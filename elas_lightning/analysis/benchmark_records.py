@@ -161,8 +161,13 @@ def _rows(benchmark: str, case: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     if benchmark == "train_step":
         for name, row in case["contenders"].items():
             if "seconds" in row:
-                yield {**row, "kind": benchmark, "contender": name, "mode": case["mode"],
-                       "ratio": row["speed_against"][TWIN]}  # fmt: skip
+                yield {
+                    **row,
+                    "kind": benchmark,
+                    "contender": name,
+                    "mode": case["mode"],
+                    "ratio": row["speed_against"][TWIN],
+                }
         return
     for row in case["measured"]:
         kind = f"ffn {row['kind']}" if benchmark == "ffn" else benchmark

@@ -27,6 +27,7 @@ from elas_lightning.analysis.benchmark_summary import lines, summary_figure, sum
 from elas_lightning.analysis.page import data_uri, render, table_html
 from elas_lightning.analysis.tables import Table
 from elas_lightning.analysis.wording import number
+from elas_lightning.errors import UserError
 
 QUESTION = "How fast is 2:4 sparsity beside its dense low-rank twin, and what does it keep in memory?"
 # More panels than these are no longer read side by side.
@@ -211,11 +212,14 @@ def write_benchmark_report(folder: Path, out: Path) -> Path:
         The path of the page.
 
     Raises:
-        UserError: No record, or one that cannot be read.
+        UserError: No record, one that cannot be read, or the page cannot be written.
     """
     records = read_records(folder)
     plots = out / "plots"
-    plots.mkdir(parents=True, exist_ok=True)
+    try:
+        plots.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made ({error.strerror}): give another folder") from error
     sections = []
     by_device: dict[str, list[Measurement]] = {}
     for path, record in records:

@@ -136,13 +136,25 @@ def _cautions(contenders: Sequence[Contender]) -> tuple[list[str], dict[tuple[st
     differ("Machines", environment("hardware"), speeds, _SPEED)
     differ("Numbers of processes", environment("world_size"), speeds, _SPEED)
     differ("Precisions", environment("precision"), "speed, memory and energy are those of the precision too", ())
-    differ("Backends", lambda run: (run.result.get("backend") or {}).get("chosen"),
-           "speed, memory and energy compare the backends as well as the models", _SPEED)  # fmt: skip
+    differ(
+        "Backends",
+        lambda run: (run.result.get("backend") or {}).get("chosen"),
+        "speed, memory and energy compare the backends as well as the models",
+        _SPEED,
+    )
     differ("Corpora", data("source", "fingerprint"), "losses are not of the same text and not comparable", _QUALITY)
-    differ("Tokenizers", data("tokenizer"), "a token is not the same thing, so of the quality figures only bits per "
-           "byte are comparable", _QUALITY[:2])  # fmt: skip
-    differ("Validation protocols", data("sequence_length", "batching", "validation_tokens"),
-           "losses are not of the same targets and not comparable (length, batching, tokens)", _QUALITY)  # fmt: skip
+    differ(
+        "Tokenizers",
+        data("tokenizer"),
+        "a token is not the same thing, so of the quality figures only bits per byte are comparable",
+        _QUALITY[:2],
+    )
+    differ(
+        "Validation protocols",
+        data("sequence_length", "batching", "validation_tokens"),
+        "losses are not of the same targets and not comparable (length, batching, tokens)",
+        _QUALITY,
+    )
     differ("Training tokens", _tokens, "a difference in loss may be one of the length of training", _QUALITY)
     return warnings + _seed_cautions(contenders), unfair
 

@@ -169,13 +169,10 @@ def answer(comparison: Comparison) -> list[str]:
 def _each(comparison: Comparison, items: list[Against], first: str) -> list[str]:
     said = []
     for item in items:
-        text = compare(item.difference, item.name, first)
         if reason := comparison.unfair.get((item.name, item.column)):
             text = f"{item.name} and {first} are not comparable: {reason}"
-        elif item.how == "unpaired" and item.difference is not None:
-            paired = f"paired over {plural(item.difference.n, 'seed')}"
-            text = text.replace(paired, "unpaired, since they share fewer than two seeds")
-            text = text.replace("in the one seed they share", "in seeds that they do not share")
+        else:
+            text = compare(item.difference, item.name, first, paired=item.how == "paired")
         said.append(sentence([f"in perplexity, {text}"]))
     return said
 
@@ -236,17 +233,32 @@ def frames(comparison: Comparison) -> dict[str, pd.DataFrame]:
         for run in contender.runs:
             measured = {column: run.metrics.get(column) for column in comparison.columns}
             runs.append(
-                {"contender": contender.name, "seed": run.result["seed"], "state": run.result["state"], **measured,
-                 "run": str(run.folder)}
-            )  # fmt: skip
+                {
+                    "contender": contender.name,
+                    "seed": run.result["seed"],
+                    "state": run.result["state"],
+                    **measured,
+                    "run": str(run.folder),
+                }
+            )
     differences = [
-        {"contender": item.name, "against": comparison.contenders[0].name, "metric": item.column,
-         "difference": d.value, "low": d.low, "high": d.high, "unit": d.unit, "p": d.p, "how": item.how,
-         "seeds": item.seeds[0], "seeds_against": item.seeds[1],
-         "comparable": comparison.unfair.get((item.name, item.column), "yes")}
+        {
+            "contender": item.name,
+            "against": comparison.contenders[0].name,
+            "metric": item.column,
+            "difference": d.value,
+            "low": d.low,
+            "high": d.high,
+            "unit": d.unit,
+            "p": d.p,
+            "how": item.how,
+            "seeds": item.seeds[0],
+            "seeds_against": item.seeds[1],
+            "comparable": comparison.unfair.get((item.name, item.column), "yes"),
+        }
         for item in against_first(comparison)
         if (d := item.difference)
-    ]  # fmt: skip
+    ]
     table = configuration_table(comparison)
     return {
         "contenders": pd.DataFrame(contenders),

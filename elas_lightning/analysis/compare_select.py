@@ -12,19 +12,26 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from elas_lightning.analysis.load import METRIC_COLUMNS, SweepResults, load_sweep
+from elas_lightning.analysis.load import SweepResults, load_sweep
 from elas_lightning.analysis.parameters import Parameter, level_name, name_of, side_name
 from elas_lightning.analysis.run import RunResults, load_run
 from elas_lightning.analysis.statistics import Estimate, estimate
 from elas_lightning.analysis.wording import plural
 from elas_lightning.errors import UserError
+from elas_lightning.trials_table import METRICS
 
 # Present only where something measured it.
 ENERGY_COLUMNS = ("energy_joules", "tokens_per_joule")
 _SEEDS = ("seed_everything", "data.seed")
 # Where a run writes and what it shows, which is nothing about what it computes.
-_ELSEWHERE = ("trainer.default_root_dir", "trainer.logger", "trainer.enable_progress_bar", "data.cache_dir",
-              "ckpt_path", "weights_only")  # fmt: skip
+_ELSEWHERE = (
+    "trainer.default_root_dir",
+    "trainer.logger",
+    "trainer.enable_progress_bar",
+    "data.cache_dir",
+    "ckpt_path",
+    "weights_only",
+)
 _CHECKPOINTS = "checkpoint."
 
 
@@ -224,13 +231,15 @@ def as_sweep(contenders: Sequence[Contender]) -> SweepResults:
     for i, contender in enumerate(contenders):
         for run in contender.runs:
             keys: dict[str, Any] = {
-                "seed": int(run.result["seed"]), "state": str(run.result["state"]),
-                "contender": contender.name, "run": str(run.folder),
-            }  # fmt: skip
+                "seed": int(run.result["seed"]),
+                "state": str(run.result["state"]),
+                "contender": contender.name,
+                "run": str(run.folder),
+            }
             complete = run.result["state"] == "complete"
             measured = {
                 column: float(run.metrics[column]) if complete and run.metrics.get(column) is not None else np.nan
-                for column in METRIC_COLUMNS
+                for column in METRICS
             }
             trials.append({"trial": str(i), **keys, **measured})
             curves.append(run.curve.assign(**keys))

@@ -16,17 +16,21 @@ def front_table(results: SweepResults) -> Table | None:
     metrics = [metric_of(name) for name in results.summary.get("objectives") or []]
     if len(metrics) < 2:
         return None
-    by_metric = [gather(results, results.names, metric.column) for metric in metrics]
-    finished = [points for points in zip(*by_metric, strict=True) if all(p.estimate for p in points)]
+    # by point, what it is in each metric
+    every = list(zip(*(gather(results, results.names, metric.column) for metric in metrics), strict=True))
     # as in the study, where a diverged seed makes its point the worst: the others' mean would speak for the lucky ones
-    known = [points for points in finished if not points[0].counts["diverged"]]
-    diverged = sum(points[0].counts["diverged"] > 0 for points in zip(*by_metric, strict=True))
-    means = [[p.estimate.mean for p in points if p.estimate] for points in known]
-    signed = [[m.scale * m.sign * row[k] for row in means] for k, m in enumerate(metrics)]
+    diverged = sum(point.counts["diverged"] > 0 for point, *_ in every)
+    known = [
+        (points[0].levels, estimates)
+        for points in every
+        if not points[0].counts["diverged"]
+        and len(estimates := [point.estimate for point in points if point.estimate]) == len(metrics)
+    ]
+    signed = [[m.scale * m.sign * estimates[k].mean for _, estimates in known] for k, m in enumerate(metrics)]
     rows = [
         (
-            *(level_name(results.parameter(name), level) for name, level in known[i][0].levels.items()),
-            *(plus_minus(p.estimate, m.scale) if p.estimate else "" for p, m in zip(known[i], metrics, strict=True)),
+            *(level_name(results.parameter(name), level) for name, level in known[i][0].items()),
+            *(plus_minus(estimate, m.scale) for estimate, m in zip(known[i][1], metrics, strict=True)),
         )
         for i in sorted(front(*signed), key=lambda i: signed[0][i])
     ]

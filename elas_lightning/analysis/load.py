@@ -27,19 +27,8 @@ from elas_lightning.analysis.parameters import (
 )
 from elas_lightning.analysis.wording import plural
 from elas_lightning.errors import UserError
+from elas_lightning.trials_table import METRICS, STATES
 
-STATES = ("complete", "diverged", "failed", "pruned")
-METRIC_COLUMNS = (
-    "val_loss",
-    "val_perplexity",
-    "val_bits_per_byte",
-    "tokens",
-    "seconds",
-    "tokens_per_second",
-    "parameters",
-    "flops_per_token",
-    "peak_memory_bytes",
-)
 KEY_COLUMNS = ("trial", "seed", "state", "run")
 
 
@@ -241,7 +230,7 @@ def _trials(
         if parameter.numeric:
             trials[name] = trials[name].astype(float)
         parameters.append(parameter)
-    for column in METRIC_COLUMNS:
+    for column in METRICS:
         trials[column] = _column(cells[column]) if column in cells else np.nan
     trials["run"] = cells["run"]
     # A point tried again with the same seed (a resumed sweep, or a sampler that came back) is the same

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from elas_lightning.analysis.load import STATES, SweepResults
+from elas_lightning.analysis.load import SweepResults
 from elas_lightning.analysis.metrics import metric_of
 from elas_lightning.analysis.parameters import Level, level_name, name_of, phrase, side_name
 from elas_lightning.analysis.statistics import Difference, Estimate, estimate, paired_difference
 from elas_lightning.errors import UserError
+from elas_lightning.trials_table import STATES
 
 _COMPARING = ("metric_by", "bars", "lr_curve", "heatmap")
 

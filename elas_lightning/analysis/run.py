@@ -15,8 +15,16 @@ from elas_lightning.analysis.wording import number
 from elas_lightning.errors import UserError
 
 _NEEDED = ("run", "state", "seed", "config", "metrics")
-_SHOWN = ("val_perplexity", "val_loss", "val_bits_per_byte", "tokens", "tokens_per_second", "parameters",
-          "flops_per_token", "peak_memory_bytes")  # fmt: skip
+_SHOWN = (
+    "val_perplexity",
+    "val_loss",
+    "val_bits_per_byte",
+    "tokens",
+    "tokens_per_second",
+    "parameters",
+    "flops_per_token",
+    "peak_memory_bytes",
+)
 
 
 @dataclass(frozen=True, repr=False)

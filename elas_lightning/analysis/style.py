@@ -28,6 +28,7 @@ from matplotlib.ticker import (
     NullFormatter,
     NullLocator,
 )
+from matplotlib.transforms import Transform
 
 DPI = 200
 # A half column of a paper or a phone is about 3.4 inches wide: at that width 10 pt still reads as 7 pt.
@@ -147,7 +148,7 @@ def turn_long_names(ax: Axes, names: Sequence[str]) -> None:
     figure.set_figheight(figure.get_figheight() + 0.07 * max(map(len, names)))
 
 
-def plain_numbers(ax: Axes, which: str = "y") -> None:
+def plain_numbers(ax: Axes, which: str) -> None:
     """Round tick values in plain figures (0.001, 250, 1,200,000), on linear and on log axes."""
     axis = ax.xaxis if which == "x" else ax.yaxis
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}" if value >= 1e-4 else f"{value:g}"))
@@ -160,6 +161,16 @@ def large_numbers(ax: Axes) -> None:
     """Counts along x as 500k or 1.5M: full figures would run into one another."""
     ax.xaxis.set_major_formatter(EngFormatter(places=None, sep=""))
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+
+
+def cross(ax: Axes, at: tuple[float, float], edge: Transform, look: Look) -> None:
+    """Mark what has no value, a diverged run, at an edge of the axes: off the scale, without a height invented."""
+    ax.plot(*at, "x", markersize=8, markeredgewidth=2, color=look.color, clip_on=False, transform=edge, zorder=5)
+
+
+def note(ax: Axes, text: str, at: tuple[float, float], edge: Transform, away: tuple[float, float], **how: Any) -> None:
+    """A few small words, so many points away from a mark at an edge."""
+    ax.annotate(text, at, away, xycoords=edge, textcoords="offset points", fontsize=8, color=GREY, **how)
 
 
 def wrap(text: str, width: int = 16) -> str:
@@ -213,9 +224,15 @@ def _legend_below(figure: Figure, entries: Sequence[tuple[str, Look]], title: st
     rows = -(-len(handles) // columns) + bool(title)
     figure.set_figheight(figure.get_figheight() + _LEGEND_ROW * rows)
     figure.legend(
-        handles=handles, loc="outside lower left", ncols=columns, frameon=False, title=title or None,
-        title_fontsize=9, alignment="left", handlelength=3,
-    )  # fmt: skip
+        handles=handles,
+        loc="outside lower left",
+        ncols=columns,
+        frameon=False,
+        title=title or None,
+        title_fontsize=9,
+        alignment="left",
+        handlelength=3,
+    )
 
 
 def legend_columns(names: Sequence[str]) -> int:

@@ -75,8 +75,8 @@ def interval(difference: Difference) -> str:
     return f"{signed(difference.low, decimals)} to {signed(difference.high, decimals)}"
 
 
-def compare(difference: Difference | None, a: str, b: str, context: str = "") -> str:
-    """State a seed-paired difference without claiming more than it shows.
+def compare(difference: Difference | None, a: str, b: str, context: str = "", paired: bool = True) -> str:
+    """State a difference without claiming more than it shows.
 
     An interval that includes zero is reported as a difference not found, together with how large it could
     still be: it does not show that the two are equal.
@@ -85,6 +85,7 @@ def compare(difference: Difference | None, a: str, b: str, context: str = "") ->
         difference: ``a`` against ``b``; None where they share no seed.
         a, b: names of the two sides.
         context: where they were compared, e.g. ``" at rank 32"`` (with its leading space).
+        paired: whether by seed; else they share fewer than two seeds.
     """
     if difference is None:
         return f"{a} and {b} share no finished seed{context}, so they cannot be compared"
@@ -93,18 +94,19 @@ def compare(difference: Difference | None, a: str, b: str, context: str = "") ->
     side = "above" if difference.value >= 0 else "below"
     size = f"{abs(difference.value):.{decimals}f}{unit}"
     if difference.low is None or difference.high is None:
-        return f"{a} is {size} {side} {b}{context} in the one seed they share, too few for an interval"
-    paired = f"paired over {difference.n} seeds"
+        seeds = "the one seed they share" if paired else "seeds that they do not share"
+        return f"{a} is {size} {side} {b}{context} in {seeds}, too few for an interval"
+    how = f"paired over {difference.n} seeds" if paired else "unpaired, since they share fewer than two seeds"
     if difference.found:
         ends = sorted((abs(difference.low), abs(difference.high)))
         span = " to ".join(f"{end:.{decimals}f}" for end in ends)
-        return f"{a} is {size} (95 % interval {span}) {side} {b}{context}, {paired}"
+        return f"{a} is {size} (95 % interval {span}) {side} {b}{context}, {how}"
     if difference.value == difference.low == difference.high == 0:
         return f"{a} and {b} are identical{context} in each of {difference.n} seeds"
     reach = f"{max(abs(difference.low), abs(difference.high)):.{decimals}f}{unit}"
     return (
         f"no difference was found between {a} and {b}{context} ({signed(difference.value, decimals)}{unit}, "
-        f"95 % interval {interval(difference)}, {paired}), which leaves room for one of up to {reach} and "
+        f"95 % interval {interval(difference)}, {how}), which leaves room for one of up to {reach} and "
         f"does not show that they are equal"
     )
 

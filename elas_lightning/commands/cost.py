@@ -55,7 +55,7 @@ def _add_account(parser: argparse.ArgumentParser) -> None:
 
 
 def _account(options: argparse.Namespace) -> int:
-    from elas_lightning.account_command import StepRequest, account_of, account_of_all
+    from elas_lightning.commands.account import StepRequest, account_of, account_of_all
 
     request = StepRequest(options.batch, options.sequence, options.dtype, options.device, options.checkpointing)
     written = Path(options.json) if options.json else None

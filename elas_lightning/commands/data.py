@@ -18,8 +18,13 @@ def add(commands: Any) -> None:
     )
     _add_source(prepare)
     prepare.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the token shards go")
-    prepare.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N",
-                         help="processes, each on one shard at a time (default: one a core)")  # fmt: skip
+    prepare.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes, each on one shard at a time (default: one a core)",
+    )
     prepare.set_defaults(run=_prepare)
 
     inspect = actions.add_parser(
@@ -53,14 +58,14 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from elas_lightning.data_command import prepare
+    from elas_lightning.commands.corpus import prepare
 
     prepare(options.config, _overrides(options), options.out, options.workers)
     return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from elas_lightning.data_command import inspect
+    from elas_lightning.commands.corpus import inspect
 
     inspect(options.config, _overrides(options), options.documents, options.rows, options.verify)
     return 0

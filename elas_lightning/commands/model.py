@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from elas_lightning.errors import UserError
+from elas_lightning.files import make_room
 
 _MODEL = "a *.ckpt, a run's directory, or a folder of `elas export --form factors` or `elas import`"
 
@@ -37,12 +38,21 @@ def add(commands: Any) -> None:
     export = commands.add_parser("export", help="write a trained model as a folder for transformers, or for elas")
     _add_model(export)
     export.add_argument("folder", help="where to write; a new folder")
-    export.add_argument("--form", choices=("merged", "factors"), default="merged",
-                        help="merged: for transformers, factors multiplied out, 2:4 step left off (default); "
-                        "factors: for elas, exactly as trained")  # fmt: skip
+    export.add_argument(
+        "--form",
+        choices=("merged", "factors"),
+        default="merged",
+        help="merged: for transformers, factors multiplied out, 2:4 step left off (default); "
+        "factors: for elas, exactly as trained",
+    )
     export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    export.add_argument("--eval-tokens", type=int, default=100_000, metavar="N",
-                        help="validation tokens on which to measure what leaving off 2:4 does; 0: none")  # fmt: skip
+    export.add_argument(
+        "--eval-tokens",
+        type=int,
+        default=100_000,
+        metavar="N",
+        help="validation tokens on which to measure what leaving off 2:4 does; 0: none",
+    )
     export.set_defaults(run=_export)
 
     import_ = commands.add_parser("import", help="take over a Llama or Arcee folder of Hugging Face")
@@ -61,8 +71,14 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help=_MODEL)
-    parser.add_argument("--text", nargs="+", type=Path, default=[], metavar="FILE",
-                        help="UTF-8 text, C4-format shards (.jsonl, .json.gz), or folders of them")  # fmt: skip
+    parser.add_argument(
+        "--text",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="UTF-8 text, C4-format shards (.jsonl, .json.gz), or folders of them",
+    )
     parser.add_argument("--tasks", type=_names, default=[], metavar="NAME,...", help="tasks of lm-eval, e.g. arc_easy")
     parser.add_argument("--include", type=Path, metavar="FOLDER", help="a folder of task files (YAML) of your own")
     parser.add_argument("--dense", action="store_true", help="measure again with the 2:4 step switched off")
@@ -92,8 +108,14 @@ def _generate(options: argparse.Namespace) -> int:
     except UnicodeDecodeError as error:
         raise UserError(f"the prompt is not UTF-8 text ({error.reason} at byte {error.start})") from error
     try:
-        print_continuation(trained, prompt, max_new_tokens=options.max_new_tokens, temperature=options.temperature,
-                           top_p=options.top_p, seed=options.seed)  # fmt: skip
+        print_continuation(
+            trained,
+            prompt,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            seed=options.seed,
+        )
     except KeyboardInterrupt:  # there is nothing to go on with, as `main` would say
         print()
         return 128 + signal.SIGINT
@@ -110,7 +132,7 @@ def _eval(options: argparse.Namespace) -> int:
     given = {key: value for key, value in vars(options).items() if key not in ("run", "json", "arguments")}
     request = evaluate.Evaluation(**given, command=shlex.join(["elas", *options.arguments]))
     if options.json:
-        evaluate.make_room(options.json)
+        make_room(options.json, "--json")
     found = evaluate.evaluate(request)
     evaluate.show(found, Console(markup=False))  # brackets in a name are a part of it
     if options.json:

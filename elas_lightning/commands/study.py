@@ -15,21 +15,7 @@ def add(commands: Any) -> None:
     sweep = commands.add_parser(
         "sweep", help="run a file of sweeps/ to its end, then plots and report; `sweep status` says how far it is"
     )
-    _add_study(sweep, "; `status`: how far sweeps are; `serve`: the proxy of --storage")
-    sweep.add_argument("--port", type=at_least_one, default=13000, metavar="N",
-                       help="with `serve`: the port the proxy of --storage answers on (default: 13000)")  # fmt: skip
-    sweep.add_argument("of", nargs="?", help="with `status`: the sweep to look at (default: all below runs/)")
-    add_set(sweep, "set a dotted configuration key for every run, e.g. trainer.max_steps=50")
-    sweep.add_argument("--budget", type=minutes, metavar="MINUTES",
-                       help="start no more runs after this time; the same command makes the rest later")  # fmt: skip
-    sweep.add_argument("--workers", type=at_least_one, default=1, metavar="N",
-                       help="make N runs at a time; they share the machine's GPUs or cores")  # fmt: skip
-    sweep.add_argument(
-        "--storage", metavar="URL", help="where the study lives; the same command elsewhere joins in (default: a file)"
-    )
-    sweep.add_argument("--patience", type=minutes, default=30.0, metavar="MINUTES",
-                       help="kill and resume a run that makes no progress for this long (default: 30)")  # fmt: skip
-    sweep.add_argument("--dry-run", action="store_true", help="check the sweep and list its runs, run nothing")
+    _add_sweep(sweep)
     sweep.set_defaults(run=_sweep)
 
     plots = commands.add_parser("plots", help="redraw a sweep's plots from its stored results")
@@ -41,10 +27,51 @@ def add(commands: Any) -> None:
     report.set_defaults(run=_report)
 
     compare = commands.add_parser("compare", help="set runs or sweeps side by side, from their result files")
-    compare.add_argument("runs", nargs="+", metavar="[NAME=]RUN[:LABEL,...]",
-                         help="a run's directory, a folder of them, or (part of) a sweep's folder")  # fmt: skip
+    compare.add_argument(
+        "runs",
+        nargs="+",
+        metavar="[NAME=]RUN[:LABEL,...]",
+        help="a run's directory, a folder of them, or (part of) a sweep's folder",
+    )
     compare.add_argument("--out", type=Path, metavar="DIR", help="write compare.html, tables as CSV and plots")
     compare.set_defaults(run=_compare)
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    _add_study(parser, "; `status`: how far sweeps are; `serve`: the proxy of --storage")
+    parser.add_argument(
+        "--port",
+        type=at_least_one,
+        default=13000,
+        metavar="N",
+        help="with `serve`: the port the proxy of --storage answers on (default: 13000)",
+    )
+    parser.add_argument("of", nargs="?", help="with `status`: the sweep to look at (default: all below runs/)")
+    add_set(parser, "set a dotted configuration key for every run, e.g. trainer.max_steps=50")
+    parser.add_argument(
+        "--budget",
+        type=minutes,
+        metavar="MINUTES",
+        help="start no more runs after this time; the same command makes the rest later",
+    )
+    parser.add_argument(
+        "--workers",
+        type=at_least_one,
+        default=1,
+        metavar="N",
+        help="make N runs at a time; they share the machine's GPUs or cores",
+    )
+    parser.add_argument(
+        "--storage", metavar="URL", help="where the study lives; the same command elsewhere joins in (default: a file)"
+    )
+    parser.add_argument(
+        "--patience",
+        type=minutes,
+        default=30.0,
+        metavar="MINUTES",
+        help="kill and resume a run that makes no progress for this long (default: 30)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check the sweep and list its runs, run nothing")
 
 
 def _add_study(parser: argparse.ArgumentParser, besides: str = "") -> None:

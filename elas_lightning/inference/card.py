@@ -96,12 +96,12 @@ def write_card(
     name: str,
     trained: TrainedModel,
     *,
-    merged: str | None,
     dtype: str,
     exported_parameters: int,
-    effect: MaskEffect | str | None,
-    seeds: Seeds | None,
     origin: dict[str, Any] | None,
+    merged: str | None = None,
+    effect: MaskEffect | str | None = None,
+    seeds: Seeds | None = None,
 ) -> None:
     """Write ``README.md``.
 
@@ -109,24 +109,16 @@ def write_card(
         folder: An existing directory.
         name: What to call the model.
         trained: What was exported.
-        merged: The architecture of ``transformers``; None for the form that keeps the factors.
         dtype: Of the exported weights.
         exported_parameters: Numbers in the exported weights.
+        origin: Where an imported model comes from.
+        merged: The architecture of ``transformers``; None for the form that keeps the factors.
         effect: What leaving off the 2:4 step does, or why that was not measured, or None without such a step.
         seeds: The same run with other seeds.
-        origin: Where an imported model comes from.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("elas_lightning.inference", "."),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(count=lambda n: f"{n:,}", figure=lambda x: f"{x:.4g}", ppl=lambda x: f"{x:.2f}")
     result = trained.result
     seconds = result.metrics.get("seconds") if result else None
-    text = environment.get_template("card.md.j2").render(
+    text = _template().render(
         name=name,
         config=trained.model.config,
         what=_in_words(trained.model.config),
@@ -148,6 +140,18 @@ def write_card(
         version=__version__,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("elas_lightning.inference", "."),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(count=lambda n: f"{n:,}", figure=lambda x: f"{x:.4g}", ppl=lambda x: f"{x:.2f}")
+    return environment.get_template("card.md.j2")
 
 
 def _in_words(config: ModelConfig) -> str:

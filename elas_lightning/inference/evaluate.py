@@ -94,21 +94,17 @@ def evaluate(request: Evaluation) -> dict[str, Any]:
         trained.model.set_sparsity(active)
         for path in request.text:
             score = evaluate_text(
-                trained.model, trained.tokenizer, path,
-                length=length, stride=stride, batch_size=request.batch_size, limit=request.limit,
-            )  # fmt: skip
-            texts.append({"sparsity": name, **asdict(score)})
-        if request.tasks:
-            # imports lm-eval, which is optional
-            from elas_lightning.inference.evaluate_tasks import ElasLM, run_tasks
-
-            tasks[name] = run_tasks(
-                ElasLM(trained.model, trained.tokenizer, length, request.batch_size),
-                request.tasks,
-                include=request.include,
-                num_fewshot=request.num_fewshot,
+                trained.model,
+                trained.tokenizer,
+                path,
+                length=length,
+                stride=stride,
+                batch_size=request.batch_size,
                 limit=request.limit,
             )
+            texts.append({"sparsity": name, **asdict(score)})
+        if request.tasks:
+            tasks[name] = _run_tasks(request, trained, length)
     environment = describe_environment(trained.model.embed_tokens.weight.device, request.command)
     if request.tasks:
         environment["versions"]["lm_eval"] = version("lm_eval")
@@ -125,6 +121,16 @@ def evaluate(request: Evaluation) -> dict[str, Any]:
         "tasks": tasks,
         "environment": environment,
     }
+
+
+def _run_tasks(request: Evaluation, trained: TrainedModel, length: int) -> dict[str, Any]:
+    # imports lm-eval, which is optional
+    from elas_lightning.inference.evaluate_tasks import ElasLM, run_tasks
+
+    model = ElasLM(trained.model, trained.tokenizer, length, request.batch_size)
+    return run_tasks(
+        model, request.tasks, include=request.include, num_fewshot=request.num_fewshot, limit=request.limit
+    )
 
 
 def _phases(trained: TrainedModel, dense: bool) -> dict[str, bool]:
@@ -147,9 +153,14 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         for row in found["text"]:
             score = TextScore(**{key: value for key, value in row.items() if key != "sparsity"})
             table.add_row(
-                Path(score.source).name, row["sparsity"], f"{score.documents:,}", f"{score.tokens:,}",
-                f"{score.loss:.4f}", f"{score.perplexity:.2f}", f"{score.bits_per_byte:.4f}",
-            )  # fmt: skip
+                Path(score.source).name,
+                row["sparsity"],
+                f"{score.documents:,}",
+                f"{score.tokens:,}",
+                f"{score.loss:.4f}",
+                f"{score.perplexity:.2f}",
+                f"{score.bits_per_byte:.4f}",
+            )
         console.print(table)
     if found["tasks"]:
         table = _table(("task", "metric", "sparsity"), ("shots", "examples", "value", "± s.e."))
@@ -187,20 +198,6 @@ def task_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str, str, 
             spread = f"{error:.4f}" if isinstance(error, float) and math.isfinite(error) else ""
             rows.append((task, shown, shots, samples, f"{value:.4f}", spread))
     return rows
-
-
-def make_room(path: Path) -> None:
-    """Make the folder of a file that :func:`write` is to write, before hours are spent on what it is to hold.
-
-    Raises:
-        UserError: There can be no such file.
-    """
-    if path.is_dir():
-        raise UserError(f"--json {path} is a folder: give a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--json {path} cannot be written ({error.strerror or error})") from error
 
 
 def write(found: Mapping[str, Any], path: Path) -> None:

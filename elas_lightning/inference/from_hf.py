@@ -84,10 +84,7 @@ def import_model(
     notes = _notes(theirs, text, tokenizer_path)
     weights = _read_weights(source)
     _ungroup(weights, theirs)
-    # transformers ties no head that the checkpoint has a weight of its own for
-    if theirs.get("tie_word_embeddings") and "lm_head.weight" not in weights and "embed_tokens.weight" in weights:
-        weights["lm_head.weight"] = weights["embed_tokens.weight"].clone()
-        notes.append("the head was tied to the embedding and is a copy of it now")
+    notes += _untie(weights, theirs)
     layers = _truncate(weights, rank) if rank is not None else []
     trained = TrainedModel(
         model=assemble(config, weights),
@@ -106,17 +103,8 @@ def import_model(
     }
     with new_folder(folder) as staged:
         numbers = write_factors(staged, trained, torch.float32, origin)
-        write_card(
-            staged,
-            folder.absolute().name,
-            trained,
-            merged=None,
-            dtype="float32",
-            exported_parameters=numbers,
-            effect=None,
-            seeds=None,
-            origin=origin,
-        )
+        name = folder.absolute().name
+        write_card(staged, name, trained, dtype="float32", exported_parameters=numbers, origin=origin)
     return Imported(folder, layers, notes)
 
 
@@ -244,6 +232,15 @@ def _ungroup(weights: dict[str, Tensor], theirs: dict[str, Any]) -> None:
         weights[name] = by_group.repeat_interleave(heads // groups, dim=0).flatten(0, 1)
 
 
+def _untie(weights: dict[str, Tensor], theirs: dict[str, Any]) -> list[str]:
+    """Give the head a copy of the embedding that it was tied to, and say so."""
+    # transformers ties no head that the checkpoint has a weight of its own for
+    if "lm_head.weight" in weights or "embed_tokens.weight" not in weights or not theirs.get("tie_word_embeddings"):
+        return []
+    weights["lm_head.weight"] = weights["embed_tokens.weight"].clone()
+    return ["the head was tied to the embedding and is a copy of it now"]
+
+
 def _truncate(weights: dict[str, Tensor], rank: int) -> list[KeptLayer]:
     """Put factors in the place of every matrix of a block."""
     layers = []
@@ -257,8 +254,4 @@ def _truncate(weights: dict[str, Tensor], rank: int) -> list[KeptLayer]:
         energy_K = value_K.double().square()
         total = energy_K.sum()
         layers.append(KeptLayer(name, float(energy_K[:rank].sum() / total) if total else 1.0))
-    return sorted(layers, key=lambda layer: _place(layer.name))
-
-
-def _place(name: str) -> tuple[int, str]:
-    return int(name.split(".")[1]), name
+    return sorted(layers, key=lambda layer: (int(layer.name.split(".")[1]), layer.name))

@@ -193,70 +193,6 @@ class ModelConfig:
         if self.initialization != "xavier":
             raise refuse("initialization", self.initialization, needs + "leave it at xavier")
 
-    def _check_storage(self) -> None:
-        if self.gated and self.backend not in ("auto", "reference"):
-            allowed = "its kernels are for an FFN without a gate: choose auto or reference for swiglu"
-            raise refuse("backend", self.backend, allowed)
-        self._check_plain_sparsity()
-        if self.ffn_storage == "dense":
-            return
-        if self.ffn != "relu2":
-            raise refuse("ffn_storage", self.ffn_storage, f"it needs ffn relu2, not {self.ffn}: choose dense")
-        if self.ffn_storage == "packed" and "ffn_hidden" not in self.sparsity.placement:
-            allowed = "it needs ffn_hidden in sparsity.placement: choose dense or recompute"
-            raise refuse("ffn_storage", self.ffn_storage, allowed)
-        if self.ffn_storage == "packed" and self.ffn_width % 8:
-            allowed = f"it needs an FFN width divisible by 8, not {self.ffn_width}: choose dense or recompute"
-            raise refuse("ffn_storage", self.ffn_storage, allowed)
-
-    def _check_weights(self) -> None:
-        method = self.weights.method
-        ranks = {"attention_rank": self.attention_rank, "ffn_rank": self.ffn_rank}
-        if method == "oats" and any(ranks.values()):
-            raise refuse("weights.method", method, "it decomposes full-rank matrices: set both ranks to null")
-        if method in COMPOSED:
-            self._check_composed(method, ranks)
-
-    def _check_experts(self) -> None:
-        count = self.experts.count
-        if count == 1:
-            return
-        if self.weights.method != "plain":
-            allowed = f"weights.method {self.weights.method} knows one FFN a layer: set it to 1, or choose plain"
-            raise refuse("experts.count", count, allowed)
-        if self.sparsity.stochastic and any(site.startswith("ffn") for site in self.sparsity.placement):
-            allowed = (
-                f"sparsity.method {self.sparsity.method} draws by a token's place in its text, which an expert does "
-                "not see: set it to 1, or choose magnitude, soft_threshold or first"
-            )
-            raise refuse("experts.count", count, allowed)
-
-    def _check_composed(self, method: str, ranks: dict[str, int | None]) -> None:
-        """SLTrain and ReLoRA make one matrix of their factors, and start those as LoRA does."""
-        for key, rank in ranks.items():
-            if rank is None:
-                raise refuse(key, rank, f"weights.method {method} has factors: give their rank")
-        needs = f"weights.method {method} has nothing between its factors: "
-        if self.bottleneck_activation is not None:
-            raise refuse("bottleneck_activation", self.bottleneck_activation, needs + "set it to null")
-        if "ffn_bottleneck" in self.sparsity.placement:
-            raise refuse("sparsity.placement", list(self.sparsity.placement), needs + "leave it out")
-        if self.checkpointing == "bottleneck":
-            raise refuse("checkpointing", self.checkpointing, needs + "choose block")
-        if self.initialization != "xavier":
-            allowed = f"the factors of weights.method {method} start as LoRA's: set it to xavier"
-            raise refuse("initialization", self.initialization, allowed)
-
-    def _check_plain_sparsity(self) -> None:
-        unknown = self.sparsity.only_plain_pytorch
-        if "ffn_hidden" not in self.sparsity.placement or unknown is None:
-            return
-        allowed = f"it knows 2:4 by magnitude with the dense backward, not {unknown}: choose"
-        if self.backend not in ("auto", "reference"):
-            raise refuse("backend", self.backend, f"{allowed} auto or reference")
-        if self.ffn_storage != "dense":
-            raise refuse("ffn_storage", self.ffn_storage, f"{allowed} dense")
-
     def _check_sparse_layers(self) -> None:
         if not self.sparsity.placement:
             return
@@ -286,3 +222,67 @@ class ModelConfig:
         if site == "ffn_bottleneck":
             return "ffn_rank", self.ffn_rank or 0
         return "hidden_size", self.hidden_size
+
+    def _check_storage(self) -> None:
+        if self.gated and self.backend not in ("auto", "reference"):
+            allowed = "its kernels are for an FFN without a gate: choose auto or reference for swiglu"
+            raise refuse("backend", self.backend, allowed)
+        self._check_plain_sparsity()
+        if self.ffn_storage == "dense":
+            return
+        if self.ffn != "relu2":
+            raise refuse("ffn_storage", self.ffn_storage, f"it needs ffn relu2, not {self.ffn}: choose dense")
+        if self.ffn_storage == "packed" and "ffn_hidden" not in self.sparsity.placement:
+            allowed = "it needs ffn_hidden in sparsity.placement: choose dense or recompute"
+            raise refuse("ffn_storage", self.ffn_storage, allowed)
+        if self.ffn_storage == "packed" and self.ffn_width % 8:
+            allowed = f"it needs an FFN width divisible by 8, not {self.ffn_width}: choose dense or recompute"
+            raise refuse("ffn_storage", self.ffn_storage, allowed)
+
+    def _check_plain_sparsity(self) -> None:
+        unknown = self.sparsity.only_plain_pytorch
+        if "ffn_hidden" not in self.sparsity.placement or unknown is None:
+            return
+        allowed = f"it knows 2:4 by magnitude with the dense backward, not {unknown}: choose"
+        if self.backend not in ("auto", "reference"):
+            raise refuse("backend", self.backend, f"{allowed} auto or reference")
+        if self.ffn_storage != "dense":
+            raise refuse("ffn_storage", self.ffn_storage, f"{allowed} dense")
+
+    def _check_weights(self) -> None:
+        method = self.weights.method
+        ranks = {"attention_rank": self.attention_rank, "ffn_rank": self.ffn_rank}
+        if method == "oats" and any(ranks.values()):
+            raise refuse("weights.method", method, "it decomposes full-rank matrices: set both ranks to null")
+        if method in COMPOSED:
+            self._check_composed(method, ranks)
+
+    def _check_composed(self, method: str, ranks: dict[str, int | None]) -> None:
+        """SLTrain and ReLoRA make one matrix of their factors, and start those as LoRA does."""
+        for key, rank in ranks.items():
+            if rank is None:
+                raise refuse(key, rank, f"weights.method {method} has factors: give their rank")
+        needs = f"weights.method {method} has nothing between its factors: "
+        if self.bottleneck_activation is not None:
+            raise refuse("bottleneck_activation", self.bottleneck_activation, needs + "set it to null")
+        if "ffn_bottleneck" in self.sparsity.placement:
+            raise refuse("sparsity.placement", list(self.sparsity.placement), needs + "leave it out")
+        if self.checkpointing == "bottleneck":
+            raise refuse("checkpointing", self.checkpointing, needs + "choose block")
+        if self.initialization != "xavier":
+            allowed = f"the factors of weights.method {method} start as LoRA's: set it to xavier"
+            raise refuse("initialization", self.initialization, allowed)
+
+    def _check_experts(self) -> None:
+        count = self.experts.count
+        if count == 1:
+            return
+        if self.weights.method != "plain":
+            allowed = f"weights.method {self.weights.method} knows one FFN a layer: set it to 1, or choose plain"
+            raise refuse("experts.count", count, allowed)
+        if self.sparsity.stochastic and any(site.startswith("ffn") for site in self.sparsity.placement):
+            allowed = (
+                f"sparsity.method {self.sparsity.method} draws by a token's place in its text, which an expert does "
+                "not see: set it to 1, or choose magnitude, soft_threshold or first"
+            )
+            raise refuse("experts.count", count, allowed)

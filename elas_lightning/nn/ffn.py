@@ -293,13 +293,5 @@ def ffns(part: nn.Module) -> list[FFN]:
 
 
 def make_ffn(config: ModelConfig, layer: int) -> FFN:
-    """A feed-forward network of one layer.
-
-    Args:
-        config: The model.
-        layer: Index of the layer.
-
-    Returns:
-        A module that maps ``(..., C)`` to ``(..., C)``.
-    """
+    """A feed-forward network of one layer, a module that maps ``(..., C)`` to ``(..., C)``."""
     return SwiGLU(config, layer) if config.gated else UngatedFFN(config, layer)

@@ -62,7 +62,7 @@ class LowRankLinear(nn.Module):
 
 
 def make_linear(
-    d_in: int, d_out: int, rank: int | None, *, silu: bool = False, site: SparsitySite | None = None
+    d_in: int, d_out: int, rank: int | None, *, silu: bool, site: SparsitySite | None = None
 ) -> nn.Linear | LowRankLinear:
     """The one place that chooses between full and low rank.
 

@@ -56,17 +56,18 @@ def resolve_backend(
     if requested == "reference":
         return BackendChoice(requested, "reference", "named", kept)
     if requested == "auto":
-        if case is None or not _is_measured(device):
+        if not _is_measured(device):
             why = f"no other backend has been measured to be faster on {device.type}"
-            if case is None and _is_measured(device):
-                why = f"an FFN takes what is measured to be fastest for its shape on {device_name(device)}"
+            return BackendChoice(requested, "reference", why, kept)
+        if case is None:
+            why = f"an FFN takes what is measured to be fastest for its shape on {device_name(device)}"
             return BackendChoice(requested, "reference", why, kept)
         # tokens may be symbolic under torch.compile, and the comparisons of bucket make them a number; the sizes of
         # parameters never are
+        sizes = case.rank, case.features, bucket(case.tokens)
         chosen, kept, why = _choose(
-            str(device), case.rank, case.features, bucket(case.tokens), case.dtype, case.sparsity,
-            case.direction, case.compiled, storage,
-        )  # fmt: skip
+            str(device), storage, *sizes, case.dtype, case.sparsity, case.direction, case.compiled
+        )
         return BackendChoice(requested, chosen, why, kept)
     if requested in BACKENDS:
         return BackendChoice(requested, requested, _runs(requested, device), kept)
@@ -74,15 +75,7 @@ def resolve_backend(
 
 
 def check_sparse_product_dtype(x: torch.Tensor, backend: str) -> None:
-    """Refuse what the sparse tensor cores do not multiply in full precision.
-
-    Args:
-        x: An operand.
-        backend: Whose it is.
-
-    Raises:
-        UserError: Neither float16 nor bfloat16 (a ValueError, too).
-    """
+    """Refuse, by a UserError, an operand that the sparse tensor cores of a backend do not multiply as it is."""
     if x.dtype not in (torch.float16, torch.bfloat16):
         raise UserError(
             f"backend {backend!r} computes float16 and bfloat16, not {x.dtype}: choose triton or reference, "
@@ -91,14 +84,7 @@ def check_sparse_product_dtype(x: torch.Tensor, backend: str) -> None:
 
 
 def check_kernel_dtype(x: torch.Tensor) -> None:
-    """Refuse what the kernels do not compute.
-
-    Args:
-        x: Input of a kernel.
-
-    Raises:
-        UserError: Not float16, bfloat16 or float32 (a ValueError, too).
-    """
+    """Refuse, by a UserError, what Triton's kernels do not compute."""
     if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         raise UserError(f"backend 'triton' computes float16, bfloat16 and float32, not {x.dtype}: choose reference")
 
@@ -115,21 +101,17 @@ def _choose(*known: Any) -> tuple[str, str, str]:
 
 
 @lru_cache(maxsize=1024)
-def _fastest(
-    device: str, rank: int, features: int, tokens: int, dtype: str, sparsity: str | None, direction: str,
-    compiled: bool, storage: str
-) -> tuple[str, str, str]:  # fmt: skip
-    """Backend, storage and reason, in plain types."""
-    place = torch.device(device)
+def _fastest(device: str, storage: str, *fields: Any) -> tuple[str, str, str]:
+    """Backend, storage and reason for a case of these fields, in plain types."""
+    place, case = torch.device(device), Case(*fields)
     name = device_name(place)
-    case = Case(rank, features, tokens, dtype, sparsity, direction, compiled)  # type: ignore[arg-type]
     found = nearest(name, case)
     if found is None:
         return "reference", storage, f"nothing is measured near {case} on {name}"
     missing = []
     for path, seconds in found.seconds.items():
         backend, kept = path.split()
-        if direction == "training" and kept != storage:
+        if case.direction == "training" and kept != storage:
             continue
         try:
             _runs(backend, place)

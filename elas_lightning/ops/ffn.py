@@ -53,16 +53,7 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 
 
 def check_factors(z: Tensor, up: Tensor, down: Tensor) -> None:
-    """Refuse shapes that do not fit.
-
-    Args:
-        z: Should be ``(..., R)``.
-        up: Should be ``(F, R)``.
-        down: Should be ``(F, O)``.
-
-    Raises:
-        ValueError: They are not.
-    """
+    """Refuse, by a ValueError, shapes other than ``(..., R)``, ``(F, R)`` and ``(F, O)``."""
     if up.dim() != 2 or down.dim() != 2 or z.shape[-1:] != up.shape[1:] or up.shape[0] != down.shape[0]:
         raise ValueError(
             f"z {tuple(z.shape)}, up {tuple(up.shape)}, down {tuple(down.shape)} do not fit: "
@@ -111,33 +102,38 @@ def lowrank_ffn(
     if sparsity not in ("2:4", None):
         raise ValueError(f"sparsity {sparsity!r} is unknown: choose '2:4' or None")
     check_gradient(gradient)
-    training = torch.is_grad_enabled() and (z.requires_grad or up.requires_grad or down.requires_grad)
     _check_storage(storage, activation, sparsity, up.shape[0])
+    training = torch.is_grad_enabled() and (z.requires_grad or up.requires_grad or down.requires_grad)
     case = ffn_case(z, up, sparsity, training) if backend == "auto" and activation == "relu2" else None
     choice = resolve_backend(backend, z.device, case, storage)
-    chosen, storage = choice.chosen, choice.storage or storage  # type: ignore[assignment]
+    chosen, kept = choice.chosen, choice.storage or storage
     if chosen in _SPARSE_PRODUCTS:
-        _check_sparse_product(chosen, activation, storage, training)
-    if not training and (storage == "packed" or chosen in _SPARSE_PRODUCTS):
-        storage = "recompute"  # nothing is kept without gradients
-    # the one backend that keeps its dense features by itself
-    keeps_dense = chosen == "hopper" and storage == "dense" and sparsity is not None
-    if storage != "dense" or keeps_dense:
-        z, up, down = autocast(z, up, down)
-        if chosen != "reference":
-            check_kernel_dtype(z)
-        if chosen in _SPARSE_PRODUCTS:
-            check_sparse_product_dtype(z, chosen)
-        sparse, masked, keeps = sparsity is not None, gradient == "masked", storage != "recompute"
-        out, _, _ = stored_ffn(z, up, down, sparse, masked, keeps, chosen)
-        return out
+        _check_sparse_product(chosen, activation, kept, training)
+    if not training and (kept == "packed" or chosen in _SPARSE_PRODUCTS):
+        kept = "recompute"  # nothing is kept without gradients
+    # hopper is the one backend that keeps dense features by itself
+    if kept == "dense" and not (chosen == "hopper" and sparsity is not None):
+        return _composed(z, up, down, activation, sparsity, gradient, chosen)
+    z, up, down = autocast(z, up, down)
+    if chosen != "reference":
+        check_kernel_dtype(z)
+    if chosen in _SPARSE_PRODUCTS:
+        check_sparse_product_dtype(z, chosen)
+    out, _, _ = stored_ffn(z, up, down, sparsity is not None, gradient == "masked", kept != "recompute", chosen)
+    return out
+
+
+def _composed(
+    z: Tensor, up: Tensor, down: Tensor, activation: Activation, sparsity: str | None, gradient: Gradient, backend: str
+) -> Tensor:
+    """The FFN as two products around its step, for autograd to keep what it likes."""
     hidden_F = F.linear(z, up)
     if sparsity is None:
         hidden_F = activate(hidden_F, activation)
     elif activation == "relu2":
-        hidden_F = relu2_sparsify_24(hidden_F, gradient=gradient, backend=chosen)
+        hidden_F = relu2_sparsify_24(hidden_F, gradient=gradient, backend=backend)
     else:
-        hidden_F = sparsify_24(activate(hidden_F, activation), gradient=gradient, backend=chosen)
+        hidden_F = sparsify_24(activate(hidden_F, activation), gradient=gradient, backend=backend)
     return F.linear(hidden_F, down.t())
 
 

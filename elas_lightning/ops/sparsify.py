@@ -59,14 +59,7 @@ class _Relu2StraightThrough24(torch.autograd.Function):
 
 
 def check_gradient(gradient: str) -> None:
-    """Refuse an unknown gradient of the 2:4 step.
-
-    Args:
-        gradient: ``ste`` or ``masked``.
-
-    Raises:
-        ValueError: Any other name.
-    """
+    """Refuse, by a ValueError, what is no gradient of the 2:4 step."""
     if gradient not in ("ste", "masked"):
         raise ValueError(f"gradient {gradient!r} is unknown: choose ste or masked")
 

@@ -15,11 +15,6 @@ OBJECTIVES: dict[str, Direction] = {
     "parameters": "minimize",
     "seconds": "minimize",
 }
-# What trials.csv says of a run, beside its name and what was searched.
-METRIC_FIELDS = (
-    "val_loss", "val_perplexity", "val_bits_per_byte", "tokens", "seconds", "tokens_per_second", "parameters",
-    "flops_per_token", "peak_memory_bytes",
-)  # fmt: skip
 QUALITY = ("val_perplexity", "val_loss", "val_bits_per_byte")  # what validations tell during a run
 
 

@@ -10,10 +10,8 @@ from typing import Any
 
 from elas_lightning.files import write_whole
 from elas_lightning.runner import RunResult
-from elas_lightning.sweep.objectives import METRIC_FIELDS
 from elas_lightning.sweep.plan import Plan, PlannedRun
-
-ENDED = ("complete", "diverged", "failed", "pruned")
+from elas_lightning.trials_table import METRICS, STATES, columns
 
 
 class Outcome:
@@ -32,7 +30,7 @@ class Outcome:
 
     def add(self, trial: int, planned: PlannedRun, result: RunResult) -> None:
         """Take in a run; one that is run again replaces its earlier row."""
-        measured = {field: result.metrics.get(field) for field in METRIC_FIELDS}
+        measured = {field: result.metrics.get(field) for field in METRICS}
         place = {"trial": trial, "seed": planned.seed, "state": result.state}
         rest = {"run": result.run, "reason": result.reason}
         self._rows[result.run] = {**place, **planned.values, **measured, **rest}
@@ -43,7 +41,7 @@ class Outcome:
     def counts(self) -> dict[str, int]:
         """Runs by how they ended."""
         found = Counter(row["state"] for row in self._rows.values())
-        return {state: found[state] for state in ENDED}
+        return {state: found[state] for state in STATES}
 
     def write(self, importances: dict[str, float] | None = None, left_out: int = 0) -> None:
         """Write both files, each whole or not at all.
@@ -53,9 +51,8 @@ class Outcome:
             left_out: Runs of the plan that nobody is going to make.
         """
         folder, spec = self.plan.folder, self.plan.spec
-        names = [dimension.name for dimension in spec.search]
         rows = sorted(self._rows.values(), key=lambda row: (row["trial"], row["seed"]))
-        _write_csv(folder / "trials.csv", ["trial", "seed", "state", *names, *METRIC_FIELDS, "run", "reason"], rows)
+        _write_csv(folder / "trials.csv", columns(d.name for d in spec.search), rows)
         environment = self._last.environment if self._last else {}
         summary = {
             "name": spec.name,

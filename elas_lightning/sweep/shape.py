@@ -8,8 +8,7 @@ from typing import Any
 import yaml
 
 from elas_lightning.errors import UserError
-
-_LARGEST_SEED = 2**32 - 1
+from elas_lightning.settings import LARGEST_SEED
 
 
 class _Loader(yaml.SafeLoader):
@@ -62,8 +61,8 @@ def _complaints(content: dict[str, Any]) -> Iterator[str]:
 
 def _wrong_numbers(content: dict[str, Any]) -> Iterator[str]:
     for seed in content.get("seeds", []):
-        if not 0 <= seed <= _LARGEST_SEED:
-            yield f"seeds has {seed}: give whole numbers from 0 to {_LARGEST_SEED}"
+        if not 0 <= seed <= LARGEST_SEED:
+            yield f"seeds has {seed}: give whole numbers from 0 to {LARGEST_SEED}"
     trials = content.get("trials")
     if trials is not None and not (is_a(trials, int) and trials >= 1):
         yield f"trials is {trials!r}: give a whole number, 1 or more"

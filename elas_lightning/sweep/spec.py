@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 
 from elas_lightning.errors import UserError
 from elas_lightning.plot_options import PLOT_OPTIONS
-from elas_lightning.sweep.objectives import METRIC_FIELDS, OBJECTIVES, QUALITY, Objective
+from elas_lightning.sweep.objectives import OBJECTIVES, QUALITY, Objective
 from elas_lightning.sweep.shape import is_a, read_fields
+from elas_lightning.trials_table import columns
 
 Sampler = Literal["grid", "tpe", "random"]
 Pruner = Literal["none", "median"]
@@ -173,7 +174,7 @@ class SweepSpec:
             yield f"pruner is {self.pruner!r}: {', '.join(get_args(Pruner))}"
         if not self.search:
             yield "search is empty: name at least one dimension"
-        for name in {d.name for d in self.search} & {"trial", "seed", "state", *METRIC_FIELDS, "run", "reason"}:
+        for name in {d.name for d in self.search} & set(columns()):
             yield f"search.{name}: trials.csv has a column of this name already; give another, and a label if you like"
         setting = {"seed_everything": "seeds", "data.seed": "seeds"}
         for dimension in self.search:

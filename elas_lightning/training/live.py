@@ -21,6 +21,8 @@ from elas_lightning.training.recorder import RunRecorder
 
 PROGRESS_NAME = "progress.json"
 VERDICT_NAME = "verdict.json"
+_WRITE_SECONDS = 1.0  # between two writes of progress
+_VERDICT_SECONDS = 60.0  # to wait for a verdict before going on without
 
 
 class LiveProgress(L.Callback):
@@ -32,15 +34,11 @@ class LiveProgress(L.Callback):
     Args:
         directory: The run's directory.
         recorder: Knows the latest figures.
-        interval: Seconds between two writes.
-        patience: Seconds to wait for a verdict before going on without.
     """
 
-    def __init__(self, directory: Path, recorder: RunRecorder, interval: float = 1.0, patience: float = 60.0) -> None:
+    def __init__(self, directory: Path, recorder: RunRecorder) -> None:
         self.directory = directory
         self._recorder = recorder
-        self._interval = interval
-        self._patience = patience
         self._last = -math.inf
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -79,7 +77,7 @@ class LiveProgress(L.Callback):
         self._write(trainer)
 
     def _write_now_and_then(self, trainer: L.Trainer) -> None:
-        if time.monotonic() - self._last >= self._interval:
+        if time.monotonic() - self._last >= _WRITE_SECONDS:
             self._write(trainer)
 
     def _write(self, trainer: L.Trainer) -> None:
@@ -100,7 +98,7 @@ class LiveProgress(L.Callback):
         _write_json(self.directory / PROGRESS_NAME, content)
 
     def _await_verdict(self, step: int) -> str | None:
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + _VERDICT_SECONDS
         while (verdict := _read(self.directory / VERDICT_NAME)) is not None and time.monotonic() < deadline:
             if verdict["step"] >= step:
                 return verdict["reason"]

@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 
-TRIAL_METRICS = (
-    "val_loss", "val_perplexity", "val_bits_per_byte", "tokens", "seconds", "tokens_per_second", "parameters",
-    "flops_per_token", "peak_memory_bytes",
-)  # fmt: skip
+from elas_lightning.trials_table import METRICS, STATES, columns
+
 STEPS = tuple(range(0, 401, 20))
 
 
@@ -56,12 +54,10 @@ def write_sweep(
         run = f"{trial:03d}-seed{seed}"
         rows.append(_write_run(folder / "runs" / run, trial, point, seed, state, loss(point, seed)))
     with (folder / "trials.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["trial", "seed", "state", *search, *TRIAL_METRICS, "run"])
+        writer = csv.DictWriter(file, columns(search))
         writer.writeheader()
         writer.writerows(rows)
-    counts = {
-        state: sum(row["state"] == state for row in rows) for state in ("complete", "diverged", "failed", "pruned")
-    }
+    counts = {state: sum(row["state"] == state for row in rows) for state in STATES}
     summary = {
         "name": folder.name,
         "question": question,
@@ -93,29 +89,43 @@ def write_sweep(
 
 def _write_run(home: Path, trial: int, point: Mapping[str, Any], seed: int, state: str, loss: float) -> dict[str, Any]:
     home.mkdir(parents=True)
-    metrics: dict[str, Any] = dict.fromkeys(TRIAL_METRICS)
+    metrics: dict[str, Any] = dict.fromkeys(METRICS)
     rank = point.get("rank") if isinstance(point.get("rank"), int) else 16
     last = STEPS[-1] if state == "complete" else STEPS[len(STEPS) // 3]
     if state == "complete":
         metrics = {
-            "val_loss": loss, "val_perplexity": float(np.exp(loss)),
-            "val_bits_per_byte": loss / np.log(2) / 3.4, "tokens": 819200,
-            "seconds": 30.0 + seed, "tokens_per_second": 819200 / (30.0 + seed),
-            "parameters": 900_000 + 12_000 * rank, "flops_per_token": 6 * (700_000 + 12_000 * rank),
+            "val_loss": loss,
+            "val_perplexity": float(np.exp(loss)),
+            "val_bits_per_byte": loss / np.log(2) / 3.4,
+            "tokens": 819200,
+            "seconds": 30.0 + seed,
+            "tokens_per_second": 819200 / (30.0 + seed),
+            "parameters": 900_000 + 12_000 * rank,
+            "flops_per_token": 6 * (700_000 + 12_000 * rank),
             "peak_memory_bytes": 61_000_000 + 90_000 * rank,
-        }  # fmt: skip
+        }
     _write_curve(home / "curve.csv", loss, seed, last, state)
     _write_telemetry(home / "telemetry.csv", seed, last)
     result = {
-        "run": home.name, "state": state,
+        "run": home.name,
+        "state": state,
         "reason": None if state == "complete" else f"loss became nan at step {last}",
-        "seed": seed, "config": {}, "overlays": [], "overrides": dict(point),
-        "metrics": metrics, "backend": {"requested": "auto", "chosen": "reference", "why": "no CUDA device"},
+        "seed": seed,
+        "config": {},
+        "overlays": [],
+        "overrides": dict(point),
+        "metrics": metrics,
+        "backend": {"requested": "auto", "chosen": "reference", "why": "no CUDA device"},
         "data": {"source": "tinystories"},
-        "environment": {"hardware": "2-core CPU, 8 GB", "python": "3.11.7", "versions": {"torch": "2.13.0"},
-                        "command": f"elas fit --seed_everything={seed}"},
-        "started": "2026-05-01T10:00:00+00:00", "finished": f"2026-05-01T10:00:{30 + seed % 20}+00:00",
-    }  # fmt: skip
+        "environment": {
+            "hardware": "2-core CPU, 8 GB",
+            "python": "3.11.7",
+            "versions": {"torch": "2.13.0"},
+            "command": f"elas fit --seed_everything={seed}",
+        },
+        "started": "2026-05-01T10:00:00+00:00",
+        "finished": f"2026-05-01T10:00:{30 + seed % 20}+00:00",
+    }
     (home / "result.json").write_text(json.dumps(result), encoding="utf-8")
     cells = {name: "None" if value is None else value for name, value in point.items()}
     return {"trial": trial, "seed": seed, "state": state, **cells, **metrics, "run": home.name}

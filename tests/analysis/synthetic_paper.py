@@ -63,9 +63,13 @@ def write_paper(root: Path, *, galore: bool = True, table: Mapping[str, Any] | N
     _set_sizes(write_sweep(root / "scaling", search, plots, loss=size_loss, question=question))
     search = {"warmup": {"kind": "choices", "values": [0, 20, 40], "label": "dense warm-up steps"}}
     write_sweep(
-        root / "warmup_ablation", search, [{"kind": "metric_by", "x": "warmup"}], states={1: "diverged"},
-        loss=lambda point, seed: 4.3 - 0.002 * point["warmup"] + 0.01 * seed, question="How long a warm-up?",
-    )  # fmt: skip
+        root / "warmup_ablation",
+        search,
+        [{"kind": "metric_by", "x": "warmup"}],
+        states={1: "diverged"},
+        loss=lambda point, seed: 4.3 - 0.002 * point["warmup"] + 0.01 * seed,
+        question="How long a warm-up?",
+    )
     if galore:
         for path in root.glob("*/runs/*/result.json"):
             _edit(path, _measure_both_ways)

@@ -27,13 +27,21 @@ def write_run(
     folder.mkdir(parents=True)
     complete = state == "complete"
     measured = {
-        "val_loss": loss, "val_perplexity": float(np.exp(loss)), "val_bits_per_byte": loss / 2.36,
-        "tokens": 1_000_000 + seed, "seconds": 50.0, "tokens_per_second": 20_000.0 + 100 * seed,
-        "parameters": 560_000, "flops_per_token": 1_850_000, "peak_memory_bytes": 900_000_000 + 1_000_000 * seed,
+        "val_loss": loss,
+        "val_perplexity": float(np.exp(loss)),
+        "val_bits_per_byte": loss / 2.36,
+        "tokens": 1_000_000 + seed,
+        "seconds": 50.0,
+        "tokens_per_second": 20_000.0 + 100 * seed,
+        "parameters": 560_000,
+        "flops_per_token": 1_850_000,
+        "peak_memory_bytes": 900_000_000 + 1_000_000 * seed,
         **metrics,
-    }  # fmt: skip
+    }
     result = {
-        "run": folder.name, "state": state, "reason": None if complete else "the training loss is nan at step 7",
+        "run": folder.name,
+        "state": state,
+        "reason": None if complete else "the training loss is nan at step 7",
         "seed": seed,
         "config": {
             "seed_everything": seed,
@@ -42,20 +50,37 @@ def write_run(
             "trainer": {"max_steps": 60, "default_root_dir": str(folder)},
             "checkpoint": {"every_n_train_steps": 100 + seed},
         },
-        "overlays": [], "overrides": {},
+        "overlays": [],
+        "overrides": {},
         "metrics": {name: value if complete else None for name, value in measured.items()},
         "backend": {"requested": "auto", "chosen": backend, "why": "test"},
-        "data": {"source": "pydocs", "fingerprint": "f00d", "tokenizer": "bpe (beef)", "sequence_length": 32,
-                 "batching": "truncate", "validation_tokens": 32768, **(data or {})},
+        "data": {
+            "source": "pydocs",
+            "fingerprint": "f00d",
+            "tokenizer": "bpe (beef)",
+            "sequence_length": 32,
+            "batching": "truncate",
+            "validation_tokens": 32768,
+            **(data or {}),
+        },
         "environment": {
-            "hardware": "AMD EPYC, 2 threads", "precision": "32-true", "world_size": 1, "versions": {"torch": "2.13.0"},
+            "hardware": "AMD EPYC, 2 threads",
+            "precision": "32-true",
+            "world_size": 1,
+            "versions": {"torch": "2.13.0"},
             "command": f"elas fit --config sizes/tiny.yaml --config methods/{method}.yaml --seed_everything={seed} "
-                       f"--data.seed={seed} --trainer.default_root_dir={folder}",
+            f"--data.seed={seed} --trainer.default_root_dir={folder}",
             **(environment or {}),
         },
-        "started": "2026-05-01T10:00:00+00:00", "finished": f"2026-05-01T10:01:{seed:02d}+00:00",
-    }  # fmt: skip
+        "started": "2026-05-01T10:00:00+00:00",
+        "finished": f"2026-05-01T10:01:{seed:02d}+00:00",
+    }
     (folder / "result.json").write_text(json.dumps(result))
+    _write_progress(folder, loss)
+    return folder
+
+
+def _write_progress(folder: Path, loss: float) -> None:
     with (folder / "curve.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["step", "tokens", "seconds", "train_loss", "val_loss", "lr"])
@@ -69,15 +94,21 @@ def write_run(
         for step in (20, 40, 60):
             for layer in (0, 1):
                 writer.writerow([step, layer, "ffn_hidden", 0.5 + step / 500 + layer / 50, 0.02, 0.2])
-    return folder
 
 
 def three_methods(home: Path) -> Path:
     """Full rank, low rank and ELAS, three seeds each; a seed shifts all alike, ELAS costs 0.01 nats."""
     for seed, shift in enumerate((0.0, 0.06, -0.03)):
         small = 0.001 * seed
-        write_run(home / f"full-{seed}", "full", seed, loss=4.1 + shift, config={"ffn_rank": None},
-                  parameters=620_000, flops_per_token=2_200_000)  # fmt: skip
+        write_run(
+            home / f"full-{seed}",
+            "full",
+            seed,
+            loss=4.1 + shift,
+            config={"ffn_rank": None},
+            parameters=620_000,
+            flops_per_token=2_200_000,
+        )
         write_run(home / f"lowrank-{seed}", "lowrank", seed, loss=4.0 + shift)
         write_run(home / f"elas-{seed}", "elas", seed, loss=4.01 + shift + small)
     return home

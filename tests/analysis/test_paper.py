@@ -333,10 +333,16 @@ def test_published_figures_are_verbatim_and_marked_as_published():
 
 def _kept(name: str, activations: int, places: tuple[tuple[int, int, str], ...]) -> list[dict]:
     return [
-        {"shape": "1b", "contender": name, "batch": b, "sequence": t, "checkpointing": how,
-         "bytes": {"activations": activations if how == "none" else 100}}
+        {
+            "shape": "1b",
+            "contender": name,
+            "batch": b,
+            "sequence": t,
+            "checkpointing": how,
+            "bytes": {"activations": activations if how == "none" else 100},
+        }
         for b, t, how in places
-    ]  # fmt: skip
+    ]
 
 
 def test_whether_the_saving_survives_checkpointing_is_said_from_the_record(paper):

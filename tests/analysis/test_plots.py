@@ -349,8 +349,12 @@ def test_wrong_options_are_the_users_to_mend(rank_ablation, kind, options, words
 def test_a_sweep_without_finished_runs_cannot_be_drawn(tmp_path, kind):
     folder = write_sweep(tmp_path / "dead", {"lr": RATES}, [], states=dict.fromkeys(range(12), "failed"))
     with pytest.raises(CannotDraw):
-        draw(folder, kind, x="step" if kind in ("curves", "telemetry") else "lr", value="natural_zeros"
-             if kind == "telemetry" else "val_loss")  # fmt: skip
+        draw(
+            folder,
+            kind,
+            x="step" if kind in ("curves", "telemetry") else "lr",
+            value="natural_zeros" if kind == "telemetry" else "val_loss",
+        )
 
 
 def test_write_plots_writes_what_is_asked_and_lists_what_it_could_not(rank_ablation):

@@ -17,12 +17,24 @@ def sweep_here(place: Any, finished_run: Path) -> Path:
     home = folder / "runs/rank=4-s0"
     shutil.copytree(finished_run, home)
     result = json.loads((home / "result.json").read_text())
-    place.write("runs/grid/summary.json", json.dumps({
-        "name": "grid", "question": "?", "objective": "val_perplexity", "size": "small", "data": "own",
-        "seeds": [0], "sampler": "grid", "plots": [{"kind": "bars", "x": "rank"}],
-        "search": {"rank": {"kind": "choices", "label": "rank", "values": [4]}},
-        "runs": {"planned": 1, "complete": 1}, "command": "elas sweep grid",
-    }))  # fmt: skip
+    place.write(
+        "runs/grid/summary.json",
+        json.dumps(
+            {
+                "name": "grid",
+                "question": "?",
+                "objective": "val_perplexity",
+                "size": "small",
+                "data": "own",
+                "seeds": [0],
+                "sampler": "grid",
+                "plots": [{"kind": "bars", "x": "rank"}],
+                "search": {"rank": {"kind": "choices", "label": "rank", "values": [4]}},
+                "runs": {"planned": 1, "complete": 1},
+                "command": "elas sweep grid",
+            }
+        ),
+    )
     metrics = {k: v for k, v in result["metrics"].items() if not isinstance(v, dict)}
     head = ["trial", "rank", "seed", "state", "run", *metrics]
     row = [0, 4, 0, "complete", "rank=4-s0", *("" if v is None else v for v in metrics.values())]
@@ -30,6 +42,7 @@ def sweep_here(place: Any, finished_run: Path) -> Path:
     return Path("runs/grid")
 
 
+RECORDS = Path(__file__).resolve().parents[2] / "benchmarks/results"
 DAMAGE: dict[str, tuple[str, Any, str]] = {
     "summary-torn": ("summary.json", '{"name": "gr', "summary.json"),
     "summary-list": ("summary.json", "[]", "summary.json"),
@@ -93,10 +106,15 @@ def test_run_files(place: Any, run_here: Path, name: str, content: Any) -> None:
         (["bench", "--nothing"], "--nothing"),
         (["bench", "ffn", "--shape", "square"], "square"),
         (["bench", "ffn", "--device", "abacus"], "abacus"),
-        (["bench", "ffn", "--rounds", "0"], "rounds"),
+        (["bench", "ffn", "--rounds", "0"], "rounds…`elas bench ffn --help`"),
         (["bench", "ffn", "--rounds", "few"], "--rounds…few"),
         (["bench", "nothing"], "no benchmark named 'nothing'…train-step"),
         (["bench", "gpu", "--minutes", "-1", "--out", "new"], "--minutes is -1…above 0"),
+        (["bench", "gpu", "--out", "run.yaml/new"], "--out run.yaml/new cannot be made"),
+        (["bench", "ffn", "--json", "run.yaml/new.json"], "--json run.yaml/new.json cannot be written"),
+        (["bench", "memory-account", "--json", "run.yaml/new.json"], "--json run.yaml/new.json cannot be written"),
+        (["bench", "--tune", "--out", "run.yaml/new.json"], "--out run.yaml/new.json cannot be written"),
+        (["bench", "--report", str(RECORDS), "--out", "run.yaml/new"], "--out run.yaml/new cannot be made"),
         (["bench", "--report", "nowhere"], "nowhere"),
         (["bench", "--report", "experiments"], "experiments"),
         (["bench", "loader", "--nothing"], "--nothing"),

@@ -6,6 +6,7 @@ import copy
 import html
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,20 +19,21 @@ from elas_lightning.analysis.benchmark_records import measurements, side_by_side
 from elas_lightning.analysis.benchmark_summary import lines, summary_table
 from elas_lightning.analysis.benchmarks import verdict
 from elas_lightning.cli import main
+from elas_lightning.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 Script = Callable[..., None]
 SIZES = {
-    "ffn": ["--tokens", "24"],
-    "train_step": ["--batch", "2", "--sequence", "16", "--vocabulary", "50", "--only", "ReLU²", "ELAS"],
-    "prefill": ["--batch", "2", "--sequence", "16", "--vocabulary", "50"],
+    "ffn": "--tokens 24",
+    "train_step": "--batch 2 --sequence 16 --vocabulary 50 --only ReLU² ELAS",
+    "prefill": "--batch 2 --sequence 16 --vocabulary 50",
 }
 TWIN = "low-rank ReLU²"
 H200 = ("ffn", "ffn_131072", "train_step", "prefill")
 
 
 def run(name: str, record: Path, **environment: str) -> dict[str, Any]:
-    options = ["--shape", "smoke", "--rounds", "2", "--device", "cpu", "--json", str(record), *SIZES[name]]
+    options = ["--shape", "smoke", "--rounds", "2", "--device", "cpu", "--json", str(record), *shlex.split(SIZES[name])]
     command = [sys.executable, str(FOLDER / f"{name}.py"), *options]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr
@@ -201,12 +203,20 @@ def test_a_reader_sees_at_once_what_an_h200_said(tmp_path: Path) -> None:
     found = lines([row for record in records for row in measurements(record)])
     said = {row[:3]: row[3:] for row in summary_table(found).rows}
     assert said["FFN forward", "16,384", "out of the way"] == (
-        "2.09 hopper", "1.68 hopper", "1.75 hopper", "1.36 hopper", "1.14 hopper",
-    )  # fmt: skip
+        "2.09 hopper",
+        "1.68 hopper",
+        "1.75 hopper",
+        "1.36 hopper",
+        "1.14 hopper",
+    )
     assert said["FFN forward", "131,072", "included"] == ("2.30 hopper", "1.67 hopper", "", "1.28 hopper", "")
     assert said["FFN forward and backward", "131,072", "included"] == (
-        "0.87 hopper †", "0.93 hopper", "", "0.99 hopper", "",
-    )  # fmt: skip
+        "0.87 hopper †",
+        "0.93 hopper",
+        "",
+        "0.99 hopper",
+        "",
+    )
     # its own kernels wait for the host there, and so does the twin
     assert said["FFN forward", "16,384", "included"][:3] == ("0.87 reference †", "0.80 reference †", "0.69 reference †")
     assert main(["bench", "--report", str(FOLDER / "results" / "h200"), "--out", str(tmp_path)]) == 0
@@ -228,8 +238,12 @@ def test_a_call_is_bound_by_launches_where_its_graph_is_much_faster(gpu_record: 
     ]
     assert [m.launch_bound for m in measurements(gpu_record)] == [False, False, True, False, True]
     assert [m.mode for m in side_by_side(list(measurements(gpu_record)))] == [
-        "compiled", "compiled, graph", "compiled", "compiled, graph", "eager",
-    ]  # fmt: skip
+        "compiled",
+        "compiled, graph",
+        "compiled",
+        "compiled, graph",
+        "eager",
+    ]
 
 
 def test_what_one_kind_of_call_could_not_do_is_not_said_of_another(gpu_record: dict[str, Any], tmp_path: Path) -> None:
@@ -261,22 +275,38 @@ def test_a_record_of_another_version_is_refused(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("command", "said"),
     [
-        (["--rounds", "1"], "--rounds must be at least 2"),
-        (["--without-eager"], "leaves nothing to time: add --compile"),
-        (["--cuda-graph", "--device", "cpu"], "--cuda-graph needs a GPU, and --device is cpu"),
-        (["--rehearse", "--json", "record.json"], "--rehearse times nothing"),
-        (["--tokens", "0"], "0 is too small: give 1 or more"),
+        ("ffn --rounds 1", "argument --rounds: 1 is too few: give 2 or more"),
+        ("ffn --without-eager", "leaves nothing to time: add --compile"),
+        ("ffn --cuda-graph --device cpu", "--cuda-graph needs a GPU, and --device is cpu"),
+        ("ffn --rehearse --json record.json", "--rehearse times nothing"),
+        ("ffn --tokens 0", "0 is too small: give 1 or more"),
+        ("train_step --layers 0", "argument --layers: 0 is too small"),
+        ("train_step --sequence 0", "argument --sequence: 0 is too small"),
+        ("prefill --vocabulary -4", "argument --vocabulary: -4 is too small"),
+        ("decode --rounds 0", "argument --rounds: 0 is too small"),
+        ("decode --threads 0", "argument --threads: 0 is too small"),
+        ("decode --tokens 17", "--tokens is 17: give at most 16"),
+        ("loader --batches 0", "argument --batches: 0 is too small"),
+        ("loader --rounds 1", "argument --rounds: 1 is too few"),
+        ("tune --rounds 0", "argument --rounds: 0 is too small"),
+        ("tune --tokens 0", "argument --tokens: 0 is too small"),
     ],
 )
 def test_refuses_what_cannot_be_measured(
-    arguments: list[str], said: str, script: Script, capsys: pytest.CaptureFixture[str]
+    command: str, said: str, script: Script, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        script("ffn", *arguments)
+        script(*shlex.split(command))
     assert end.value.code == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_contender_that_nobody_is_called_is_refused(name: str, script: Script) -> None:
+    with pytest.raises(UserError, match=r"--only hoper: no contender has this in its name; there are: .*hopper, dense"):
+        script(name, *shlex.split("--shape smoke --device cpu --only hoper"))
 
 
 def test_a_verdict_claims_no_more_than_the_rounds_show() -> None:
@@ -286,8 +316,11 @@ def test_a_verdict_claims_no_more_than_the_rounds_show() -> None:
     said = verdict([row for row in rows if row.kind == "ffn forward"])
     (graph,) = [one for one in said if one.startswith("60M") and "twin's graph" in one]
     assert "2.09 times its speed" in graph
-    dense = max(row.ratio["median"] for row in rows if row.shape == "60m" and row.contender.startswith(TWIN) and
-                row.is_graph and row.kind == "ffn forward")  # fmt: skip
+    dense = max(
+        row.ratio["median"]
+        for row in rows
+        if row.shape == "60m" and row.contender.startswith(TWIN) and row.is_graph and row.kind == "ffn forward"
+    )
     assert graph.endswith(
         f"; the dense model's own fastest way ({TWIN}, triton, recompute, compiled, graph) reaches {dense:.2f} times "
         "that speed."

@@ -100,9 +100,12 @@ def test_seconds_are_those_of_the_contender_and_no_graph_s(convert: Callable[...
         assert own["2:4"] == {
             f"{name} {storage}": seconds(f"ELAS, {name}, {storage}", mode)
             for name, storage in (
-                ("reference", "dense"), ("triton", "recompute"), ("hopper", "recompute"), ("cusparselt", "recompute"),
+                ("reference", "dense"),
+                ("triton", "recompute"),
+                ("hopper", "recompute"),
+                ("cusparselt", "recompute"),
             )
-        }  # fmt: skip
+        }
 
 
 @pytest.fixture
@@ -134,9 +137,15 @@ def h200(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     ],
 )
 def test_auto_on_an_h200(
-    sizes: tuple[int, int], tokens: int, sparsity: str | None, direction: Any, by_compiler: bool, storage: str,
-    chosen: tuple[str, str], h200: torch.device,
-) -> None:  # fmt: skip
+    sizes: tuple[int, int],
+    tokens: int,
+    sparsity: str | None,
+    direction: Any,
+    by_compiler: bool,
+    storage: str,
+    chosen: tuple[str, str],
+    h200: torch.device,
+) -> None:
     case = Case(*sizes, tokens, "bfloat16", sparsity, direction, by_compiler)
     choice = resolve_backend("auto", h200, case, storage)
     assert (choice.chosen, choice.storage) == chosen
@@ -169,9 +178,13 @@ def test_another_card_does_not_take_the_h200_s_word(h200: torch.device, monkeypa
     ],
 )
 def test_what_says_nothing_is_refused(
-    change: dict[str, Any], said: str, changed: Callable[..., Path], convert: Callable[..., int], tmp_path: Path,
+    change: dict[str, Any],
+    said: str,
+    changed: Callable[..., Path],
+    convert: Callable[..., int],
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     out = tmp_path / "out.json"
     assert convert(changed(**change), "--out", out) == 2
     error = capsys.readouterr().err

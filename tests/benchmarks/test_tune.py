@@ -95,10 +95,3 @@ def test_another_device_s_file_is_not_written_over(
     assert tune("--out", str(out)) == 2
     assert "holds measurements of NVIDIA H200" in capsys.readouterr().err
     assert json.loads(out.read_text())["cases"] == []
-
-
-def test_refuses_no_tokens(tune: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        tune("--tokens", "0")
-    assert end.value.code == 2
-    assert "must be at least 1" in capsys.readouterr().err

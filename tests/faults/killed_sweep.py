@@ -62,8 +62,16 @@ def cheap_run(request: RunRequest) -> RunResult:
 
 def _progress(step: int) -> dict[str, Any]:
     validated = step if step == STEPS else -1
-    return {"step": step, "max_steps": STEPS, "validated_step": validated, "tokens": step, "seconds": 1.0,
-            "train_loss": 1.0, "pid": os.getpid(), "time": time.time()}  # fmt: skip
+    return {
+        "step": step,
+        "max_steps": STEPS,
+        "validated_step": validated,
+        "tokens": step,
+        "seconds": 1.0,
+        "train_loss": 1.0,
+        "pid": os.getpid(),
+        "time": time.time(),
+    }
 
 
 def _write(path: Path, content: Any) -> None:

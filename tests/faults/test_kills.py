@@ -18,9 +18,13 @@ from elas_lightning.cli import main
 STEPS = 60
 # micro-batches between validations; a window of the curve that checkpoints cut through
 RUN = [
-    f"--trainer.max_steps={STEPS}", "--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=14",
-    "--trainer.log_every_n_steps=3", "--checkpoint.every_n_train_steps=2", "--data.num_workers=2",
-]  # fmt: skip
+    f"--trainer.max_steps={STEPS}",
+    "--trainer.accumulate_grad_batches=2",
+    "--trainer.val_check_interval=14",
+    "--trainer.log_every_n_steps=3",
+    "--checkpoint.every_n_train_steps=2",
+    "--data.num_workers=2",
+]
 
 
 def _arguments(overlay: Path, directory: Path, pause: float = 0.0) -> list[str]:

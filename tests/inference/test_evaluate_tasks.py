@@ -78,21 +78,35 @@ def task_files(tmp_path: Path) -> Path:
     # one that has no context at all, and is predicted from the end token
     questions.append({"question": "", "choices": ["noon", "a wall"], "answer": 1})
     _write_task(
-        folder, "small_choice", questions, output_type="multiple_choice", doc_to_text="{{question}}",
-        doc_to_choice="{{choices}}", doc_to_target="answer", target_delimiter="",
+        folder,
+        "small_choice",
+        questions,
+        output_type="multiple_choice",
+        doc_to_text="{{question}}",
+        doc_to_choice="{{choices}}",
+        doc_to_target="answer",
+        target_delimiter="",
         metric_list=_metrics(acc=True, acc_norm=True),
-    )  # fmt: skip
+    )
     _write_task(
-        folder, "small_prose", [{"text": text} for text in sentences("p", 12)], doc_to_text="",
-        doc_to_target="{{text}}", output_type="loglikelihood_rolling",
+        folder,
+        "small_prose",
+        [{"text": text} for text in sentences("p", 12)],
+        doc_to_text="",
+        doc_to_target="{{text}}",
+        output_type="loglikelihood_rolling",
         metric_list=_metrics(word_perplexity=False, byte_perplexity=False),
-    )  # fmt: skip
+    )
     _write_task(
-        folder, "small_answer", [{"text": text} for text in sentences("g", 10)], doc_to_text="{{text}}",
-        doc_to_target=" the", output_type="generate_until",
+        folder,
+        "small_answer",
+        [{"text": text} for text in sentences("g", 10)],
+        doc_to_text="{{text}}",
+        doc_to_target=" the",
+        output_type="generate_until",
         generation_kwargs={"until": ["\n", "t"], "max_gen_toks": 8, "do_sample": False},
         metric_list=_metrics(exact_match=True),
-    )  # fmt: skip
+    )
     return folder
 
 

@@ -305,8 +305,13 @@ def test_the_card_of_a_run_on_token_shards_names_their_text(
     overlay = write_overlay(tmp_path)
     prepare_arguments = ["data", "prepare", "--config", str(overlay), "--out", str(tmp_path / "tokens"), "--workers=1"]
     assert main(prepare_arguments) == 0
-    own = {"trainer.default_root_dir": str(tmp_path / "run"), "checkpoint.every_n_train_steps": 12,
-           "data.source": "tokens", "data.path": str(tmp_path / "tokens"), "data.tokenizer": "auto"}  # fmt: skip
+    own = {
+        "trainer.default_root_dir": str(tmp_path / "run"),
+        "checkpoint.every_n_train_steps": 12,
+        "data.source": "tokens",
+        "data.path": str(tmp_path / "tokens"),
+        "data.tokenizer": "auto",
+    }
     cli = ElasCLI(command_line([overlay], own), run=False)
     result = execute(cli)
     export_model(load_model(tmp_path / "run"), tmp_path / "out", eval_tokens=0)

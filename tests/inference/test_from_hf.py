@@ -22,9 +22,15 @@ transformers = pytest.importorskip("transformers", reason="checkpoints are writt
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "max_position_embeddings": 128, "bos_token_id": None, "eos_token_id": 0,
-}  # fmt: skip
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+}
 
 
 def checkpoint(folder: Path, tokenizer_file: Path, kind: str = "Llama", shard: str = "5GB", **changes: Any) -> Any:

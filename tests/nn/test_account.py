@@ -165,14 +165,14 @@ class TwoOfFour(torch.utils._python_dispatch.TorchDispatchMode):
         return x.shape[1] % 4 == 0 and bool(((x.unflatten(1, (-1, 4)) != 0).sum(-1) <= 2).all())
 
 
-def _check_flops_with_24(config: ModelConfig) -> None:
+def _check_flops_with_24(config: ModelConfig, any_24: bool = True) -> None:
     model, input_ids = Llama(config), torch.randint(97, (4, 30))
     account = flops_by_part(config, 30)
     with TwoOfFour() as forward:
         loss = model(input_ids).square().sum()
     with TwoOfFour() as backward:
         loss.backward()
-    assert forward.flops > 0
+    assert (forward.flops > 0) == any_24
     for direction, found in (("forward", forward), ("backward", backward)):
         saved = account[direction]["total"] - account[direction]["flops_with_24"]
         assert 120 * saved == found.flops / 2
@@ -208,16 +208,7 @@ def test_flops_with_24_are_those_of_products_with_a_24_operand(
 def test_flops_with_24_count_the_patterns_that_24_hardware_multiplies(swiglu, method: Any, pattern: Any) -> None:
     sparsity = SparsityConfig(("ffn_hidden",), gradient="masked", pattern=pattern, method=method)
     described = swiglu(ffn="gelu", num_layers=1, ffn_rank=12, sparsity=sparsity)
-    model, input_ids = Llama(described), torch.randint(97, (4, 30))
-    with TwoOfFour() as forward:
-        loss = model(input_ids).square().sum()
-    with TwoOfFour() as backward:
-        loss.backward()
-    account = flops_by_part(described, 30)
-    assert (forward.flops > 0) == (pattern in ("2:4", "1:4", "2:8"))
-    for direction, found in (("forward", forward), ("backward", backward)):
-        saved = account[direction]["total"] - account[direction]["flops_with_24"]
-        assert 120 * saved == found.flops / 2
+    _check_flops_with_24(described, any_24=pattern in ("2:4", "1:4", "2:8"))
 
 
 @pytest.mark.parametrize("gradient", ["ste", "masked"])
@@ -225,9 +216,14 @@ def test_flops_with_24_count_the_patterns_that_24_hardware_multiplies(swiglu, me
 def test_feature_wise_weight_gradients_are_24_along_tokens(swiglu, changes: dict[str, Any], gradient: Any) -> None:
     """Tokens in the order in which they come, and no dense features, so that the pattern is there to be seen."""
     sparsity = SparsityConfig(
-        ("ffn_hidden",), layers=(1,), gradient=gradient, pattern="3:4", backward="feature_wise",
-        backward_dense_share=0.0, backward_permutation=False,
-    )  # fmt: skip
+        ("ffn_hidden",),
+        layers=(1,),
+        gradient=gradient,
+        pattern="3:4",
+        backward="feature_wise",
+        backward_dense_share=0.0,
+        backward_permutation=False,
+    )
     described = swiglu(**changes, sparsity=sparsity)
     model, input_ids = Llama(described), torch.randint(97, (4, 30))
     loss = model(input_ids).square().sum()

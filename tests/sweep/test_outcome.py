@@ -6,9 +6,9 @@ from collections.abc import Callable
 from csv_rows import rows_of
 
 from elas_lightning.runner import RunResult
-from elas_lightning.sweep.objectives import METRIC_FIELDS
 from elas_lightning.sweep.outcome import Outcome
 from elas_lightning.sweep.plan import Plan
+from elas_lightning.trials_table import METRICS
 
 
 def _result(run: str, state: str = "complete", **metrics: float) -> RunResult:
@@ -24,7 +24,7 @@ def test_one_row_a_run_with_searched_values_and_figures(planned: Callable[..., P
     outcome.add(0, plan.run({"method": "dense", "rank": 0.25}, 0), _result("a", val_loss=2.0, seconds=1.0))
     outcome.write()
     rows = rows_of(plan.folder / "trials.csv")
-    assert list(rows[0]) == ["trial", "seed", "state", "method", "rank", *METRIC_FIELDS, "run", "reason"]
+    assert list(rows[0]) == ["trial", "seed", "state", "method", "rank", *METRICS, "run", "reason"]
     assert [(r["trial"], r["seed"], r["method"], r["rank"], r["val_loss"]) for r in rows] == [
         ("0", "0", "dense", "4", "2.0"),
         ("1", "1", "ELAS", "4", "3.0"),

@@ -132,9 +132,15 @@ def _lost_and_saved(pruner: BasePruner, seed: int) -> tuple[int, int]:
                 break
         lost += pruned and bool(quality[point] < np.median(quality))
         saved += len(curve) - len(reached)
-        study.add_trial(create_trial(state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
-                                     value=None if pruned else 1.0, params={"p": point}, distributions=SPACE,
-                                     intermediate_values=reached))  # fmt: skip
+        study.add_trial(
+            create_trial(
+                state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
+                value=None if pruned else 1.0,
+                params={"p": point},
+                distributions=SPACE,
+                intermediate_values=reached,
+            )
+        )
     return lost, saved
 
 

@@ -70,9 +70,8 @@ def test_a_run_without_a_judge_waits_for_nobody_and_one_with_a_silent_judge_not_
     overlay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_verdict(tmp_path / "run", -1, None)
-    waits = live.LiveProgress.__init__.__defaults__
-    monkeypatch.setattr(live.LiveProgress.__init__, "__defaults__", (1.0, 0.2))
-    assert waits == (1.0, 60.0)
+    assert live._VERDICT_SECONDS == 60.0
+    monkeypatch.setattr(live, "_VERDICT_SECONDS", 0.2)
     assert run(RunRequest(tmp_path / "run", (overlay,))).state == "complete"
 
 

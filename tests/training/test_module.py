@@ -163,13 +163,23 @@ class _Own(ElasModule):
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
 def test_a_subclass_in_a_plain_trainer(make_data: Callable[..., C4DataModule], tmp_path: Path) -> None:
     config = ModelConfig(
-        vocab_size=300, hidden_size=8, intermediate_size=8, num_layers=1, num_heads=1, ffn="relu2",
+        vocab_size=300,
+        hidden_size=8,
+        intermediate_size=8,
+        num_layers=1,
+        num_heads=1,
+        ffn="relu2",
         sparsity=SparsityConfig(placement=["ffn_hidden"], dense_warmup_steps=3),
-    )  # fmt: skip
+    )
     trainer = L.Trainer(
-        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
+        max_steps=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
     trainer.fit(_Own(config, more=2), datamodule=make_data(validation_tokens=50))
     trainer.save_checkpoint(tmp_path / "own.ckpt")
     again = _Own.load_from_checkpoint(tmp_path / "own.ckpt", weights_only=True)

@@ -12,8 +12,8 @@ from elas_lightning.analysis.answer import USUAL_TOKENS_PER_PARAMETER, tokens_pe
 from elas_lightning.analysis.load import SweepResults
 from elas_lightning.analysis.paper.load import EVALUATIONS, Paper, choices, seeds_of
 from elas_lightning.analysis.paper.memory import accounts, memory_sentences
-from elas_lightning.analysis.paper.scaling import scaling_sentences, scaling_series
-from elas_lightning.analysis.paper.speed import speed_sentences
+from elas_lightning.analysis.paper.scaling import scaling_answers, scaling_series
+from elas_lightning.analysis.paper.speed import speed_answers
 from elas_lightning.analysis.paper.table import against_twins, methods
 from elas_lightning.analysis.paper.verdicts import OURS, close_to_twin
 from elas_lightning.analysis.parameters import level_name, lower_first
@@ -94,11 +94,6 @@ def _baselines(paper: Paper) -> Iterator[tuple[bool, str]]:
     if waiting := [method for method in choices(results, results.parameters[0].name) if method not in done]:
         yield False, f"Without a finished run yet: {listing(waiting)}."
     yield from _part(paper, "activation_ablation", "Squared ReLU and 2:4 apart")
-
-
-def _speed(paper: Paper) -> Iterator[tuple[bool, str]]:
-    for sentence in speed_sentences(paper):
-        yield not sentence.startswith(("There is no", "Not measured", "No record")), sentence
 
 
 def _memory(paper: Paper) -> Iterator[tuple[bool, str]]:
@@ -232,10 +227,7 @@ def _elsewhere(paper: Paper) -> Iterator[tuple[bool, str]]:
 
 
 def _scale(paper: Paper) -> Iterator[tuple[bool, str]]:
-    series = scaling_series(paper)
-    fitted = any(one.fit for one in series)
-    for sentence in scaling_sentences(series):
-        yield fitted and "no curve is fitted" not in sentence, sentence
+    yield from scaling_answers(scaling_series(paper))
     largest = paper.trials["parameters"].max() if len(paper.trials) else np.nan
     if not np.isfinite(largest) or largest < 1e9:
         yield False, "Nothing near 3B to 7B has been trained with this suite."
@@ -260,7 +252,7 @@ _ASKED: list[tuple[str, _Answer, tuple[str, ...]]] = [
     (
         "Speed against low rank without sparsity, not only against full rank; whole training steps and prefill, not "
         "only the FFN.",
-        _speed,
+        speed_answers,
         (),
     ),
     (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -92,15 +93,19 @@ def _series(part: str, results: SweepResults, name: str, axis: str) -> list[Seri
 
 def scaling_sentences(series: list[Series]) -> list[str]:
     """What the fits say, what they do not, and why there is none where there is none."""
+    return [text for _, text in scaling_answers(series)]
+
+
+def scaling_answers(series: list[Series]) -> Iterator[tuple[bool, str]]:
+    """The sentences, and of each whether it is about a fit that there is."""
     if not series:
-        return ["No part has runs at several sizes or budgets yet, so nothing is fitted."]
-    said = []
+        yield False, "No part has runs at several sizes or budgets yet, so nothing is fitted."
     for one in series:
         what = f"{one.name} over {_NOUNS[one.axis]}"
         if one.lost:
             what += f" ({one.lost} diverged, in no mean)"
         if one.fit is None:
-            said.append(f"{what}: no curve is fitted, since {one.reason}.")
+            yield False, f"{what}: no curve is fitted, since {one.reason}."
             continue
         law = one.fit.law
         check = (
@@ -108,16 +113,16 @@ def scaling_sentences(series: list[Series]) -> list[str]:
             if one.fit.misfit is not None
             else "three constants go through three means exactly, so that nothing checks the form of the curve"
         )
-        said.append(
+        yield (
+            True,
             f"{what}: loss falls with exponent {number(law.exponent, 2)} (95 % bootstrap interval "
             f"{number(one.fit.exponent[0], 2)} to {number(one.fit.exponent[1], 2)} over {one.fit.seeds} seeds) "
-            f"towards {number(law.offset, 3)} nats; {check}."
+            f"towards {number(law.offset, 3)} nats; {check}.",
         )
-        said += _targets(one, one.fit)
+        yield from ((True, text) for text in _targets(one, one.fit))
     sizes = sorted({x for one in series if one.axis == "parameters" for x in one.data})
     if sizes:
-        said.append(_what_it_does_not_say(sizes))
-    return said
+        yield any(one.fit for one in series), _what_it_does_not_say(sizes)
 
 
 def _targets(one: Series, found: Fit) -> list[str]:
@@ -192,8 +197,14 @@ def scaling_figure(series: list[Series]) -> Figure | None:
         look = style.look(i)
         xs = np.array(list(one.data)) * 1e-6
         found = [e for by_seed in one.data.values() if (e := estimate(list(by_seed.values())))]
-        ax.errorbar(xs * 1.01**i, [e.mean for e in found], yerr=[e.half_width or 0.0 for e in found], color=look.color,
-                    marker=look.marker, linestyle="none" if one.fit else look.linestyle)  # fmt: skip
+        ax.errorbar(
+            xs * 1.01**i,
+            [e.mean for e in found],
+            yerr=[e.half_width or 0.0 for e in found],
+            color=look.color,
+            marker=look.marker,
+            linestyle="none" if one.fit else look.linestyle,
+        )
         last = found[-1].mean
         if one.fit:
             curve = np.geomspace(xs[0], one.fit.reach * 1e-6, 100)

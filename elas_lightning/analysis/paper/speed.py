@@ -50,9 +50,15 @@ def _walk(node: Any, name: str, record: Mapping[str, Any], place: tuple[str, ...
     for against, found in (node.get("speed_against") or {}).items():
         times = f"{found['median']:.2f} ({found['p20']:.2f} to {found['p80']:.2f})"
         yield Ratio(
-            name, str(record.get("benchmark")), str(record.get("device")), device_type.startswith("cuda"),
-            ", ".join(here), contender, against, times,
-        )  # fmt: skip
+            name,
+            str(record.get("benchmark")),
+            str(record.get("device")),
+            device_type.startswith("cuda"),
+            ", ".join(here),
+            contender,
+            against,
+            times,
+        )
     for key, item in node.items():
         if key != "speed_against":
             yield from _walk(item, name, record, here, key if isinstance(item, Mapping) else contender)
@@ -79,25 +85,32 @@ def speed_table(paper: Paper) -> Table | None:
     return Table(caption, columns, rows, 5)
 
 
-def speed_sentences(paper: Paper) -> Iterator[str]:
+def speed_sentences(paper: Paper) -> list[str]:
     """ELAS against its dense twin on each device, and what has not been measured."""
+    return [text for _, text in speed_answers(paper)]
+
+
+def speed_answers(paper: Paper) -> Iterator[tuple[bool, str]]:
+    """The sentences, and of each whether it says something that was measured."""
     found = ratios(paper)
     if not found:
-        yield "No record with ratios lies under benchmarks/results/: elas bench --json FILE makes one."
+        yield False, "No record with ratios lies under benchmarks/results/: elas bench --json FILE makes one."
         return
     for ratio in found:
         if ratio.is_ours_against_its_twin:
             yield (
+                True,
                 f"{ratio.contender} runs at {ratio.times} times the speed of {ratio.against} ({ratio.kind}"
-                f"{', ' + ratio.place if ratio.place else ''}; {ratio.device})."
+                f"{', ' + ratio.place if ratio.place else ''}; {ratio.device}).",
             )
     if not any(ratio.gpu for ratio in found):
         yield (
+            False,
             "There is no record from a GPU. On a CPU the 2:4 step is work and saves none, so these ratios say nothing "
-            "about sparse tensor cores; whether 2:4 pays on a low-rank FFN is not answered here yet."
+            "about sparse tensor cores; whether 2:4 pays on a low-rank FFN is not answered here yet.",
         )
     kinds = {ratio.kind for ratio in found}
     if lacking := [
         what for what, kind in (("of training", "train_step"), ("of prefill", "prefill")) if kind not in kinds
     ]:
-        yield f"Not measured yet: the speed {listing(lacking)}."
+        yield False, f"Not measured yet: the speed {listing(lacking)}."

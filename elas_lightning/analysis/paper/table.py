@@ -17,6 +17,14 @@ from elas_lightning.analysis.wording import decimals_of, interval, number, plura
 NOT_RUN = "not run yet"
 # The paper's "weights + gradients" come to this at every size but one: bf16 weights and float32 gradients.
 _PUBLISHED_BYTES = 6
+_CAPTION = (
+    "Mean ± half of the 95 % t-interval over seeds; in brackets what is missing from the mean. Differences are "
+    "paired by seed, with their 95 % interval in brackets; p is corrected over the column (Holm). Equivalence is "
+    f"two one-sided tests with a margin of {100 * MARGIN:g} % stated beforehand, corrected likewise; “not shown” "
+    f"is neither equal nor different. Weights and gradients as the paper counts them, {_PUBLISHED_BYTES} bytes a "
+    "parameter. Speeds are of runs made one after another, not side by side: an indication, no claim. Peak memory "
+    "is what was allocated on a GPU, or the whole process on a CPU."
+)
 
 
 @dataclass(frozen=True)
@@ -88,8 +96,7 @@ def methods_table(results: SweepResults) -> Table:
     by_base = {found.method: found for found in against_baseline(results)}
     rows = []
     for method in listed:
-        point, twin = points.get(method), by_twin.get(method)
-        first = by_base.get(method)
+        point, twin, first = points.get(method), by_twin.get(method), by_base.get(method)
         count = _amount(results, point, "parameters")
         rows.append(
             (
@@ -121,15 +128,7 @@ def methods_table(results: SweepResults) -> Table:
         f"Tokens/s, times {base}",
         "Peak memory (MB)",
     )
-    caption = (
-        "Mean ± half of the 95 % t-interval over seeds; in brackets what is missing from the mean. Differences are "
-        "paired by seed, with their 95 % interval in brackets; p is corrected over the column (Holm). Equivalence is "
-        f"two one-sided tests with a margin of {100 * MARGIN:g} % stated beforehand, corrected likewise; “not shown” "
-        f"is neither equal nor different. Weights and gradients as the paper counts them, {_PUBLISHED_BYTES} bytes a "
-        "parameter. Speeds are of runs made one after another, not side by side: an indication, no claim. Peak memory "
-        "is what was allocated on a GPU, or the whole process on a CPU."
-    )
-    return Table(caption, columns, tuple(rows), 1)
+    return Table(_CAPTION, columns, tuple(rows), 1)
 
 
 def _spread(point: Point | None, scale: float, planned: int) -> str:

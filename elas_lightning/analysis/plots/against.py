@@ -151,13 +151,10 @@ def _series(
 
 
 def _mark_diverged(ax: Axes, place: float, count: int, look: style.Look) -> None:
-    # A diverged run has no height. The top edge says "off the scale" without inventing one.
     edge = ax.get_xaxis_transform()
-    ax.plot([place], [1.0], marker="x", markersize=7, markeredgewidth=1.8, color=look.color, clip_on=False,
-            linestyle="none", transform=edge, zorder=5)  # fmt: skip
+    style.cross(ax, (place, 1.0), edge, look)
     if count > 1:
-        ax.annotate(str(count), (place, 1.0), xycoords=edge, xytext=(0, 5), textcoords="offset points", ha="center",
-                    va="bottom", fontsize=8, color=style.GREY)  # fmt: skip
+        style.note(ax, str(count), (place, 1.0), edge, (0, 5), ha="center", va="bottom")
 
 
 def _focused(

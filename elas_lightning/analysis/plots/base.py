@@ -172,8 +172,8 @@ def rest_clause(results: SweepResults, points: Sequence[Point]) -> str:
 
 def draw_seeds(ax: Axes, values: Sequence[tuple[float, float]], look: style.Look) -> None:
     """The values that a mean is over, faint dots at their x and y."""
-    ax.plot([x for x, _ in values], [y for _, y in values], linestyle="none", marker=look.marker, markersize=3.5,
-            color=look.color, alpha=style.FAINT, zorder=2)  # fmt: skip
+    xs, ys = [x for x, _ in values], [y for _, y in values]
+    ax.plot(xs, ys, look.marker, markersize=3.5, color=look.color, alpha=style.FAINT, zorder=2)
 
 
 def note_diverged(ax: Axes, numbered: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -61,18 +61,8 @@ def curves(results: SweepResults, options: Options) -> tuple[Figure, str]:
         raise CannotDraw(f"no complete runs with two measurements of {metric.column} at the same steps")
     _limits(whole, end, [curve.band for curve in curves_drawn])
     for ax, share in ((whole, 1.0), (end, _END)):
-        for band, look in ((curve.band, curve.look) for curve in curves_drawn):
-            markers = look.marker if len(band) * share <= MOST_MARKERS else None
-            ax.plot(
-                band["x"],
-                band["mean"],
-                color=look.color,
-                linestyle=look.linestyle,
-                marker=markers,
-                markersize=3.5,
-                zorder=3,
-            )
-            ax.fill_between(band["x"], band["low"], band["high"], color=look.color, alpha=0.12, linewidth=0)
+        for curve in curves_drawn:
+            curve.draw(ax, markers=len(curve.band) * share <= MOST_MARKERS)
         ax.set_ylabel(metric.label.replace(" (", "\n("))
         style.plain_numbers(ax, "y")
         style.large_numbers(ax)
@@ -92,6 +82,13 @@ class _Curve(NamedTuple):
     def final(self) -> Estimate:
         found: Estimate = self.band["estimate"].iloc[-1]
         return found
+
+    def draw(self, ax: Axes, markers: bool) -> None:
+        """Its mean, and its interval as a band."""
+        x, look = self.band["x"], self.look
+        line: dict[str, Any] = {"linestyle": look.linestyle, "marker": look.marker if markers else None}
+        ax.plot(x, self.band["mean"], color=look.color, markersize=3.5, zorder=3, **line)
+        ax.fill_between(x, self.band["low"], self.band["high"], color=look.color, alpha=0.12, linewidth=0)
 
 
 def _look(results: SweepResults, options: Options, point: Point) -> style.Look:

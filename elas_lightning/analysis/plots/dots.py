@@ -45,14 +45,7 @@ def bars(results: SweepResults, options: Options) -> tuple[Figure, str]:
     height = 0.8 / len(groups)
     figure = style.new_figure(height=1.1 + 0.27 * len(rows) * max(len(groups), 1.6))
     ax = figure.add_subplot()
-    values = [value * metric.scale for point in done for value in point.values.values()]
-    spans = [(e.low * metric.scale, e.high * metric.scale) for point in done if (e := point.estimate)]
-    cut = False
-    if metric.from_zero:
-        ax.set_xlim(0, 1.1 * max(*values, *(high for _, high in spans)))
-        style.plain_numbers(ax, "x")
-    else:
-        cut = value_limits(ax, "x", values, spans)
+    cut = _limit_values(ax, metric, done)
     for i, level in enumerate(groups):
         mine = [point for point in points if not group or point.levels[group] == level]
         middle = (i - (len(groups) - 1) / 2) * height
@@ -68,15 +61,30 @@ def bars(results: SweepResults, options: Options) -> tuple[Figure, str]:
     if group:
         names = [level_name(results.parameter(group), level) for level in groups]
         figure.legend(
-            loc="outside upper right", ncols=style.legend_columns(names), frameon=False, borderaxespad=0.0,
-            title=results.parameter(group).label, title_fontsize=9,
-        )  # fmt: skip
+            loc="outside upper right",
+            ncols=style.legend_columns(names),
+            frameon=False,
+            borderaxespad=0.0,
+            title=results.parameter(group).label,
+            title_fontsize=9,
+        )
     clauses = [_lead(results, metric, done)]
     if group and len(groups) > 1:
         clauses.append(_by_group(results, options, metric, done))
     elif len(done) > 1:
         clauses.append(_against_first(results, options, metric, done))
     return figure, sentence([*clauses, cut_clause(cut), losses_clause(points), rest_clause(results, points)])
+
+
+def _limit_values(ax: Axes, metric: Metric, done: list[Point]) -> bool:
+    """Make room for values and intervals, from zero for an amount; whether an interval is cut off."""
+    values = [value * metric.scale for point in done for value in point.values.values()]
+    spans = [(e.low * metric.scale, e.high * metric.scale) for point in done if (e := point.estimate)]
+    if not metric.from_zero:
+        return value_limits(ax, "x", values, spans)
+    ax.set_xlim(0, 1.1 * max(*values, *(high for _, high in spans)))
+    style.plain_numbers(ax, "x")
+    return False
 
 
 def _levels_of(points: list[Point], parameter: Parameter) -> list[Level]:
@@ -105,11 +113,9 @@ def _draw_group(
     for place, point in places:
         if count := point.counts["diverged"]:
             edge = ax.get_yaxis_transform()
-            ax.plot([1.0], [place], marker="x", markersize=8, markeredgewidth=2, color=look.color, clip_on=False,
-                    linestyle="none", transform=edge, zorder=5)  # fmt: skip
-            note = "diverged" if count == 1 else f"{count} diverged"
-            ax.annotate(note, (1.0, place), xycoords=edge, xytext=(7, 0), textcoords="offset points", va="center",
-                        fontsize=8, color=style.GREY)  # fmt: skip
+            style.cross(ax, (1.0, place), edge, look)
+            text = "diverged" if count == 1 else f"{count} diverged"
+            style.note(ax, text, (1.0, place), edge, (7, 0), va="center")
 
 
 def _lead(results: SweepResults, metric: Metric, done: list[Point]) -> str:

@@ -139,8 +139,6 @@ def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
     means = {id(p): e.mean * metric.scale for p in done if (e := p.estimate)}
     norm = _norm(np.array(list(means.values())))
     top = best(done, metric.column)
-    assert top is not None  # `done` has only points with finished runs
-    assert top.estimate is not None
     scales = [_unit_scale(parameter) for parameter in results.parameters]
     ticks = [_ticks(parameter, scale) for parameter, scale in zip(results.parameters, scales, strict=True)]
     lines = max(sum(1 + name.count("\n") for name in found) for found in ticks)
@@ -151,8 +149,7 @@ def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
     def heights_of(point: Point) -> list[float]:
         return [scale[point.levels[name]] for name, scale in zip(names, scales, strict=True)]
 
-    lost = [point for point in points if not point.values]
-    for point in lost:
+    for point in (point for point in points if not point.values):
         ax.plot(range(len(names)), heights_of(point), color=style.GREY, linestyle=(0, (1, 2)), linewidth=1.0, zorder=1)
     # Drawn from worst to best, so that the good ones are not buried.
     for point in sorted(done, key=lambda p: means[id(p)], reverse=metric.lower_is_better):
@@ -168,14 +165,21 @@ def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
         )
     labels = [*(parameter.label for parameter in results.parameters), f"{metric.label} ({metric.better} is better)"]
     _uprights(ax, [style.wrap(label, 13) for label in labels], [*ticks, _three_marks(norm)])
+    return figure, _parallel_caption(results, metric, points, done)
+
+
+def _parallel_caption(results: SweepResults, metric: Metric, points: list[Point], done: list[Point]) -> str:
+    top = best(done, metric.column)
+    assert top is not None  # `done` has only points with finished runs
+    assert top.estimate is not None
     clauses = [
         f"the best of {plural(len(done), 'finished point')} (thick orange line) is {describe(results, top.levels)}: "
         f"{metric.noun} {plus_minus(top.estimate, metric.scale)} ({seeds_phrase(top.estimate.n)})"
     ]
-    if lost:
-        which = "the dotted grey line is" if len(lost) == 1 else "dotted grey lines are"
-        clauses.append(f"{which} {plural(len(lost), 'point')} without a finished run")
-    return figure, sentence([*clauses, losses_clause(points)])
+    if lost := sum(not point.values for point in points):
+        which = "the dotted grey line is" if lost == 1 else "dotted grey lines are"
+        clauses.append(f"{which} {plural(lost, 'point')} without a finished run")
+    return sentence([*clauses, losses_clause(points)])
 
 
 def _three_marks(norm: Normalize) -> dict[str, float]:

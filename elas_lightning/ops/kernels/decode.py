@@ -80,11 +80,7 @@ def decode(z_tR: Tensor, up_FR: Tensor, down_FO: Tensor, sparse: bool) -> Tensor
             BY_ROWS=by_rows,
             SPARSE=sparse,
             UPCAST=upcast(z_tR.dtype),
-            BT=tiles.tokens,
-            BG=tiles.groups,
-            BK=tiles.depth,
             BO=decode_out(z_tR.dtype),
-            num_warps=tiles.warps,
-            num_stages=tiles.stages,
+            **tiles.launch,
         )
     return shares.sum(0).to(z_tR.dtype)

@@ -208,11 +208,7 @@ def _hidden(z_TR: Tensor, up_FR: Tensor, hidden: Tensor, meta: Tensor, sparse: b
         SPARSE=sparse,
         PACKED=packed,
         UPCAST=upcast(z_TR.dtype),
-        BT=tiles.tokens,
-        BG=tiles.groups,
-        BK=tiles.depth,
-        num_warps=tiles.warps,
-        num_stages=tiles.stages,
+        **tiles.launch,
     )
 
 
@@ -267,10 +263,6 @@ def hidden_backward(
         SPARSE=sparse,
         MASKED=masked,
         UPCAST=upcast(z_TR.dtype),
-        BT=tiles.tokens,
-        BG=tiles.groups,
-        BK=tiles.depth,
-        num_warps=tiles.warps,
-        num_stages=tiles.stages,
+        **tiles.launch,
     )
     return hidden_TF[:, :features], grad_TF[:, :features]

@@ -139,9 +139,5 @@ def hidden_hardware(z_TR: Tensor, up_FR: Tensor, packed: Tensor) -> None:
         rows,
         all_groups,
         UPCAST=upcast(z_TR.dtype),
-        BT=tiles.tokens,
-        BG=tiles.groups,
-        BK=tiles.depth,
-        num_warps=tiles.warps,
-        num_stages=tiles.stages,
+        **tiles.launch,
     )

@@ -32,6 +32,17 @@ class Tiles:
     warps: int
     stages: int
 
+    @property
+    def launch(self) -> dict[str, int]:
+        """What a matrix kernel that steps along the inner dimension is launched with."""
+        return {
+            "BT": self.tokens,
+            "BG": self.groups,
+            "BK": self.depth,
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+        }
+
 
 def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that one program may have; the interpreter on a CPU has no limit."""

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from elas_lightning import account_command
 from elas_lightning.cli import main
+from elas_lightning.commands import account
 from elas_lightning.nn.account import TrainingStep, flops_by_part, memory_account, parameter_account
 from elas_lightning.nn.config import ModelConfig
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 STACK = [f"--config={ROOT}/experiments/{name}.yaml" for name in ("sizes/60m", "methods/elas")]
 
 
@@ -38,8 +38,17 @@ def test_a_stack_is_counted_as_it_would_run(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_the_step_can_be_changed(tmp_path: Path) -> None:
-    found = _account(tmp_path, *STACK, "--batch=2", "--sequence=1024", "--dtype=32-true", "--device=cpu",
-                     "--checkpointing=block", "--set", "model.config.ffn_rank=64")  # fmt: skip
+    found = _account(
+        tmp_path,
+        *STACK,
+        "--batch=2",
+        "--sequence=1024",
+        "--dtype=32-true",
+        "--device=cpu",
+        "--checkpointing=block",
+        "--set",
+        "model.config.ffn_rank=64",
+    )
     assert found["model"]["ffn_rank"] == 64
     assert TrainingStep(**found["step"]) == TrainingStep(2, 1024, "32-true", "cpu", "block")
     assert found["memory"]["recomputed"] > 0
@@ -56,10 +65,8 @@ def test_all_sizes_and_methods_in_one_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every method, at two sizes: a row takes as long at any."""
-    sizes, every = {"1b", "7b"}, account_command._names
-    monkeypatch.setattr(
-        account_command, "_names", lambda kind: [n for n in every(kind) if kind == "methods" or n in sizes]
-    )
+    sizes, every = {"1b", "7b"}, account._names
+    monkeypatch.setattr(account, "_names", lambda kind: [n for n in every(kind) if kind == "methods" or n in sizes])
     rows = _account(tmp_path, "--all", "--dtype=bf16-true")
     printed = capsys.readouterr().out
     methods = {p.stem for p in (ROOT / "experiments/methods").glob("*.yaml")}
