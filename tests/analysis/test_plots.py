@@ -303,6 +303,7 @@ def test_importance_bars_are_sorted_shares(search_sweep):
     (ax,) = figure.axes
     assert [patch.get_width() for patch in ax.patches] == pytest.approx([70.0, 25.0, 5.0])
     assert tick_names(ax.yaxis) == ["Peak learning rate", "Rank", "Masked gradient"]
+    assert "f what puts a point into the best quarter in validation perplexity, the study ascribes peak" in caption
     assert "peak learning rate 70 %, rank 25 % and masked gradient 5 %" in caption
 
 
