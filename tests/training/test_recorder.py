@@ -30,6 +30,15 @@ def test_curve_has_a_row_per_step_and_per_validation(overlay: Path, tmp_path: Pa
     assert result.metrics["tokens_per_second"] == pytest.approx(result.metrics["tokens"] / result.metrics["seconds"])
 
 
+def test_a_row_has_the_rate_of_its_own_step(overlay: Path, tmp_path: Path) -> None:
+    restarts = {"schedule": "cosine_restarts", "restart_every": 5, "restart_warmup_steps": 2, "min_lr_ratio": 1.0}
+    changes = {f"model.optimizer.{key}": value for key, value in restarts.items()}
+    run(RunRequest(tmp_path / "run", [overlay], changes))
+    rates = [float(r["lr"]) for r in rows_of(tmp_path / "run/curve.csv") if r["lr"]]
+    # two steps of warm-up; the fifth and the tenth, which for LORO are exact, come before the restarts
+    assert rates == pytest.approx([0.005, 0.01, 0.01, 0.01, 0.01, 0.005, 0.01, 0.01, 0.01, 0.01, 0.005, 0.01])
+
+
 def test_sparser_logging_loses_no_tokens(overlay: Path, tmp_path: Path) -> None:
     often = run(RunRequest(tmp_path / "often", [overlay]))
     seldom = run(RunRequest(tmp_path / "seldom", [overlay], {"trainer.log_every_n_steps": 7}))
