@@ -258,12 +258,12 @@ def importance(results: SweepResults, options: Options) -> tuple[Figure, str]:
     style.plain_numbers(ax, "x")
     ax.grid(axis="y", visible=False)
     metric = metric_of(results.objective)
-    ax.set_xlabel(f"Share in being of the best quarter in {metric.noun} (%)")
+    ax.set_xlabel(f"Share in deciding the best quarter by {metric.noun} (%)")
     said = listing([f"{spoken(known[name])} {share:.0f} %" for (name, _), share in zip(ordered, shares, strict=True)])
-    count = int((results.trials["state"] == "complete").sum())
+    count = results.trials.loc[results.trials["state"] == "complete", "trial"].nunique()
     return figure, sentence(
         [
-            f"of what puts a point into the best quarter in {metric.noun}, the study ascribes {said}",
-            f"an estimate (PED-ANOVA) from {plural(count, 'finished run')} in the searched ranges, without an interval",
+            f"what decides whether a point is in the best quarter by {metric.noun}: {said}",
+            f"an estimate (PED-ANOVA) from {plural(count, 'finished point')} in the searched ranges, without an interval",
         ]
     )
