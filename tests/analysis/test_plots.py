@@ -306,8 +306,14 @@ def test_importance_bars_are_sorted_shares(search_sweep):
     assert "hat decides whether a point is in the best quarter by validation perplexity: peak learning rate 70 %, " in (
         caption
     )
-    # 14 points, of which one was pruned and one has diverged; seeds of a point are no further points
-    assert "rank 25 % and masked gradient 5 %; an estimate (PED-ANOVA) from 12 finished points" in caption
+    # 14 points, of which one was pruned and one has diverged
+    assert "rank 25 % and masked gradient 5 %; an estimate (PED-ANOVA) from 12 points" in caption
+
+
+def test_importances_are_estimated_from_points_whatever_their_seeds(tmp_path):
+    sweep = rank_sweep(tmp_path / "sweep", importances={"rank": 0.9, "method": 0.1})
+    _, caption = draw(sweep, "importance")
+    assert "from 8 points in the searched ranges" in caption
 
 
 def test_a_sampled_rate_is_not_joined_by_lines(search_sweep):

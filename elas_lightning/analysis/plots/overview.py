@@ -264,6 +264,6 @@ def importance(results: SweepResults, options: Options) -> tuple[Figure, str]:
     return figure, sentence(
         [
             f"what decides whether a point is in the best quarter by {metric.noun}: {said}",
-            f"an estimate (PED-ANOVA) from {plural(count, 'finished point')} in the searched ranges, without an interval",
+            f"an estimate (PED-ANOVA) from {plural(count, 'point')} in the searched ranges, without an interval",
         ]
     )
