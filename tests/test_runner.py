@@ -110,6 +110,17 @@ def test_numbers_that_json_cannot_hold_become_null(overlay: Path, tmp_path: Path
     assert json.loads((tmp_path / "result.json").read_text())["metrics"]["val_loss"] is None
 
 
+def test_utilisation_is_the_models_flops_of_real_tokens_over_the_peak(
+    overlay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "peak_flops", lambda device, precision: 2e12)
+    result = run(RunRequest(tmp_path / "run", [overlay], {"trainer.max_steps": 3}))
+    config = ModelConfig.from_mapping(result.config["model"]["config"])
+    flops = flops_per_token(config, result.config["data"]["sequence_length"])["total"] * result.metrics["tokens"]
+    expected = flops / result.metrics["seconds"] / 2e12
+    assert result.metrics["model_flops_utilisation"] == pytest.approx(expected, rel=1e-9)
+
+
 def test_golden_loss(overlay: Path, tmp_path: Path) -> None:
     """Twelve steps of ELAS on the small corpus end where they ended when this was written (torch 2.13, x86-64).
 

@@ -8,12 +8,10 @@ without running anything again, on this machine or another.
 
 import random
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from math import isfinite
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -28,7 +26,7 @@ from elas_lightning.sweep.objectives import values_of
 from elas_lightning.sweep.origin import here, is_gone
 from elas_lightning.sweep.plan import Plan, PlannedRun
 from elas_lightning.sweep.pruning import build_pruner
-from elas_lightning.sweep.space import build_sampler, distribution_of, study_name
+from elas_lightning.sweep.space import build_sampler, distribution_of, importances, study_name
 from elas_lightning.sweep.spec import Point
 
 # An attribute of a study: how many runs and points it is going to have, and what is looked at.
@@ -343,16 +341,9 @@ class Study:
         return len(runs) - sum(self.result(run) is not None for run in made.values())
 
     def importances(self) -> dict[str, float] | None:
-        """Share of the objective's variance by parameter (PED-ANOVA); ``None`` for grids and short searches."""
-        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if not self.plan.spec.is_search or sum(isfinite(trial.values[0]) for trial in complete) < 4:
-            return None
-        sign = 1 if self.plan.spec.objectives[0].direction == "minimize" else -1
-        with warnings.catch_warnings():
-            # that low values are the good ones, which is said whenever a target is named; and that all are equal
-            warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator computes|Target and region")
-            shares = optuna.importance.get_param_importances(self.study, target=lambda t: sign * t.values[0])
-        return dict(shares)
+        """How much each parameter matters, see :func:`~elas_lightning.sweep.space.importances`; ``None`` for grids."""
+        direction = self.plan.spec.objectives[0].direction
+        return importances(self.study, direction) if self.plan.spec.is_search else None
 
     def _results_of_earlier_studies(self) -> dict[str, RunResult]:
         """Of the same sweep with other seeds or choices; a run is the same wherever it has the same name."""

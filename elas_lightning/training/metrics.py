@@ -17,10 +17,9 @@ class TokenLoss(Metric):
     - ``perplexity``: ``exp(loss)``;
     - ``bits_per_byte``: the same likelihood per UTF-8 byte of text, comparable across tokenizers;
     - ``perplexity_galore_protocol``: what the evaluation loops of the GaLore family print for the same
-      predictions: an unweighted mean of batch means whose counter starts at 1, so N batches are divided
-      by N + 1. It flatters small N and is reported only under this name, per rank 0's batches summed
-      over ranks;
-    - ``batches``: that N, on which the flattery depends.
+      predictions: an unweighted mean of batch means whose counter starts at 1, so the N batches of a rank are
+      divided by N + 1, and of this the mean over ranks. It flatters small N and is reported only under this name;
+    - ``batches``: that N of a rank (their mean), on which the flattery depends.
     """
 
     full_state_update = False
@@ -36,8 +35,9 @@ class TokenLoss(Metric):
         self.add_state("nll", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("text_bytes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("batch_means", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("batches", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        # of each rank by itself, since every one divides by its own counter
+        self.add_state("batch_means", torch.zeros((), dtype=torch.float64), dist_reduce_fx=None)
+        self.add_state("batches", torch.zeros((), dtype=torch.int64), dist_reduce_fx=None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> "TokenLoss":
         """Follow the model to its device, but not to its dtype: in bfloat16 a sum soon stops growing."""
@@ -63,14 +63,14 @@ class TokenLoss(Metric):
         """The figures above; NaN where there were no tokens."""
         nll, tokens, text_bytes = self.nll.item(), int(self.tokens), int(self.text_bytes)
         loss = nll / tokens if tokens else math.nan
-        batches = int(self.batches)
-        galore = _exp(self.batch_means.item() / (batches + 1)) if batches else math.nan
+        batches = self.batches.double().mean().item()
+        galore = _exp((self.batch_means / (self.batches + 1)).mean().item()) if batches else math.nan
         return {
             "loss": loss,
             "perplexity": _exp(loss),
             "bits_per_byte": nll / math.log(2) / text_bytes if text_bytes else math.nan,
             "perplexity_galore_protocol": galore,
-            "batches": float(batches) if batches else math.nan,
+            "batches": batches or math.nan,
         }
 
 

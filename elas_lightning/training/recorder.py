@@ -62,6 +62,7 @@ class RunRecorder(L.Callback):
         self.flops_per_token = 0
         self.peak_memory: PeakMemory | None = None
         self.last_train_loss: float | None = None
+        self._rate: float | None = None  # that the last step was taken at
         self.last_validated_step = -1
         self._recorded_step = -1  # the last validation that has its rows
         self._rows: dict[str, int] | None = None  # of each file at the checkpoint that was loaded
@@ -94,6 +95,7 @@ class RunRecorder(L.Callback):
             "joules": self.joules,
             "waited": self.data_wait.seconds,
             "last_train_loss": self.last_train_loss,
+            "rate": self._rate,
             "recorded_step": self._recorded_step,
             "window_seconds": self._window_seconds,
             "windows": of_every_rank(window),
@@ -105,6 +107,7 @@ class RunRecorder(L.Callback):
         self.joules = state_dict["joules"]
         self.data_wait.seconds = state_dict["waited"]
         self.last_train_loss = state_dict["last_train_loss"]
+        self._rate = state_dict.get("rate")  # older checkpoints have none
         self._recorded_step = state_dict["recorded_step"]
         self._window_seconds = state_dict["window_seconds"]
         self._rows = state_dict["rows"]
@@ -141,6 +144,10 @@ class RunRecorder(L.Callback):
             }
             self._rows = {name: len(rows) for name, rows in kept.items()}
             self._look_back(kept["curve.csv"])
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        # now, since at the end of the batch the schedule has gone on to the next step's
+        self._rate = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -219,11 +226,10 @@ class RunRecorder(L.Callback):
         rate = tokens / elapsed
         share = self.data_wait.add(waited / trainer.world_size, elapsed)
         if trainer.is_global_zero:
-            lr = trainer.optimizers[0].param_groups[0]["lr"]
             spike = int(self._look_for_spike(self.last_train_loss))
             row = {
                 "train_loss": self.last_train_loss,
-                "lr": lr,
+                "lr": self._rate,
                 "tokens_per_second": rate,
                 "loss_spike": spike,
                 "data_wait_share": round(share, 4),

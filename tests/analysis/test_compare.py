@@ -18,6 +18,7 @@ from elas_lightning.analysis.compare import (
     Comparison,
     against_first,
     compare,
+    compared_metric,
     configuration_table,
     differences_table,
     results_table,
@@ -150,6 +151,29 @@ def test_without_shared_seeds_the_interval_is_welchs_and_says_so(methods: Path) 
     assert item.difference.p == pytest.approx(expected.pvalue)
     assert "unpaired, since they share fewer than two seeds" in " ".join(answer(comparison))
     assert any("Complete seeds differ" in warning for warning in comparison.warnings)
+
+
+def test_one_shared_seed_of_several_makes_no_pair(methods: Path) -> None:
+    for seed, loss in ((2, 4.00), (7, 4.08), (8, 3.97)):
+        write_run(methods / f"other-{seed}", "other", seed, loss=loss, config={"ffn_rank": 8})
+    given = [f"{methods}/{name}" for name in (*_order("lowrank"), *_order("other", seeds=(2, 7, 8)))]
+    item = next(d for d in against_first(compare(given)) if d.column == "val_loss")
+    assert (item.how, item.seeds) == ("unpaired", (3, 3))
+    assert item.difference is not None
+    assert item.difference.low is not None
+
+
+@pytest.mark.parametrize(("column", "reading"), [("tokens_per_second", "better"), ("peak_memory_bytes", "worse")])
+def test_whether_more_is_better_depends_on_the_figure(methods: Path, column: str, reading: str) -> None:
+    for seed in range(3):
+        for name, more in (("lowrank", 0), ("elas", 1)):
+            path = methods / f"{name}-{seed}/result.json"
+            content = json.loads(path.read_text())
+            content["metrics"][column] = 1e6 * (1 + more) + seed
+            path.write_text(json.dumps(content))
+    table = differences_table(compare([f"{methods}/{n}" for n in _order("lowrank", "elas")]))
+    label = compared_metric(column).label
+    assert [row[5] for row in table.rows if row[1] == label] == [reading]
 
 
 @pytest.mark.parametrize(

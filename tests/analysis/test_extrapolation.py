@@ -47,6 +47,8 @@ def test_a_loss_is_quoted_within_reach_only():
     found = fit(_noisy(1))
     mean, low, high = found.at(1e9)
     assert low <= mean <= high
+    assert (low, high) == pytest.approx(np.quantile([law.at(1e9) for law in found.resamples], [0.025, 0.975]))
+    assert found.exponent == pytest.approx(np.quantile([law.exponent for law in found.resamples], [0.025, 0.975]))
     assert mean == pytest.approx(float(_curve(1e9)), abs=0.05)
     assert found.reach == REACH * 1e8
     assert found.at(3e9) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from synthetic import rank_sweep
 
@@ -42,6 +43,12 @@ def test_of_some_figures_more_is_better(tmp_path: Path) -> None:
     assert table is not None  # all are equally fast
     assert [row[:2] for row in table.rows] == [("32", "lowrank")]
     assert table.columns[-1].endswith("higher is better")
+    # now the smaller ranks are the faster ones
+    trials = pd.read_csv(tmp_path / "a/trials.csv")
+    trials.assign(tokens_per_second=1e6 / trials["rank"]).to_csv(tmp_path / "a/trials.csv", index=False)
+    table = front_table(load_sweep(tmp_path / "a"))
+    assert table is not None
+    assert [row[:2] for row in table.rows] == [(rank, "lowrank") for rank in ("32", "16", "8", "4")]
 
 
 def test_a_point_without_a_finished_run_is_not_on_it(tmp_path: Path) -> None:

@@ -303,7 +303,17 @@ def test_importance_bars_are_sorted_shares(search_sweep):
     (ax,) = figure.axes
     assert [patch.get_width() for patch in ax.patches] == pytest.approx([70.0, 25.0, 5.0])
     assert tick_names(ax.yaxis) == ["Peak learning rate", "Rank", "Masked gradient"]
-    assert "peak learning rate 70 %, rank 25 % and masked gradient 5 %" in caption
+    assert "hat decides whether a point is in the best quarter by validation perplexity: peak learning rate 70 %, " in (
+        caption
+    )
+    # 14 points, of which one was pruned and one has diverged
+    assert "rank 25 % and masked gradient 5 %; an estimate (PED-ANOVA) from 12 points" in caption
+
+
+def test_importances_are_estimated_from_points_whatever_their_seeds(tmp_path):
+    sweep = rank_sweep(tmp_path / "sweep", importances={"rank": 0.9, "method": 0.1})
+    _, caption = draw(sweep, "importance")
+    assert "from 8 points in the searched ranges" in caption
 
 
 def test_a_sampled_rate_is_not_joined_by_lines(search_sweep):

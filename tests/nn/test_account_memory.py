@@ -248,6 +248,15 @@ def test_a_bottleneck_cannot_be_kept_where_there_is_none(swiglu) -> None:
         memory_account(swiglu(), TrainingStep(1, 1, checkpointing="bottleneck"))
 
 
+@pytest.mark.parametrize(("vocabulary", "larger"), [(97, "recomputed"), (50_000, "logits")])
+def test_what_comes_and_goes_at_different_times_counts_once_in_the_total(elas, vocabulary: int, larger: str) -> None:
+    account = memory_account(elas(vocab_size=vocabulary), TrainingStep(4, 64, checkpointing="block"))
+    assert account[larger] == max(account["logits"], account["recomputed"])
+    assert min(account["logits"], account["recomputed"]) > 0
+    throughout = ("weights", "gradients", "optimizer", "weight_copies", "activations")
+    assert account["total"] == sum(account[part] for part in throughout) + account[larger]
+
+
 def test_recomputed_is_what_one_block_adds_to_the_kept(elas) -> None:
     one, two = (memory_account(elas(num_layers=n), TrainingStep(4, 40, device="cpu"))["activations"] for n in (1, 2))
     step = TrainingStep(4, 40, device="cpu", checkpointing="block")

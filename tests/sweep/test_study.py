@@ -122,7 +122,7 @@ def test_a_divergence_is_kept_and_the_sweep_goes_on(project: Path) -> None:
     assert [r["state"] for r in _rows("rates")] == ["complete", "diverged"]
 
 
-def test_a_search_draws_its_trials_resumes_and_knows_what_matters(project: Path, started: Started) -> None:
+def test_a_search_draws_its_trials_and_resumes(project: Path, started: Started) -> None:
     search = {
         "lr": {"keys": ["model.optimizer.lr"], "low": 1e-4, "high": 0.1, "log": True},
         "rank": {"keys": ["model.config.ffn_rank"], "choices": [2, 4]},
@@ -136,9 +136,7 @@ def test_a_search_draws_its_trials_resumes_and_knows_what_matters(project: Path,
     _sweep("search")
     assert len(started) == 6
     assert [r["lr"] for r in _rows("search")][:4] == first
-    importances = json.loads(Path("runs/search/summary.json").read_text())["importances"]
-    assert set(importances) == {"lr", "rank"}
-    assert sum(importances.values()) == pytest.approx(1)
+    assert json.loads(Path("runs/search/summary.json").read_text())["importances"] is None  # of six points
 
 
 def test_the_pruner_ends_a_hopeless_point_and_says_so(project: Path) -> None:
@@ -242,10 +240,11 @@ def test_importances_are_those_of_the_better_end(project: Path, objective: str) 
     distributions: dict[str, Any] = {name: optuna.distributions.FloatDistribution(0, 1) for name in ranges}
     for _ in range(200):
         point = {name: draw.random() for name in ranges}
-        value = sign * (max(0.0, point["good"] - 0.8) - max(0.0, point["bad"] - 0.8))
+        value = sign * (point["good"] - 0.6 if point["good"] > 0.6 else -point["bad"])
         study.study.add_trial(optuna.trial.create_trial(params=point, distributions=distributions, value=value))
     shares = study.importances()
     assert shares is not None
+    assert sum(shares.values()) == pytest.approx(1)
     assert shares["good"] > 0.9
 
 

@@ -53,6 +53,26 @@ def test_galore_protocol_divides_the_batch_means_by_one_too_many() -> None:
     assert metric._computed["batches"] == 2  # type: ignore[index]
 
 
+def test_galore_protocol_of_several_ranks_divides_on_each_by_its_own_counter() -> None:
+    ranks = [TokenLoss(), TokenLoss()]
+    sums = [[(3.0, 1), (9.0, 9)], [(4.0, 2), (6.0, 3), (5.0, 1)]]
+    printed = 0.0
+    for metric, batches in zip(ranks, sums, strict=True):
+        total_loss, total_batches = 0.0, 1  # their loop
+        for nll, tokens in batches:
+            metric.update(torch.tensor(nll), torch.tensor(tokens), torch.tensor(4))
+            total_batches += 1
+            total_loss += nll / tokens
+        printed += total_loss / total_batches / len(ranks)
+    others = iter([getattr(ranks[1], name) for name in ranks[1]._reductions])
+    ranks[0].distributed_available_fn = lambda: True
+    ranks[0].dist_sync_fn = lambda mine, group: [mine, next(others)]
+    values = ranks[0].compute()
+    assert values["perplexity_galore_protocol"] == pytest.approx(math.exp(printed))
+    assert values["batches"] == 2.5
+    assert values["loss"] == pytest.approx(27 / 16)
+
+
 def test_batches_of_nothing_but_padding_change_nothing() -> None:
     metric = TokenLoss()
     metric.update(torch.tensor(4.0), torch.tensor(2), torch.tensor(8))

@@ -10,12 +10,14 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 
 from elas_lightning.configuration import ElasCLI, command_line
 from elas_lightning.data import C4DataModule
 from elas_lightning.errors import UserError
 from elas_lightning.nn.config import ModelConfig, SparsityConfig
+from elas_lightning.nn.llama import Llama
 from elas_lightning.nn.sparsity import SparsitySite
 from elas_lightning.runner import execute
 from elas_lightning.training.checkpoints import verify, write_archive, write_atomically
@@ -97,6 +99,54 @@ def test_validation_loss_does_not_depend_on_the_batch_size(overlay: Path, tmp_pa
     other = execute(_cli(overlay, tmp_path / "other", data__validation_batch_size=batch_size))
     assert other.metrics["val_loss"] == pytest.approx(one.metrics["val_loss"], rel=1e-6)
     assert other.metrics["val_bits_per_byte"] == pytest.approx(one.metrics["val_bits_per_byte"], rel=1e-6)
+
+
+class _Gradients(Callback):
+    """Notes the micro-batches of the first step, the weights before it and the gradients that it goes along."""
+
+    def __init__(self) -> None:
+        self.batches: list[dict[str, torch.Tensor]] = []
+        self.weights: dict[str, torch.Tensor] = {}
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *args: Any) -> None:
+        self.batches.append(batch)
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        for name, parameter in pl_module.model.named_parameters():  # type: ignore[union-attr]
+            assert parameter.grad is not None
+            self.weights[name], self.gradients[name] = parameter.detach().clone(), parameter.grad.clone()
+
+
+def test_a_step_goes_along_the_mean_of_its_micro_batches_means_over_real_tokens_and_the_balance(
+    overlay: Path, tmp_path: Path
+) -> None:
+    watch = _Gradients()
+    experts = {"model__config__experts__count": 3, "model__config__experts__balance": 2.0}
+    rows = {"data__batching": "truncate", "data__sequence_length": 100}
+    steps = {"trainer__max_steps": 1, "trainer__accumulate_grad_batches": 3, "model__optimizer__warmup_steps": 0}
+    cli = _cli(overlay, tmp_path / "run", watch, **rows, **steps, **experts)
+    execute(cli)
+    real = [int((batch["labels"] != -100).sum()) for batch in watch.batches]
+    # so that means over all tokens, over positions and over the step's tokens are others
+    assert len(set(real)) == 3
+    assert max(real) < 0.9 * watch.batches[0]["labels"].numel()
+
+    model = Llama(cli.model.config)
+    model.load_state_dict(watch.weights)
+    model.set_sparsity(False)  # in the dense warm-up
+    routed: list[torch.Tensor] = []
+    for block in model.layers:
+        block.mlp.register_forward_pre_hook(lambda mlp, x: routed.append(mlp.router(x[0].flatten(0, 1))))
+    losses = [
+        F.cross_entropy(model(batch["input_ids"]).flatten(0, 1), batch["labels"].flatten(), ignore_index=-100)
+        for batch in watch.batches
+    ]
+    shares = [p_TE.argmax(1).bincount(minlength=3) / len(p_TE) for p_TE in routed]
+    balance = sum(3 * (share_E * p_TE.mean(0)).sum() for share_E, p_TE in zip(shares, routed, strict=True))
+    ((sum(losses) + 2.0 * balance) / 3).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(watch.gradients[name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
 class _Poison(Callback):

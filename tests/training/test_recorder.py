@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 from csv_rows import rows_of
 from lightning.pytorch.callbacks import Callback
@@ -28,6 +29,40 @@ def test_curve_has_a_row_per_step_and_per_validation(overlay: Path, tmp_path: Pa
     seconds = [float(r["seconds"]) for r in rows]
     assert seconds == sorted(seconds)
     assert result.metrics["tokens_per_second"] == pytest.approx(result.metrics["tokens"] / result.metrics["seconds"])
+
+
+class _Sums(Callback):
+    """What each step sums up."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[float, int]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any) -> None:
+        self.steps.append((float(outputs["nll"]), int(outputs["tokens"])))
+
+
+def test_the_training_loss_of_a_window_is_the_mean_over_its_tokens(overlay: Path, tmp_path: Path) -> None:
+    watch = _Sums()
+    rows = {"data.batching": "truncate", "data.sequence_length": 100}  # numbers of tokens differ
+    result = run(RunRequest(tmp_path / "run", [overlay], {"trainer.log_every_n_steps": 4, **rows}), [watch])
+    found = [row for row in rows_of(tmp_path / "run/curve.csv") if row["train_loss"]]
+    steps = [int(row["step"]) for row in found]
+    assert steps == [4, 5, 8, 10, 12]  # a validation ends a window, too
+    for start, end, row in zip([0, *steps[:-1]], steps, found, strict=True):
+        window = watch.steps[start:end]
+        mean = sum(nll for nll, _ in window) / sum(tokens for _, tokens in window)
+        assert float(row["train_loss"]) == pytest.approx(mean, rel=1e-6)
+        assert int(row["tokens"]) == sum(tokens for _, tokens in watch.steps[:end])
+    assert result.metrics["train_loss"] == float(found[-1]["train_loss"])
+
+
+def test_a_row_has_the_rate_of_its_own_step(overlay: Path, tmp_path: Path) -> None:
+    restarts = {"schedule": "cosine_restarts", "restart_every": 5, "restart_warmup_steps": 2, "min_lr_ratio": 1.0}
+    changes = {f"model.optimizer.{key}": value for key, value in restarts.items()}
+    run(RunRequest(tmp_path / "run", [overlay], changes))
+    rates = [float(r["lr"]) for r in rows_of(tmp_path / "run/curve.csv") if r["lr"]]
+    # two steps of warm-up; the fifth and the tenth, which for LORO are exact, come before the restarts
+    assert rates == pytest.approx([0.005, 0.01, 0.01, 0.01, 0.01, 0.005, 0.01, 0.01, 0.01, 0.01, 0.005, 0.01])
 
 
 def test_sparser_logging_loses_no_tokens(overlay: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from elas_lightning.errors import UserError
 from elas_lightning.inference.load import load_model
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.weights_config import WeightsConfig
-from elas_lightning.runner import execute
+from elas_lightning.runner import RunResult, execute
 from elas_lightning.training.checkpoints import TornCheckpoint, newest_usable, read, take_up, verify
 from elas_lightning.training.sharding import FullyShardedStrategy, check_strategy
 
@@ -151,6 +151,16 @@ def test_the_validation_set_is_one_that_two_processes_cannot_share_evenly(made: 
     assert targets[0] != targets[1]
     assert sum(targets) == 333
     assert bool((list(shares[1])[-1]["labels"][-1] == -100).all())  # a row to make the shares equally long
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_protocols_batches_are_those_of_one_process(made: Made, kind: str) -> None:
+    """By which its number is divided, plus one."""
+    data = C4DataModule(**read(made.end("adamw_one"))["datamodule_hyper_parameters"])
+    data.setup("validate")
+    for name, ranks in (("adamw_one", 1), (f"adamw_{kind}", 2)):
+        metrics = RunResult.read(made.folder / name).metrics
+        assert metrics["val_batches"] == len(data._validation.batches(data.validation_batch_size, 0, ranks))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,7 +15,8 @@ from elas_lightning.analysis.tables import Table, p_text
 from elas_lightning.analysis.wording import decimals_of, interval, number, plural, plus_minus, signed
 
 NOT_RUN = "not run yet"
-# The paper's "weights + gradients" come to this at every size but one: bf16 weights and float32 gradients.
+# The paper's "weights + gradients" come to this at every size but one. It is what the tables of the GaLore family count
+# under another name: a weight and Adam's two moments in bfloat16 (arXiv 2403.03507, table 2).
 _PUBLISHED_BYTES = 6
 _CAPTION = (
     "Mean ± half of the 95 % t-interval over seeds; in brackets what is missing from the mean. Differences are "

@@ -242,10 +242,10 @@ def _upright(ax: Axes, i: int, ticks: Mapping[str, float]) -> None:
 
 @style.styled
 def importance(results: SweepResults, options: Options) -> tuple[Figure, str]:
-    """The share of the objective's variation that the study ascribes to each parameter, as bars from zero."""
+    """How much each parameter decides whether a point is among the best quarter (PED-ANOVA), as bars from zero."""
     found = results.summary.get("importances")
     if not found:
-        raise CannotDraw("the study estimated no importances (it needs several finished points that differ)")
+        raise CannotDraw("the study estimated no importances (it needs ten finished points)")
     ordered = sorted(
         ((name, found[name]) for name in results.names if name in found), key=lambda item: item[1], reverse=True
     )
@@ -262,12 +262,12 @@ def importance(results: SweepResults, options: Options) -> tuple[Figure, str]:
     style.plain_numbers(ax, "x")
     ax.grid(axis="y", visible=False)
     metric = metric_of(results.objective)
-    ax.set_xlabel(f"Share of the variation in {metric.noun} (%)")
+    ax.set_xlabel(f"Share in deciding the best quarter by {metric.noun} (%)")
     said = listing([f"{spoken(known[name])} {share:.0f} %" for (name, _), share in zip(ordered, shares, strict=True)])
-    count = int((results.trials["state"] == "complete").sum())
+    count = results.trials.loc[results.trials["state"] == "complete", "trial"].nunique()
     return figure, sentence(
         [
-            f"the study ascribes the variation in {metric.noun} to {said}",
-            f"an estimate from {plural(count, 'finished run')} in the searched ranges, without an interval",
+            f"what decides whether a point is in the best quarter by {metric.noun}: {said}",
+            f"an estimate (PED-ANOVA) from {plural(count, 'point')} in the searched ranges, without an interval",
         ]
     )

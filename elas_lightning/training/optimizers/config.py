@@ -36,7 +36,7 @@ class OptimizerConfig:
             LORO to the next. A run that is shorter has neither.
         restart_warmup_steps: Steps of linear warm-up after a restart.
         warmup_steps: Optimizer steps of linear warm-up from 0 to ``lr``.
-        min_lr_ratio: The cosine ends at ``min_lr_ratio * lr`` at the last step.
+        min_lr_ratio: The cosine ends at ``min_lr_ratio * lr``, which a step behind the last one would have.
         weight_decay: Decoupled weight decay of matrices; norms and embeddings have none.
         betas: Decay of Adam's two moments.
         eps: Adam's denominator term.

@@ -76,6 +76,27 @@ def test_together_they_beat_either_alone_at_the_same_number_of_entries() -> None
     assert both < 0.9 * error(entries // (rows + columns), 0)
 
 
+@pytest.mark.parametrize("shape", [(48, 64), (64, 48)])
+def test_a_matrix_is_decomposed_as_the_paper_says(shape: tuple[int, int]) -> None:
+    """The paper with whole matrices: ``W D`` with D the root of the inputs' second moments, SVDs, rows sorted."""
+    weight = _trained_like(*sorted(shape))
+    weight = weight if weight.shape == shape else weight.T
+    x = torch.randn(300, shape[1], dtype=torch.float64) * torch.logspace(-1, 1, shape[1])
+    scale = x.square().sum(0).sqrt().diag()
+    rank, row = oats_shape(OATS, shape[1], shape[0])
+    assert rank == int(0.25 * 0.5 * shape[0] * shape[1] / sum(shape)) > 0
+    sparse = torch.zeros_like(weight)
+    for _ in range(OATS.oats_iterations):
+        left, value, right = torch.linalg.svd(weight @ scale - sparse)
+        low = left[:, :rank] @ value[:rank].diag() @ right[:rank]
+        rest = weight @ scale - low
+        sparse = torch.zeros_like(rest)
+        for i, j in enumerate(rest.abs().argsort(dim=1, descending=True)[:, :row]):
+            sparse[i, j] = rest[i, j]
+    expected = (sparse + low) @ torch.linalg.inv(scale)
+    torch.testing.assert_close(decompose_matrix(weight, x.square().sum(0), OATS), expected, rtol=1e-8, atol=1e-8)
+
+
 def test_columns_count_as_their_inputs_do() -> None:
     weight, x = _trained_like(), torch.randn(400, 64, dtype=torch.float64)
     x *= torch.logspace(-2, 1, 64)

@@ -10,6 +10,7 @@ from elas_lightning.errors import UserError
 from elas_lightning.nn.config import SparsityConfig
 from elas_lightning.nn.experts_config import ExpertsConfig
 from elas_lightning.nn.llama import Llama
+from elas_lightning.nn.weights_config import WeightsConfig
 from elas_lightning.training.optimizers import OptimizerConfig, build_optimizer
 from elas_lightning.training.optimizers.config import OptimizerName
 
@@ -44,6 +45,22 @@ def test_the_matrices_of_the_blocks_learn_at_their_own_rate(make_model: MakeMode
     slow = {name for name, rate in rates.items() if rate == 0.1}
     assert slow == {n for n in rates if n.startswith("layers.") and "layernorm" not in n}
     assert {rate for name, rate in rates.items() if name not in slow} == {0.4}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_sparse_entries_of_a_matrix_learn_and_decay_as_its_factors_do(
+    make_model: MakeModel, name: OptimizerName
+) -> None:
+    config = OptimizerConfig(name=name, lr=0.4, block_lr_ratio=0.25, weight_decay=0.1, warmup_steps=0)
+    model = make_model(weights=WeightsConfig(method="sltrain", sltrain_density=0.1))
+    parts = [n for n in _by_name(model, config, "lr") if ".parametrizations." in n]
+    assert {n.rsplit(".", 1)[1] for n in parts} == {"original", "A", "B"}
+    for field, value in {"initial_lr": 0.1, "weight_decay": 0.1}.items():
+        assert {_by_name(model, config, field)[n] for n in parts} == {value}
+    # a vector has no singular values for Muon
+    rules = _by_name(model, config, "rule")
+    assert {rules[n] for n in parts if n.endswith("original")} == {None}
+    assert {rules[n] for n in parts if not n.endswith("original")} == {"muon" if name == "muon" else None}
 
 
 @pytest.mark.parametrize("name", NAMES)
