@@ -96,7 +96,13 @@ class SweepResults:
         )
 
     def where(self, frame: pd.DataFrame, conditions: Mapping[str, Any] | None) -> pd.DataFrame:
-        """Rows of ``frame`` whose parameters have the levels of ``conditions`` (a plot's ``filter``)."""
+        """Rows of ``frame`` whose parameters have the levels of ``conditions`` (a plot's ``filter``).
+
+        Raises:
+            UserError: if they are no mapping, or name a parameter or a level that the sweep has not.
+        """
+        if not isinstance(conditions, Mapping | None):
+            raise UserError(f"plots: filter={conditions!r}: give a mapping of parameter to level.")
         for name, value in (conditions or {}).items():
             parameter = self.parameter(name)
             known = {level_name(parameter, level): level for level in parameter.levels}

@@ -181,7 +181,8 @@ def test_a_dry_run_lists_all_runs_with_an_estimate(
         ({"parts": ["both"]}, "both cannot be a part of itself"),
         ({"budget_minutes": {"tpu": 3}}, "budget_minutes names tpu: cpu and gpu are allowed"),
         ({"budget_minutes": {"cpu": -1}}, "budget_minutes.cpu is -1: give minutes"),
-        ({"size": "60m"}, "unexpected keyword argument 'size'"),
+        ({"size": "60m"}, "has 'size', which is no field: there are question, parts, budget_minutes"),
+        ({"budget_minutes": {"cpu": float("nan")}}, "budget_minutes.cpu is nan: give minutes"),
     ],
 )
 def test_a_wrong_field_is_refused_in_one_line(both: Path, changes: dict[str, Any], message: str) -> None:
