@@ -185,7 +185,13 @@ def test_a_run_says_in_a_file_and_is_its_own_command(study: Study) -> None:
 def test_a_server_that_was_killed_is_replaced(study: Study) -> None:
     first, second, *_ = study.plan.runs()
     assert IsolatedRun(first.request, making.finish).close() == DONE
-    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    for _ in range(2):  # the next start often finds it still dying
+        run = IsolatedRun(second.request, making.wait_for_the_end)
+        while not (second.request.directory / "progress.json").exists():
+            assert not run.ended(0.01)
+        os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        assert run.ended(10)
+        assert run.close() == -signal.SIGKILL  # as if the run itself had been killed: it is taken up again
     assert IsolatedRun(second.request, making.finish).close() == DONE
 
 
