@@ -52,7 +52,8 @@ class SweepResults:
         summary: ``summary.json``.
         parameters: the searched parameters, in the sweep's order.
         trials: one row a finished run; parameter columns hold levels (floats or names), metrics floats.
-        curves: every row of every ``curve.csv`` with ``run``, ``seed``, ``state`` and the parameters joined.
+        curves: every row of every ``curve.csv`` with ``run``, ``seed``, ``state`` and the parameters joined; one
+            that bears a name of the file's own (``lr``) as ``lr_searched``.
         telemetry: the same for ``telemetry.csv``.
         results: ``result.json`` of each run, by run name.
         missing: one sentence for each thing that a finished sweep would have and this one has not.
@@ -313,4 +314,5 @@ def _missing_points(
 def _join(frames: list[pd.DataFrame], trials: pd.DataFrame) -> pd.DataFrame:
     if not frames:
         return pd.DataFrame(columns=list(trials.columns))
-    return pd.concat(frames, ignore_index=True).merge(trials, on="run", how="left", validate="many_to_one")
+    joined = trials.rename(columns={name: f"{name}_searched" for name in frames[0].columns if name != "run"})
+    return pd.concat(frames, ignore_index=True).merge(joined, on="run", how="left", validate="many_to_one")

@@ -9,6 +9,7 @@ from synthetic import METHODS, RANKS, rank_sweep, write_sweep
 
 from elas_lightning.analysis.load import load_sweep
 from elas_lightning.analysis.parameters import level_name, make_parameter, name_of, parse_cell, phrase
+from elas_lightning.analysis.plots import write_plots
 from elas_lightning.analysis.points import best, gather
 from elas_lightning.errors import UserError
 
@@ -26,6 +27,22 @@ def test_complete_sweep(rank_ablation):
     mine = results.curves[results.curves["run"] == run["run"]]
     assert set(mine["rank"]) == {run["rank"]}
     assert set(mine["seed"]) == {run["seed"]}
+
+
+def test_a_parameter_may_bear_the_name_of_a_column_of_a_runs_tables(tmp_path):
+    search = {"step": {"kind": "choices", "values": [True, False]}, "lr": {"kind": "choices", "values": [0.1, 0.2]}}
+    plots = [{"kind": "curves", "series": "step"}, {"kind": "bars", "x": "lr", "filter": {"step": True}}]
+    folder = write_sweep(tmp_path / "sweep", search, plots, loss=lambda point, seed: 5.0 + point["lr"] + 0.01 * seed)
+    results = load_sweep(folder)
+    assert set(results.curves["step_searched"]) == {"yes", "no"}
+    assert set(results.curves["lr_searched"]) == {0.1, 0.2}
+    assert results.curves["step"].max() == 400
+    write_plots(folder)
+    captions = json.loads((folder / "plots" / "captions.json").read_text())
+    assert [figure["title"] for figure in captions["figures"]] == [
+        "Loss during training",
+        "Validation perplexity by lr (step yes)",
+    ]
 
 
 def test_unfinished_sweep_says_what_is_missing(tmp_path):
