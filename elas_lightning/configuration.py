@@ -230,7 +230,9 @@ def check(overlays: Sequence[Path], overrides: dict[str, Any]) -> None:
     """
     config = resolve(overlays, overrides)
     ModelConfig.from_mapping(config["model"]["config"])
-    OptimizerConfig(**config["model"]["optimizer"])
+    optimizer = OptimizerConfig(**config["model"]["optimizer"])
+    if not config["trainer"]["fast_dev_run"]:
+        optimizer.check_length(config["trainer"]["max_steps"])
     C4DataModule(**config["data"])
 
 

@@ -107,6 +107,13 @@ class Dimension:
         return self.low is not None or self.high is not None
 
     @property
+    def sets(self) -> set[str]:
+        """The dotted keys that it sets, apart from those of overlays."""
+        chosen = {leaf for key in self.keys for value in self.options.values() for leaf in leaves(key, value)}
+        drawn = self.keys if self.is_range else ()
+        return {*chosen, *drawn, *itertools.chain.from_iterable(self.factors.values())}
+
+    @property
     def options(self) -> dict[Any, Any]:
         """Labels to values (for overlays and factors, to these themselves); empty for a range."""
         if self.overlays or isinstance(self.choices, dict):
@@ -114,6 +121,15 @@ class Dimension:
         if self.factors:
             return dict(self.factors)
         return {label_of(value): value for value in self.choices}
+
+
+def leaves(key: str, value: Any) -> Iterator[str]:
+    """The dotted keys that are set when ``key`` is set to a value: a mapping sets those below it."""
+    if not isinstance(value, dict):
+        yield key
+        return
+    for name, item in value.items():
+        yield from leaves(f"{key}.{name}", item)
 
 
 def label_of(value: Any) -> Any:
@@ -181,7 +197,7 @@ class SweepSpec:
             yield f"search.{name}: trials.csv has a column of this name already; give another, and a label if you like"
         setting = {"seed_everything": "seeds", "data.seed": "seeds"}
         for dimension in self.search:
-            for key in {*dimension.keys, *itertools.chain.from_iterable(dimension.factors.values())}:
+            for key in dimension.sets:
                 if key in setting:
                     yield f"search.{dimension.name} sets {key}, which {setting[key]} sets for each run: only one may"
                 setting[key] = f"search.{dimension.name}"

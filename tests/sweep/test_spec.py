@@ -87,6 +87,10 @@ def test_labels_stand_for_values() -> None:
         ({"search": {"seed": {"keys": ["k"], "choices": [1]}}}, "search.seed: trials.csv has a column of this name"),
         ({"search": {"order": {"keys": ["data.seed"], "choices": [1]}}}, "order sets data.seed, which seeds sets"),
         ({"search": {n: {"keys": ["k"], "choices": [1]} for n in "ab"}}, "search.b sets k, which search.a sets"),
+        (
+            {"search": {"a": {"keys": ["k.b"], "choices": [1]}, "c": {"keys": ["k"], "choices": {"x": {"b": 2}}}}},
+            "search.c sets k.b, which search.a sets",
+        ),
         ({"seeds": []}, "seeds: give at least one"),
         ({"seeds": [1, 1]}, "each once"),
         ({"machines": {"cpu": {"size": "tiny", "data": "pydocs"}}}, "machines: give size and data for cpu and for gpu"),
