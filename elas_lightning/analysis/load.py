@@ -280,10 +280,12 @@ def _unfinished(
         repeats = ", or the sampler drew a point again" if drawn else ""
         notes.append(f"{planned - len(trials)} of {planned} planned runs have not finished{repeats}.")
         notes += _missing_points(summary, parameters, trials, planned)
-    homes = folder / "runs"
-    started = sorted(path.name for path in homes.iterdir() if path.is_dir()) if homes.is_dir() else []
-    if stray := [name for name in started if name not in set(trials["run"])]:
-        notes.append(f"Started but without a row in trials.csv (unfinished or repeated): {', '.join(stray)}.")
+    if not (homes := folder / "runs").is_dir():
+        return notes
+    # runs that have ended without a row are of what the sweep's file was before
+    begun = sorted(p.name for p in homes.iterdir() if p.is_dir() and not (p / "result.json").exists())
+    if stray := [name for name in begun if name not in set(trials["run"])]:
+        notes.append(f"Begun but without a row in trials.csv: {', '.join(stray)}.")
     return notes
 
 

@@ -21,6 +21,7 @@ from elas_lightning.layout import RUNS
 from elas_lightning.sweep import claims
 from elas_lightning.sweep.origin import is_gone
 from elas_lightning.sweep.progress import duration
+from elas_lightning.sweep.space import is_of
 from elas_lightning.sweep.storage import STUDY_NAME, open_storage, redact
 from elas_lightning.sweep.study import PLANNED, results_of
 from elas_lightning.training.live import read_progress
@@ -37,7 +38,7 @@ def describe_all(url: str | None) -> Iterator[str]:
     """
     folders = [path.parent for path in sorted(RUNS.glob(f"*/{STUDY_NAME}"))]
     if url is not None:
-        yield from _describe(open_storage(url, RUNS), url, folders, prefix="")
+        yield from _describe(open_storage(url, RUNS), url, folders)
     elif not folders:
         raise UserError(f"there is no study below {RUNS}/: `elas sweep NAME` begins one")
     for index, folder in enumerate(folders if url is None else ()):
@@ -52,7 +53,7 @@ def describe_folder(folder: Path, url: str | None, name: str = "") -> Iterator[s
     Args:
         folder: ``runs/<name>``.
         url: Where its study lives; ``None`` for its folder.
-        name: The sweep's, to find it among others.
+        name: The sweep's, to find it among others at ``url``; what is in the folder is all of one sweep.
 
     Raises:
         UserError: It has not been begun.
@@ -60,7 +61,7 @@ def describe_folder(folder: Path, url: str | None, name: str = "") -> Iterator[s
     if url is None and not (folder / STUDY_NAME).exists():
         raise UserError(f"there is no study in {folder}/: `elas sweep` begins one, --storage names another place")
     where = url or f"sqlite:///{folder / STUDY_NAME}"
-    lines = list(_describe(open_storage(url, folder), where, [folder], prefix=f"{name}-" if name else ""))
+    lines = list(_describe(open_storage(url, folder), where, [folder], name if url else ""))
     if not lines:
         raise UserError(
             f"there is no study of {folder.name} in {redact(where)}: `elas sweep` with that --storage begins one"
@@ -85,9 +86,9 @@ def describe_parts(folder: Path, url: str | None) -> Iterator[str]:
         yield from describe_folder(folder.parent / part["folder"], url, part["name"])
 
 
-def _describe(storage: BaseStorage, where: str, folders: list[Path], prefix: str) -> Iterator[str]:
+def _describe(storage: BaseStorage, where: str, folders: list[Path], name: str = "") -> Iterator[str]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    found = [study for study in storage.get_all_studies() if study.study_name.startswith(prefix)]
+    found = [study for study in storage.get_all_studies() if not name or is_of(study.study_name, name)]
     for study in found:
         yield from _describe_study(optuna.load_study(study_name=study.study_name, storage=storage), folders)
     if found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from synthetic import METHODS, RANKS, rank_sweep, write_sweep
@@ -57,6 +58,12 @@ def test_unfinished_sweep_says_what_is_missing(tmp_path):
     assert "999-unknown" in notes
     assert "000-seed1 left no curve.csv" in notes
     assert "001-seed1 left no result.json" in notes
+
+
+def test_runs_of_what_the_file_was_before_are_not_missing(rank_ablation):
+    (rank_ablation / "runs" / "000-seed1").rename(rank_ablation / "runs" / "earlier")
+    shutil.copytree(rank_ablation / "runs" / "earlier", rank_ablation / "runs" / "000-seed1")
+    assert load_sweep(rank_ablation).missing == ()
 
 
 def test_half_written_last_line_of_a_curve_is_a_hole(rank_ablation):

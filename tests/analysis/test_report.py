@@ -94,7 +94,7 @@ def test_headings_descend_and_name_every_part(rank_ablation):
         "How to run it again",
     ):
         assert part in page.titles
-    assert "This sweep is unfinished" not in page.titles
+    assert "What is missing" not in page.titles
 
 
 def test_many_comparisons_are_counted_after_correction_too(tmp_path):
@@ -171,7 +171,7 @@ def test_unfinished_sweep_with_losses(tmp_path):
     plots = [{"kind": "metric_by", "x": "rank", "series": "method"}, {"kind": "importance"}]
     folder = rank_sweep(tmp_path / "lossy", plots=plots, states={0: "diverged", 4: "failed"}, stop_after=20)
     page = read(folder)
-    assert "This sweep is unfinished" in page.titles
+    assert "What is missing" in page.titles
     assert "4 of 24 planned runs have not finished." in page.text
     assert "18 of 24 planned runs completed; 1 diverged, 1 failed and 4 not finished." in page.text
     assert "loss became nan at step 140" in page.text

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import making
 import pytest
+from optuna import create_study
 
 from elas_lightning.cli import main
 from elas_lightning.sweep import claims
@@ -102,8 +103,15 @@ def test_a_study_elsewhere_is_found_by_its_sweeps_name(
     Study(plan, open_storage(url, plan.folder), grace=60)
     assert _status(capsys, "mine", "--storage", url)[0].startswith("mine-")
     assert _status(capsys, "--storage", url)[0].startswith("mine-")
+    create_study(study_name="mine-too-0123abcd", storage=open_storage(url, plan.folder))
+    assert not any("too" in line for line in _status(capsys, "mine", "--storage", url))
     assert main(["sweep", "status", "grid", "--storage", url]) == 2
     assert "there is no study of grid in" in capsys.readouterr().err
+
+
+def test_a_folder_that_was_renamed_tells_of_its_study(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    study.plan.folder.rename("runs/another")
+    assert _status(capsys, "another")[0].startswith("mine-")
 
 
 def test_nothing_to_look_at_is_said_in_one_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
