@@ -163,6 +163,7 @@ def facts(results: SweepResults) -> list[tuple[str, str]]:
         ("Unigram baseline", baseline),
         ("Seeds", ", ".join(map(str, planned_seeds(summary)))),
         ("Sampler", summary.get("sampler")),
+        ("Pruner", None if summary.get("pruner") == "none" else summary.get("pruner")),
         ("Training tokens", f"{_span(tokens, '{:,.0f}'.format)} a run" if len(tokens) else None),
         ("Backend", ", ".join(f"{name}: {plural(count, 'run')}" for name, count in sorted(backends.items()))),
         ("Hardware", _joined(environment.get("hardware"))),

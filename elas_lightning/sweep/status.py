@@ -97,6 +97,7 @@ def _describe(storage: BaseStorage, where: str, folders: list[Path], name: str =
 
 def _describe_study(study: optuna.Study, folders: list[Path]) -> Iterator[str]:
     planned = study.user_attrs.get(PLANNED)
+    factors = (planned or {}).get("relative_to", {})
     trials = study.get_trials(deepcopy=False)
     is_search = any(claims.PLACE not in trial.system_attrs for trial in trials)
     board = claims.Board(trials, max((len(t.params) for t in trials), default=0), is_search)
@@ -112,17 +113,17 @@ def _describe_study(study: optuna.Study, folders: list[Path]) -> Iterator[str]:
     yield f"  runs: {ended}" + (f" of {planned['runs']}" if planned else "")
     for trial in board.trials:
         if trial.state == TrialState.RUNNING:
-            yield f"  running: {_running(trial, folders)}"
+            yield f"  running: {_running(trial, folders, factors)}"
     names = planned["objectives"] if planned else ["objective"] * len(study.directions)
     best = sorted(study.best_trials, key=lambda trial: trial.values)  # those that no other is better than
     for trial in best if len(names) > 1 else best[:1]:
         if all(map(math.isfinite, trial.values)):
             figures = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, trial.values, strict=True))
-            yield f"  best: {figures} (trial {trial.number}: {_point(trial)})"
+            yield f"  best: {figures} (trial {trial.number}: {_point(trial, factors)})"
     for latest in last.values():
         if latest is not None and claims.ended(latest) == claims.FAILED:
             reason = latest.user_attrs.get(claims.REASON, "no reason given")
-            yield f"  failed: trial {latest.number} ({_point(latest)}): {reason}"
+            yield f"  failed: trial {latest.number} ({_point(latest, factors)}): {reason}"
 
 
 def _state(trial: FrozenTrial) -> str:
@@ -132,11 +133,11 @@ def _state(trial: FrozenTrial) -> str:
     return "failed" if how == claims.FAILED else "to be taken up again"
 
 
-def _running(trial: FrozenTrial, folders: list[Path]) -> str:
+def _running(trial: FrozenTrial, folders: list[Path], factors: dict[str, str]) -> str:
     worker = trial.system_attrs.get(claims.WORKER)
     who = f"{worker['host']}, process {worker['pid']}" if worker else "an unknown worker"
     run = trial.system_attrs.get(claims.RUN)
-    said = [f"trial {trial.number} ({_point(trial)}) on {who}"]
+    said = [f"trial {trial.number} ({_point(trial, factors)}) on {who}"]
     homes = [folder / "runs" / str(run) for folder in folders]
     progress = next((p for home in homes if (p := read_progress(home)) is not None), None)
     if is_gone(worker):
@@ -158,5 +159,10 @@ def _pace(progress: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _point(trial: FrozenTrial) -> str:
-    return ", ".join(f"{name} {value}" for name, value in trial.params.items()) or "not drawn yet"
+def _point(trial: FrozenTrial, factors: dict[str, str]) -> str:
+    """A trial's parameters as the study has them: of what a choice multiplies, the factors."""
+    said = []
+    for name, value in trial.params.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        said.append(f"{name} {shown}" + (f" x {factors[name]}" if name in factors else ""))
+    return ", ".join(said) or "not drawn yet"

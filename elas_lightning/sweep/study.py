@@ -31,7 +31,7 @@ from elas_lightning.sweep.pruning import build_pruner
 from elas_lightning.sweep.space import build_sampler, distribution_of, is_of, study_name
 from elas_lightning.sweep.spec import Point
 
-# An attribute of a study: how many runs and points it is going to have, and what is looked at.
+# An attribute of a study: how many runs and points it is going to have, what is looked at, what is a factor of what.
 PLANNED = "planned"
 # With the run's name behind it, the key of a result among a trial's attributes.
 _RESULT = "result "
@@ -90,6 +90,7 @@ class Study:
             "runs": plan.planned_runs,
             "points": plan.planned_runs // len(plan.spec.seeds),
             "objectives": [objective.name for objective in plan.spec.objectives],
+            "relative_to": {d.name: d.relative_to for d in plan.spec.search if d.relative_to},
         }
         if self.study.user_attrs.get(PLANNED) != described:
             self.study.set_user_attr(PLANNED, described)

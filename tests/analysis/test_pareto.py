@@ -41,6 +41,9 @@ def test_beaten_points_are_grey_and_named(tmp_path: Path) -> None:
         for line in (container.lines[0] for container in ax.containers)
     }
     assert {x for x, colour in drawn if colour == grey} == {1.85, 2.2}
+    figure, _ = pareto(results, {"series": "contender", "metric": "val_loss"})
+    figure.canvas.draw()
+    assert figure.axes[0].yaxis.label.get_window_extent().height <= figure.bbox.height
     assert [x for x, colour in drawn if colour != grey] == [1.85]
 
 

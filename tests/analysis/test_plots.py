@@ -304,6 +304,14 @@ def test_importance_bars_are_sorted_shares(search_sweep):
     assert [patch.get_width() for patch in ax.patches] == pytest.approx([70.0, 25.0, 5.0])
     assert tick_names(ax.yaxis) == ["Peak learning rate", "Rank", "Masked gradient"]
     assert "peak learning rate 70 %, rank 25 % and masked gradient 5 %" in caption
+    # a run whose perplexity is too large to be told has no part in the estimate
+    count = int(re.search(r"from (\d+) finished runs", caption)[1])
+    path = search_sweep / "trials.csv"
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    last = max(i for i, row in enumerate(rows) if row[2] == "complete")
+    rows[last][rows[0].index("val_perplexity")] = ""
+    path.write_text("\n".join(map(",".join, rows)) + "\n")
+    assert f"from {count - 1} finished runs" in draw(search_sweep, "importance")[1]
 
 
 def test_a_sampled_rate_is_not_joined_by_lines(search_sweep):

@@ -47,7 +47,7 @@ def test_what_is_done_running_and_failed(study: Study, capsys: pytest.CaptureFix
     Worker([study], Budget(None), Timing(), start=start).work()
     lines = _status(capsys)
     assert lines[1:3] == ["  points: 1 failed, 3 complete", "  runs: 6 complete, 2 failed of 8"]
-    assert "  failed: trial 0 (method dense, rank 0.125): model.rank is 2" in lines
+    assert "  failed: trial 0 (method dense, rank 0.125 x model.config.hidden_size): model.rank is 2" in lines
     again = Study(study.plan, open_storage(None, study.plan.folder), grace=60)
     claim = again.claim(lambda: None)
     assert claim is not None
@@ -59,9 +59,12 @@ def test_what_is_done_running_and_failed(study: Study, capsys: pytest.CaptureFix
     lines = _status(capsys)
     assert lines[1] == "  points: 1 running, 3 complete"
     running = next(line for line in lines if line.startswith("  running: "))
-    assert f"trial 4 (method dense, rank 0.125) on {here()['host']}, process {here()['pid']}, step 50/200" in running
+    assert (
+        f"trial 4 (method dense, rank 0.125 x model.config.hidden_size) on {here()['host']}, process {here()['pid']}, step 50/200"
+        in running
+    )
     assert running.endswith("900 tokens/s, 30 s of training left")
-    assert "  best: val_perplexity 0.5 (trial 1: method ELAS, rank 0.125)" in lines
+    assert "  best: val_perplexity 0.5 (trial 1: method ELAS, rank 0.125 x model.config.hidden_size)" in lines
     path.write_text(json.dumps({**progress, "time": time.time() - 1000}))
     assert "no news for 17 min" in "\n".join(_status(capsys))
     study.storage.set_trial_system_attr(claim.id, claims.WORKER, {**here(), "started": "1"})

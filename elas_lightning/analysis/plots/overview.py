@@ -260,7 +260,7 @@ def importance(results: SweepResults, options: Options) -> tuple[Figure, str]:
     metric = metric_of(results.objective)
     ax.set_xlabel(f"Share of the variation in {metric.noun} (%)")
     said = listing([f"{spoken(known[name])} {share:.0f} %" for (name, _), share in zip(ordered, shares, strict=True)])
-    count = int((results.trials["state"] == "complete").sum())
+    count = sum(len(point.values) for point in gather(results, results.names, metric.column))
     return figure, sentence(
         [
             f"the study ascribes the variation in {metric.noun} to {said}",

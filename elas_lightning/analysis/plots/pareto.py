@@ -62,7 +62,7 @@ def pareto(results: SweepResults, options: Options) -> tuple[Figure, str]:
         _dot(ax, one, look, cost, metric, one in best)
         ends.append((one.value.mean * metric.scale, one.name, look))
     ax.set_xlabel(f"{cost.label}, {cost.better} is better")
-    ax.set_ylabel(f"{metric.label}, {metric.better} is better")
+    ax.set_ylabel(f"{metric.label},\n{metric.better} is better")
     cut = [
         _fit_axis(ax, "x", [one.price for one in drawn], cost.scale),
         _fit_axis(ax, "y", [one.value for one in drawn], metric.scale),
