@@ -177,7 +177,7 @@ def _read_runs(
         if (path := home / run / "result.json").is_file():
             results[run] = read_json(path, advice)
         else:
-            notes.append(f"Run {run} left no result.json: its reason, hardware and versions are unknown.")
+            notes.append(f"Run {run} left no result.json: its hardware and versions are unknown.")
     return _join(curves, trials), _join(telemetry, trials), results, notes
 
 
@@ -251,6 +251,7 @@ def _trials(
     for column in METRIC_COLUMNS:
         trials[column] = _column(cells[column]) if column in cells else np.nan
     trials["run"] = cells["run"]
+    trials["reason"] = cells.get("reason", "")
     # A point tried again with the same seed (a resumed sweep, or a sampler that came back) is the same
     # experiment: counting it twice would shrink the interval for nothing. The last attempt stands.
     key = [*(parameter.name for parameter in parameters), "seed"]

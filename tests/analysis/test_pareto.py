@@ -55,6 +55,13 @@ def test_one_point_has_no_front(tmp_path: Path) -> None:
         pareto(results, {"series": "contender"})
 
 
+def test_one_seed_has_no_interval_on_the_front_either(tmp_path: Path) -> None:
+    for name in ("lowrank", "elas"):
+        write_run(tmp_path / "runs" / name, name, 0)
+    _, caption = pareto(as_sweep(compare([str(tmp_path / "runs")]).contenders), {"series": "contender"})
+    assert "one seed, so no interval; which of two" in caption
+
+
 def test_a_point_with_a_diverged_seed_is_not_on_the_front(tmp_path: Path) -> None:
     runs = three_methods(tmp_path / "runs")
     write_run(runs / "lowrank-9", "lowrank", 9, state="diverged")
