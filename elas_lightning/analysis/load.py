@@ -166,18 +166,23 @@ def _read_runs(
     curves: list[pd.DataFrame] = []
     telemetry: list[pd.DataFrame] = []
     results: dict[str, dict[str, Any]] = {}
-    notes = []
+    no_curve, no_result = [], []
     for run in trials["run"]:
         if (path := home / run / "curve.csv").is_file():
             curves.append(read_numbers(path, advice).assign(run=run))
         else:
-            notes.append(f"Run {run} left no curve.csv: it is absent from the curves.")
+            no_curve.append(run)
         if (path := home / run / "telemetry.csv").is_file():
             telemetry.append(read_numbers(path, advice).assign(run=run))
         if (path := home / run / "result.json").is_file():
             results[run] = read_json(path, advice)
         else:
-            notes.append(f"Run {run} left no result.json: its hardware and versions are unknown.")
+            no_result.append(run)
+    notes = []
+    if no_curve:
+        notes.append(f"Absent from the curves, for want of a curve.csv: {', '.join(no_curve)}.")
+    if no_result:
+        notes.append(f"Of unknown hardware and versions, for want of a result.json: {', '.join(no_result)}.")
     return _join(curves, trials), _join(telemetry, trials), results, notes
 
 

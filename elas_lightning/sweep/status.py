@@ -6,6 +6,7 @@ From one look at a study it cannot be told whether another machine's worker is d
 
 import json
 import math
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from elas_lightning.sweep import claims
 from elas_lightning.sweep.origin import is_gone
 from elas_lightning.sweep.progress import duration
 from elas_lightning.sweep.space import is_of
-from elas_lightning.sweep.storage import STUDY_NAME, open_storage, redact
+from elas_lightning.sweep.storage import STUDY_NAME, for_dashboard, open_storage, redact
 from elas_lightning.sweep.study import PLANNED, results_of
 from elas_lightning.training.live import read_progress
 
@@ -91,8 +92,8 @@ def _describe(storage: BaseStorage, where: str, folders: list[Path], name: str =
     found = [study for study in storage.get_all_studies() if not name or is_of(study.study_name, name)]
     for study in found:
         yield from _describe_study(optuna.load_study(study_name=study.study_name, storage=storage), folders)
-    if found:
-        yield f"  dashboard: optuna-dashboard {redact(where)}"
+    if found and (shown := for_dashboard(where)):
+        yield f"  dashboard: optuna-dashboard {shlex.quote(shown)}"
 
 
 def _describe_study(study: optuna.Study, folders: list[Path]) -> Iterator[str]:

@@ -56,8 +56,8 @@ def test_unfinished_sweep_says_what_is_missing(tmp_path):
     assert "Point rank 32, method lowrank: 2 of 3 seeds." in notes
     assert "Without any run yet: rank 32, method elas." in notes
     assert "999-unknown" in notes
-    assert "000-seed1 left no curve.csv" in notes
-    assert "001-seed1 left no result.json" in notes
+    assert "for want of a curve.csv: 000-seed1." in notes
+    assert "for want of a result.json: 001-seed1." in notes
 
 
 def test_runs_of_what_the_file_was_before_are_not_missing(rank_ablation):

@@ -189,7 +189,7 @@ def test_why_a_run_on_another_machine_failed_is_known_from_the_table(tmp_path):
     shutil.rmtree(folder / "runs" / "000-seed1")
     text = read(folder).text
     assert "out of memory" in text
-    assert "000-seed1 left no result.json: its hardware and versions are unknown." in text
+    assert "Of unknown hardware and versions, for want of a result.json: 000-seed1." in text
 
 
 @pytest.mark.parametrize("stop_after", [0, 2])
