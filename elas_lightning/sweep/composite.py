@@ -148,7 +148,8 @@ class Composite:
             highlight=False,
         )
         # All parts get their tables before the first run is made: the report names what is missing.
-        runs = [SweepRun(plan, self.request.part(plan.spec.name), console) for plan in self.plans]
+        parts = zip(self.spec.parts, self.plans, strict=True)
+        runs = [SweepRun(plan, self.request.part(part), console) for part, plan in parts]
         self.write_summary()
         fill(runs, self.request, console, Budget(self.minutes))
         return [f"{run.plan.spec.name}: {run.missing} of {run.plan.planned_runs} runs" for run in runs if run.missing]

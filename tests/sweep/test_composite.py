@@ -124,6 +124,13 @@ def test_workers_are_told_of_the_file_that_was_named(
     assert run_sweep(Request("own/grid.yaml", overrides=QUICK, workers=2), Console(file=io.StringIO())) == 0
     assert len(started) == 2
     assert all("seed-0" in name for name in started)
+    composite = {"question": "Both?", "parts": ["own/third.yaml", "second"]}
+    (both / "own/both.yaml").write_text(yaml.safe_dump(composite))
+    (both / "own/grid.yaml").rename(both / "own/third.yaml")
+    request = Request("own/both.yaml", overrides=QUICK, workers=2)
+    assert Composite(request).run(Console(file=io.StringIO())) == []
+    command = json.loads(Path("runs/third/summary.json").read_text())["command"]
+    assert command.startswith("elas sweep own/third.yaml --set ")
 
 
 def test_a_budget_counts_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
