@@ -134,7 +134,7 @@ class ElasCLI(LightningCLI):
         # the dump shows what the user configured, not what was derived here
         kwargs["default_root_dir"] = str(self.directory)
         kwargs["max_time"] = None
-        live = LiveProgress(self.directory, self.recorder)
+        live = LiveProgress(self.directory, self.recorder, self.stop)
         # the random state comes back before, and a stop saves after, what the others do at the same place
         kwargs["callbacks"] = [RandomStates(), self.recorder, live, *given, self.stop]
         kwargs["plugins"] = [*_as_list(config["plugins"]), SafeCheckpointIO()]

@@ -16,11 +16,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from elas_lightning.files import write_whole
 from elas_lightning.training.checkpoints import not_written
-from elas_lightning.training.interruption import RunEnded
+from elas_lightning.training.interruption import RunEnded, StopBetweenSteps
 from elas_lightning.training.recorder import RunRecorder
 
 PROGRESS_NAME = "progress.json"
 VERDICT_NAME = "verdict.json"
+# A worker that passes a stop on answers in tenths of a second; one that is gone will not.
+_STOPPING_SECONDS = 2.0
 
 
 class LiveProgress(L.Callback):
@@ -32,13 +34,22 @@ class LiveProgress(L.Callback):
     Args:
         directory: The run's directory.
         recorder: Knows the latest figures.
+        stop: Knows whether the run has been asked to stop.
         interval: Seconds between two writes.
         patience: Seconds to wait for a verdict before going on without.
     """
 
-    def __init__(self, directory: Path, recorder: RunRecorder, interval: float = 1.0, patience: float = 60.0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        recorder: RunRecorder,
+        stop: StopBetweenSteps,
+        interval: float = 1.0,
+        patience: float = 60.0,
+    ) -> None:
         self.directory = directory
         self._recorder = recorder
+        self._stop = stop
         self._interval = interval
         self._patience = patience
         self._last = -math.inf
@@ -72,6 +83,7 @@ class LiveProgress(L.Callback):
             return  # what it came to is known; there is nothing left to save
         reason = self._await_verdict(trainer.global_step) if trainer.is_global_zero else None
         reason = trainer.strategy.broadcast(reason)
+        self._recorder.start_window()  # the wait is not training's
         if reason is not None:
             raise RunEnded("pruned", reason)
 
@@ -100,10 +112,12 @@ class LiveProgress(L.Callback):
         _write_json(self.directory / PROGRESS_NAME, content)
 
     def _await_verdict(self, step: int) -> str | None:
-        deadline = time.monotonic() + self._patience
-        while (verdict := _read(self.directory / VERDICT_NAME)) is not None and time.monotonic() < deadline:
+        began = time.monotonic()
+        while (verdict := _read(self.directory / VERDICT_NAME)) is not None:
             if verdict["step"] >= step:
                 return verdict["reason"]
+            if time.monotonic() - began >= (_STOPPING_SECONDS if self._stop.asked else self._patience):
+                break
             time.sleep(0.02)
         return None
 
