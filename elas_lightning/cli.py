@@ -1,6 +1,7 @@
 """The ``elas`` command. Each subcommand imports what it needs when it runs, so that ``--help`` is instant."""
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from elas_lightning import __version__
 from elas_lightning.commands import cost, data, model, study
 from elas_lightning.commands.arguments import Parser
-from elas_lightning.errors import UserError
+from elas_lightning.errors import NO_ROOM, UserError
 from elas_lightning.layout import handed_over
 
 _DESCRIPTION = "Pre-train low-rank language models with 2:4 sparse activations, and sweep over how."
@@ -45,6 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
         raise
+    except OSError as error:
+        if error.errno not in (*NO_ROOM, errno.EACCES):
+            raise
+        what = f"{error.filename or 'a file'} cannot be used ({error.strerror})"
+        print(f"error: {what}: make room or see to its rights, then the same command goes on", file=sys.stderr)
+        return 2
     except BaseException as stop:
         if hasattr(stop, "signal_number"):  # Interrupted, whose module would import torch
             # the first rank answers for those that it started: a code of theirs would have it killed by Lightning

@@ -134,7 +134,7 @@ class ElasCLI(LightningCLI):
         # the dump shows what the user configured, not what was derived here
         kwargs["default_root_dir"] = str(self.directory)
         kwargs["max_time"] = None
-        live = LiveProgress(self.directory, self.recorder)
+        live = LiveProgress(self.directory, self.recorder, self.stop)
         # the random state comes back before, and a stop saves after, what the others do at the same place
         kwargs["callbacks"] = [RandomStates(), self.recorder, live, *given, self.stop]
         kwargs["plugins"] = [*_as_list(config["plugins"]), SafeCheckpointIO()]
@@ -230,7 +230,9 @@ def check(overlays: Sequence[Path], overrides: dict[str, Any]) -> None:
     """
     config = resolve(overlays, overrides)
     ModelConfig.from_mapping(config["model"]["config"])
-    OptimizerConfig(**config["model"]["optimizer"])
+    optimizer = OptimizerConfig(**config["model"]["optimizer"])
+    if not config["trainer"]["fast_dev_run"]:
+        optimizer.check_length(config["trainer"]["max_steps"])
     C4DataModule(**config["data"])
 
 

@@ -1,4 +1,8 @@
-"""The one exception that stands for a mistake of the user's rather than of ours."""
+"""What stands for a mistake of the user's, or of the machine's, rather than of ours."""
+
+import errno
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of an OSError
 
 
 class UserError(ValueError):

@@ -1,6 +1,5 @@
 """One run: configuration in, :class:`RunResult` out, which is also what lies on disk afterwards."""
 
-import errno
 import json
 import math
 import shlex
@@ -19,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from elas_lightning.configuration import ElasCLI, command_line, quiet_lightning
 from elas_lightning.continuation import Beginning, begin
-from elas_lightning.errors import UserError
+from elas_lightning.errors import NO_ROOM, UserError
 from elas_lightning.layout import (
     RESULT_NAME,
     RUNS,
@@ -41,7 +40,6 @@ from elas_lightning.training.optimizers import optimizer_state_entries
 _VALIDATED = ("val_loss", "val_perplexity", "val_perplexity_galore_protocol", "val_bits_per_byte", "val_batches")
 # a process that was told to stop and is still saving itself
 _PATIENCE_SECONDS = 60.0
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # by the beginning of the precision's name
 _DTYPES = {"bf16": "bfloat16", "16": "float16", "64": "float64"}
 
@@ -233,7 +231,7 @@ def execute(cli: ElasCLI, ckpt_path: str | Path | None = None, request: RunReque
         launcher = cli.trainer.strategy.launcher
         if launcher is not None and not (isinstance(error, Interrupted) and error.together):
             launcher.kill(signal.SIGKILL)  # the other ranks would wait for this one
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:  # a logger's
+        if isinstance(error, OSError) and error.errno in NO_ROOM:  # a logger's
             raise not_written(Path(str(error.filename or cli.directory)), error) from error
         raise
     result = _collect(cli, request, state, reason, started)

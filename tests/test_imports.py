@@ -35,7 +35,7 @@ ALLOWED = {
     ),
     "analysis": ({"analysis", "trials_table"}, {"pandas", "scipy", "matplotlib"}),
     "plots": ({"analysis", "plot_options"}, {"matplotlib"}),
-    "plot_options": (set(), set()),
+    "plot_options": ({"trials_table"}, set()),
     "trials_table": (set(), set()),
     "layout": (set(), set()),
     "ranks": (set(), {"torch"}),

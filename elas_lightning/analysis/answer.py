@@ -26,7 +26,7 @@ def answer(results: SweepResults, captions: list[dict[str, Any]]) -> list[str]:
     points = gather(results, results.names, metric.column)
     top = best(points, metric.column)
     if top is None or top.estimate is None:
-        return ["No run has completed, so there is no answer yet."]
+        return [f"No run has come to a {metric.noun}, so there is no answer yet.", _completeness(results)]
     said = [captions[0]["caption"]] if captions else []
     value = plus_minus(top.estimate, metric.scale)
     count = sum(bool(point.values) for point in points)
@@ -141,7 +141,9 @@ def losses(results: SweepResults) -> list[tuple[str, str, str, str, str]]:
     rows = []
     for _, row in results.trials[results.trials["state"] != "complete"].iterrows():
         setting = describe(results, {name: row[name] for name in results.names})
-        reason = str(results.results.get(row["run"], {}).get("reason") or "no reason recorded")
+        # the run's own folder may be on another machine
+        known = row.get("reason") or results.results.get(row["run"], {}).get("reason")
+        reason = str(known or "no reason recorded")
         rows.append((row["run"], setting, str(row["seed"]), row["state"], reason))
     return rows
 
@@ -164,6 +166,7 @@ def facts(results: SweepResults) -> list[tuple[str, str]]:
         ("Unigram baseline", baseline),
         ("Seeds", ", ".join(map(str, planned_seeds(summary)))),
         ("Sampler", summary.get("sampler")),
+        ("Pruner", None if summary.get("pruner") == "none" else summary.get("pruner")),
         ("Training tokens", f"{_span(tokens, '{:,.0f}'.format)} a run" if len(tokens) else None),
         ("Backend", ", ".join(f"{name}: {plural(count, 'run')}" for name, count in sorted(backends.items()))),
         ("Hardware", _joined(environment.get("hardware"))),

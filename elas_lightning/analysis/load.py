@@ -41,7 +41,8 @@ class SweepResults:
         summary: ``summary.json``.
         parameters: the searched parameters, in the sweep's order.
         trials: one row a finished run; parameter columns hold levels (floats or names), metrics floats.
-        curves: every row of every ``curve.csv`` with ``run``, ``seed``, ``state`` and the parameters joined.
+        curves: every row of every ``curve.csv`` with ``run``, ``seed``, ``state`` and the parameters joined; one
+            that bears a name of the file's own (``lr``) as ``lr_searched``.
         telemetry: the same for ``telemetry.csv``.
         results: ``result.json`` of each run, by run name.
         missing: one sentence for each thing that a finished sweep would have and this one has not.
@@ -85,7 +86,13 @@ class SweepResults:
         )
 
     def where(self, frame: pd.DataFrame, conditions: Mapping[str, Any] | None) -> pd.DataFrame:
-        """Rows of ``frame`` whose parameters have the levels of ``conditions`` (a plot's ``filter``)."""
+        """Rows of ``frame`` whose parameters have the levels of ``conditions`` (a plot's ``filter``).
+
+        Raises:
+            UserError: if they are no mapping, or name a parameter or a level that the sweep has not.
+        """
+        if not isinstance(conditions, Mapping | None):
+            raise UserError(f"plots: filter={conditions!r}: give a mapping of parameter to level.")
         for name, value in (conditions or {}).items():
             parameter = self.parameter(name)
             known = {level_name(parameter, level): level for level in parameter.levels}
@@ -148,18 +155,23 @@ def _read_runs(
     curves: list[pd.DataFrame] = []
     telemetry: list[pd.DataFrame] = []
     results: dict[str, dict[str, Any]] = {}
-    notes = []
+    no_curve, no_result = [], []
     for run in trials["run"]:
         if (path := home / run / "curve.csv").is_file():
             curves.append(read_numbers(path, advice).assign(run=run))
         else:
-            notes.append(f"Run {run} left no curve.csv: it is absent from the curves.")
+            no_curve.append(run)
         if (path := home / run / "telemetry.csv").is_file():
             telemetry.append(read_numbers(path, advice).assign(run=run))
         if (path := home / run / "result.json").is_file():
             results[run] = read_json(path, advice)
         else:
-            notes.append(f"Run {run} left no result.json: its reason, hardware and versions are unknown.")
+            no_result.append(run)
+    notes = []
+    if no_curve:
+        notes.append(f"Absent from the curves, for want of a curve.csv: {', '.join(no_curve)}.")
+    if no_result:
+        notes.append(f"Of unknown hardware and versions, for want of a result.json: {', '.join(no_result)}.")
     return _join(curves, trials), _join(telemetry, trials), results, notes
 
 
@@ -233,6 +245,7 @@ def _trials(
     for column in METRICS:
         trials[column] = _column(cells[column]) if column in cells else np.nan
     trials["run"] = cells["run"]
+    trials["reason"] = cells.get("reason", "")
     # A point tried again with the same seed (a resumed sweep, or a sampler that came back) is the same
     # experiment: counting it twice would shrink the interval for nothing. The last attempt stands.
     key = [*(parameter.name for parameter in parameters), "seed"]
@@ -262,10 +275,12 @@ def _unfinished(
         repeats = ", or the sampler drew a point again" if drawn else ""
         notes.append(f"{planned - len(trials)} of {planned} planned runs have not finished{repeats}.")
         notes += _missing_points(summary, parameters, trials, planned)
-    homes = folder / "runs"
-    started = sorted(path.name for path in homes.iterdir() if path.is_dir()) if homes.is_dir() else []
-    if stray := [name for name in started if name not in set(trials["run"])]:
-        notes.append(f"Started but without a row in trials.csv (unfinished or repeated): {', '.join(stray)}.")
+    if not (homes := folder / "runs").is_dir():
+        return notes
+    # runs that have ended without a row are of what the sweep's file was before
+    begun = sorted(p.name for p in homes.iterdir() if p.is_dir() and not (p / "result.json").exists())
+    if stray := [name for name in begun if name not in set(trials["run"])]:
+        notes.append(f"Begun but without a row in trials.csv: {', '.join(stray)}.")
     return notes
 
 
@@ -296,4 +311,5 @@ def _missing_points(
 def _join(frames: list[pd.DataFrame], trials: pd.DataFrame) -> pd.DataFrame:
     if not frames:
         return pd.DataFrame(columns=list(trials.columns))
-    return pd.concat(frames, ignore_index=True).merge(trials, on="run", how="left", validate="many_to_one")
+    joined = trials.rename(columns={name: f"{name}_searched" for name in frames[0].columns if name != "run"})
+    return pd.concat(frames, ignore_index=True).merge(joined, on="run", how="left", validate="many_to_one")

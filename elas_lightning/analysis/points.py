@@ -66,7 +66,8 @@ def gather(
     Raises:
         UserError: for a parameter or metric that the sweep does not have.
     """
-    metric_of(metric)
+    if metric_of(metric).column not in results.trials:
+        raise UserError(f"plots: {metric} is not known of a run as a whole: a `curves` plot shows it over time.")
     trials = results.where(results.trials, conditions)
     others = [name for name in results.names if name not in by and len(trials[name].unique()) > 1]
     points = []

@@ -5,6 +5,7 @@ run twice. The composite's own folder holds ``summary.json``, which names its pa
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from elas_lightning.layout import sweep_folder, sweep_path
 from elas_lightning.runner import RESULT_NAME, RunResult, device_kind
 from elas_lightning.sweep.progress import duration
 from elas_lightning.sweep.run import Request, SweepRun, fill
-from elas_lightning.sweep.shape import read_fields
+from elas_lightning.sweep.shape import build, is_a, read_fields
 from elas_lightning.sweep.worker import Budget
 
 
@@ -52,8 +53,8 @@ class CompositeSpec:
         if not set(self.budget_minutes) <= {"cpu", "gpu"}:
             yield f"budget_minutes names {', '.join(self.budget_minutes)}: cpu and gpu are allowed"
         for kind, minutes in self.budget_minutes.items():
-            if not isinstance(minutes, int | float) or minutes < 0:
-                yield f"budget_minutes.{kind} is {minutes!r}: give minutes"
+            if not is_a(minutes, int | float) or not 0 <= minutes < math.inf:
+                yield f"budget_minutes.{kind} is {minutes!r}: give minutes, 0 or more"
 
     @classmethod
     def read(cls, path: Path) -> "CompositeSpec":
@@ -62,12 +63,7 @@ class CompositeSpec:
         Raises:
             UserError: It has unknown, missing or impossible fields.
         """
-        content = read_fields(path)
-        content.setdefault("name", path.stem)
-        try:
-            return cls(**{**content, "parts": tuple(content["parts"])})
-        except TypeError as error:
-            raise UserError(f"{path}: {str(error).split('__init__() ')[-1]}") from error
+        return build(cls, str(path), read_fields(path), name=path.stem)
 
 
 def is_composite(name: str) -> bool:
@@ -152,7 +148,8 @@ class Composite:
             highlight=False,
         )
         # All parts get their tables before the first run is made: the report names what is missing.
-        runs = [SweepRun(plan, self.request.part(plan.spec.name), console) for plan in self.plans]
+        parts = zip(self.spec.parts, self.plans, strict=True)
+        runs = [SweepRun(plan, self.request.part(part), console) for part, plan in parts]
         self.write_summary()
         fill(runs, self.request, console, Budget(self.minutes))
         return [f"{run.plan.spec.name}: {run.missing} of {run.plan.planned_runs} runs" for run in runs if run.missing]

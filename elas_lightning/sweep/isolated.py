@@ -32,6 +32,8 @@ ORPHAN_SECONDS = 120.0
 # For how long a run waits for an orphan of an earlier worker to leave its directory.
 HELD_SECONDS = 2 * ORPHAN_SECONDS
 OUTPUT_NAME, TRACEBACK_NAME = "output.txt", "traceback.txt"
+# multiprocessing's code for a process whose end nobody could tell, since the server that forked it has died
+_UNTOLD = 255
 
 Make = Callable[[RunRequest], RunResult]
 
@@ -63,6 +65,7 @@ class IsolatedRun:
                 if not chance:
                     raise
                 self._lifeline.close()
+                time.sleep(1)  # it may still be dying: until it is gone, nobody sees that another is needed
             finally:
                 theirs.close()
 
@@ -87,7 +90,7 @@ class IsolatedRun:
         if code != DONE:
             self._kill_session()  # ranks and loaders that a dead rank 0 has left behind
         self._lifeline.close()
-        return code
+        return -signal.SIGKILL if code == _UNTOLD else code
 
     def _kill_session(self) -> None:
         with suppress(ProcessLookupError, PermissionError):

@@ -1,6 +1,7 @@
 """From a sweep's points to runs: which overlays and overrides, in which directory."""
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from elas_lightning.errors import UserError
 from elas_lightning.layout import overlay_path
 from elas_lightning.runner import RunRequest
 from elas_lightning.sweep.shape import is_a
-from elas_lightning.sweep.spec import Dimension, Point, SweepSpec
+from elas_lightning.sweep.spec import Dimension, Point, SweepSpec, leaves
 
 # Initialisation and data order draw from generators of their own. Were both started from the same number, the two
 # streams could be one and the same, and what looks like the spread of both would be the spread of one.
@@ -129,10 +130,10 @@ class Plan:
         searched = {
             key: f"search.{dimension.name}"
             for dimension in self.spec.search
-            for key in dimension.keys
-            if key != dimension.relative_to
+            for key in dimension.sets - {dimension.relative_to, *itertools.chain(*dimension.factors.values())}
         }
-        for key in (*self.overrides, *self.spec.overrides):
+        given = {**self.spec.overrides, **self.overrides}
+        for key in itertools.chain.from_iterable(itertools.starmap(leaves, given.items())):
             if owner := {"seed_everything": "seeds", "data.seed": "seeds", **searched}.get(key):
                 how = f"--set {key}" if key in self.overrides else f"overrides has {key}"
                 raise UserError(
@@ -218,6 +219,7 @@ def _directory_name(values: dict[str, Any], seed: int, overlays: list[Path], ove
     """Readable, and different whenever anything differs that the run would be made from."""
     content = [path.read_text() for path in overlays] + [json.dumps(overrides, sort_keys=True, default=str)]
     digest = hashlib.sha256("\0".join(content).encode()).hexdigest()[:8]
-    words = [f"{name}-{_short(value)}" for name, value in values.items()]
+    # the sign of a large number's exponent would become a minus
+    words = [re.sub(r"(?<=\de)\+", "", f"{name}-{_short(value)}") for name, value in values.items()]
     slug = re.sub(r"[^A-Za-z0-9._]+", "-", "_".join(words).replace("²", "2")).strip("-")
     return f"{slug[:80]}_seed-{seed}_{digest}"

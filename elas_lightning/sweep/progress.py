@@ -85,7 +85,10 @@ class SweepProgress:
             return
         self._fresh += 1
         name = objective.name.removeprefix("val_").replace("_", " ")
-        verdict = f"{name} {score:.4g}" if score is not None else f"{event.result.state}: {event.result.reason}"
+        if score is not None:
+            verdict = f"{name} {score:.4g}"
+        else:
+            verdict = f"{event.result.state}: {event.result.reason or f'its {name} is no finite number'}"
         total = self._plan.planned_runs
         parts = [
             f"[{self.done:>{len(str(total))}}/{total}] trial {event.trial} seed {event.planned.seed}",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import warnings
 from dataclasses import asdict
 from math import isfinite
@@ -35,6 +36,11 @@ def study_name(plan: Plan) -> str:
     made_from: list[Any] = [plan.size, plan.data, spec.seeds, spec.overrides, plan.overrides, overlays]
     described = json.dumps([space, objectives, *made_from], default=str)
     return f"{plan.spec.name}-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
+
+
+def is_of(study: str, sweep: str) -> bool:
+    """Whether a study's name is one that the sweep of this name has, or had with another file."""
+    return re.fullmatch(rf"{re.escape(sweep)}-[0-9a-f]{{8}}", study) is not None
 
 
 def build_sampler(plan: Plan, seed: int) -> optuna.samplers.BaseSampler:

@@ -6,14 +6,14 @@ with a seed.
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from elas_lightning.errors import UserError
 from elas_lightning.plot_options import PLOT_OPTIONS
 from elas_lightning.sweep.objectives import OBJECTIVES, QUALITY, Objective
-from elas_lightning.sweep.shape import is_a, read_fields
+from elas_lightning.sweep.shape import build, is_a, read_fields
 from elas_lightning.trials_table import columns
 
 Sampler = Literal["grid", "tpe", "random"]
@@ -38,7 +38,7 @@ class Pruning:
     def __post_init__(self) -> None:
         if not is_a(self.startup_points, int) or self.startup_points < 1:
             raise UserError(f"pruning.startup_points is {self.startup_points!r}: give a whole number from 1")
-        if not isinstance(self.min_fraction, int | float) or not 0 <= self.min_fraction <= 1:
+        if not is_a(self.min_fraction, int | float) or not 0 <= self.min_fraction <= 1:
             raise UserError(f"pruning.min_fraction is {self.min_fraction!r}: give a share of a run, 0 to 1")
 
 
@@ -83,6 +83,10 @@ class Dimension:
             raise UserError(f"{where}: low is {self.low}, high is {self.high}: both are needed, low below high")
         if self.is_range and self.log and self.low is not None and self.low <= 0:
             raise UserError(f"{where}: low is {self.low}: a logarithmic range starts above 0")
+        if self.log and not self.is_range:
+            raise UserError(f"{where}: log is how values between low and high are drawn: leave it out beside choices")
+        if isinstance(self.choices, tuple) and len(self.options) < len(self.choices):
+            raise UserError(f"{where}: choices has one value twice: {', '.join(map(str, self.choices))}")
 
     def _check_factors(self, where: str) -> None:
         for factor in self.options.values() if self.relative_to else ():
@@ -104,6 +108,13 @@ class Dimension:
         return self.low is not None or self.high is not None
 
     @property
+    def sets(self) -> set[str]:
+        """The dotted keys that it sets, apart from those of overlays."""
+        chosen = {leaf for key in self.keys for value in self.options.values() for leaf in leaves(key, value)}
+        drawn = self.keys if self.is_range else ()
+        return {*chosen, *drawn, *itertools.chain.from_iterable(self.factors.values())}
+
+    @property
     def options(self) -> dict[Any, Any]:
         """Labels to values (for overlays and factors, to these themselves); empty for a range."""
         if self.overlays or isinstance(self.choices, dict):
@@ -111,6 +122,15 @@ class Dimension:
         if self.factors:
             return dict(self.factors)
         return {label_of(value): value for value in self.choices}
+
+
+def leaves(key: str, value: Any) -> Iterator[str]:
+    """The dotted keys that are set when ``key`` is set to a value: a mapping sets those below it."""
+    if not isinstance(value, dict):
+        yield key
+        return
+    for name, item in value.items():
+        yield from leaves(f"{key}.{name}", item)
 
 
 def label_of(value: Any) -> Any:
@@ -178,7 +198,7 @@ class SweepSpec:
             yield f"search.{name}: trials.csv has a column of this name already; give another, and a label if you like"
         setting = {"seed_everything": "seeds", "data.seed": "seeds"}
         for dimension in self.search:
-            for key in {*dimension.keys, *itertools.chain.from_iterable(dimension.factors.values())}:
+            for key in dimension.sets:
                 if key in setting:
                     yield f"search.{dimension.name} sets {key}, which {setting[key]} sets for each run: only one may"
                 setting[key] = f"search.{dimension.name}"
@@ -193,25 +213,62 @@ class SweepSpec:
         if self.sampler == "grid" and any(dimension.is_range for dimension in self.search):
             yield "sampler is grid: a range has no end of values; give choices, or sampler: tpe with trials"
         for point in self.without:
-            if not self._is_part_of_a_point(point):
-                yield f"without: {point} is no point of the search"
+            yield from self._wrong_choices("without", point)
         if self.without and self.is_search:
             yield f"without leaves out points of a grid, and sampler is {self.sampler!r}: leave out without, or choices"
         if not self.is_search and next(self.grid(), None) is None:
             yield "without leaves no point of the search to run: take one of them back"
         yield from self._wrong_objectives()
-        if not self._is_part_of_a_point(self.baseline):
-            yield f"baseline: {self.baseline} is no point of the search, nor a part of one"
-        first = self.search[0]
+        yield from self._wrong_choices("baseline", self.baseline)
+        if self.pruner == "none" and (self.baseline or self.pruning != Pruning()):
+            yield "baseline and pruning are the pruner's, and there is none: leave them out, or give pruner: median"
         for label in itertools.chain.from_iterable(self.twins.items()):
-            if label not in first.options:
-                yield f"twins: {label!r} is no choice of {first.name}: {', '.join(map(str, first.options))}"
+            yield from self._wrong_choices("twins", {self.search[0].name: label})
         for plot in self.plots:
-            yield from _wrong_options(plot, [dimension.name for dimension in self.search])
+            yield from self._wrong_options(plot)
 
-    def _is_part_of_a_point(self, point: Point) -> bool:
-        known = {d.name: point.get(d.name) for d in self.search if point.get(d.name) in d.options}
-        return point.items() <= known.items()
+    def _wrong_choices(self, where: str, point: Point) -> Iterator[str]:
+        """Why something is no point of the search, nor a part of one."""
+        searched = {dimension.name: dimension for dimension in self.search}
+        for name, label in point.items():
+            if name not in searched:
+                yield f"{where} has {name!r}, which is not searched: {', '.join(searched)}"
+            elif label not in searched[name].options:
+                choices = ", ".join(map(str, searched[name].options)) or "it has a range"
+                yield f"{where}: {label!r} is no choice of {name}: {choices}"
+
+    def _wrong_options(self, plot: dict[str, Any]) -> Iterator[str]:
+        """Why a plot cannot be drawn, before hours of runs rather than after them."""
+        kind, searched = plot.get("kind"), [dimension.name for dimension in self.search]
+        if not isinstance(kind, str) or kind not in PLOT_OPTIONS:
+            yield f"plots: kind is {kind!r}: {', '.join(PLOT_OPTIONS)}"
+            return
+        options = PLOT_OPTIONS[kind]
+        given = {"x": "lr", **plot} if kind == "lr_curve" else plot
+        for key, value in given.items():
+            if key not in ("kind", *options.known):
+                yield f"plots: {kind} has no option {key!r}: there are {options.listed}"
+            if key in options.parameters and value not in searched:
+                yield f"plots: {kind} has {key}={value!r}, which is not searched: {', '.join(searched)}"
+            if value not in options.values.get(key, [value]):
+                yield f"plots: {kind} has {key}={value!r}: {', '.join(options.values[key])}"
+        for key in options.needed:
+            if key not in plot:
+                yield f"plots: {kind} needs {key}; there are {options.listed}"
+        yield from self._wrong_levels(kind, given)
+
+    def _wrong_levels(self, kind: str, plot: dict[str, Any]) -> Iterator[str]:
+        """Choices that a plot names. Of a range, and of factors, it names what they come to, known after the runs."""
+        conditions = plot.get("filter", {})
+        if not isinstance(conditions, dict):
+            yield f"plots: {kind} has filter={conditions!r}: give a mapping of searched names to choices"
+            return
+        split = plot.get("series") or plot.get("group") or (plot["x"] if kind == "bars" else None)
+        named = [(split, plot[key]) for key in ("baseline", "focus") if split and key in plot]
+        known_later = {d.name for d in self.search if d.is_range or d.relative_to}
+        for name, label in (*conditions.items(), *named):
+            if name not in known_later:
+                yield from self._wrong_choices(f"plots: {kind}", {name: label})
 
     def _wrong_objectives(self) -> Iterator[str]:
         names = self._objective_names
@@ -245,21 +302,13 @@ class SweepSpec:
             UserError: It is not YAML, or has unknown, missing or impossible fields.
         """
         content = read_fields(path)
-        content.setdefault("name", path.stem)
-        part: type[Any] = Dimension
-        try:
-            search = tuple(
-                Dimension(name, **_with_tuples(fields)) for name, fields in content.pop("search", {}).items()
-            )
-            if "pruning" in content:
-                part = Pruning
-                content["pruning"] = Pruning(**content["pruning"])
-            part = cls
-            return cls(search=search, **_with_tuples(content))
-        except (TypeError, AttributeError) as error:
-            # "__init__() got an unexpected keyword argument 'sead'" says it well enough without its prefix
-            known = ", ".join(field.name for field in fields(part))
-            raise UserError(f"{path}: {str(error).split('__init__() ')[-1]}; there are {known}") from error
+        content["search"] = [
+            build(Dimension, f"{path}: search.{name}", fields, name=name)
+            for name, fields in content.get("search", {}).items()
+        ]
+        if "pruning" in content:
+            content["pruning"] = build(Pruning, f"{path}: pruning", content["pruning"])
+        return build(cls, str(path), content, name=path.stem)
 
     @property
     def is_search(self) -> bool:
@@ -274,25 +323,3 @@ class SweepSpec:
             point = dict(zip((d.name for d in self.search), reversed(combination), strict=True))
             if not any(left_out.items() <= point.items() for left_out in self.without):
                 yield point
-
-
-def _wrong_options(plot: dict[str, Any], searched: list[str]) -> Iterator[str]:
-    """Why a plot cannot be drawn, before hours of runs rather than after them."""
-    kind = plot.get("kind")
-    if not isinstance(kind, str) or kind not in PLOT_OPTIONS:
-        yield f"plots: kind is {kind!r}: {', '.join(PLOT_OPTIONS)}"
-        return
-    options = PLOT_OPTIONS[kind]
-    for key, value in plot.items():
-        if key not in ("kind", *options.known):
-            yield f"plots: {kind} has no option {key!r}: there are {options.listed}"
-        if key in options.parameters and value not in searched:
-            yield f"plots: {kind} has {key}={value!r}, which is not searched: {', '.join(searched)}"
-    for key in options.needed:
-        if key not in plot:
-            yield f"plots: {kind} needs {key}; there are {options.listed}"
-
-
-def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    """YAML's lists as tuples, for frozen dataclasses."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}

@@ -6,6 +6,7 @@ From one look at a study it cannot be told whether another machine's worker is d
 
 import json
 import math
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ from elas_lightning.layout import RUNS
 from elas_lightning.sweep import claims
 from elas_lightning.sweep.origin import is_gone
 from elas_lightning.sweep.progress import duration
-from elas_lightning.sweep.storage import STUDY_NAME, open_storage, redact
+from elas_lightning.sweep.space import is_of
+from elas_lightning.sweep.storage import STUDY_NAME, for_dashboard, open_storage, redact
 from elas_lightning.sweep.study import PLANNED, results_of
 from elas_lightning.training.live import read_progress
 
@@ -37,7 +39,7 @@ def describe_all(url: str | None) -> Iterator[str]:
     """
     folders = [path.parent for path in sorted(RUNS.glob(f"*/{STUDY_NAME}"))]
     if url is not None:
-        yield from _describe(open_storage(url, RUNS), url, folders, prefix="")
+        yield from _describe(open_storage(url, RUNS), url, folders)
     elif not folders:
         raise UserError(f"there is no study below {RUNS}/: `elas sweep NAME` begins one")
     for index, folder in enumerate(folders if url is None else ()):
@@ -52,7 +54,7 @@ def describe_folder(folder: Path, url: str | None, name: str = "") -> Iterator[s
     Args:
         folder: ``runs/<name>``.
         url: Where its study lives; ``None`` for its folder.
-        name: The sweep's, to find it among others.
+        name: The sweep's, to find it among others at ``url``; what is in the folder is all of one sweep.
 
     Raises:
         UserError: It has not been begun.
@@ -60,7 +62,7 @@ def describe_folder(folder: Path, url: str | None, name: str = "") -> Iterator[s
     if url is None and not (folder / STUDY_NAME).exists():
         raise UserError(f"there is no study in {folder}/: `elas sweep` begins one, --storage names another place")
     where = url or f"sqlite:///{folder / STUDY_NAME}"
-    lines = list(_describe(open_storage(url, folder), where, [folder], prefix=f"{name}-" if name else ""))
+    lines = list(_describe(open_storage(url, folder), where, [folder], name if url else ""))
     if not lines:
         raise UserError(
             f"there is no study of {folder.name} in {redact(where)}: `elas sweep` with that --storage begins one"
@@ -85,17 +87,18 @@ def describe_parts(folder: Path, url: str | None) -> Iterator[str]:
         yield from describe_folder(folder.parent / part["folder"], url, part["name"])
 
 
-def _describe(storage: BaseStorage, where: str, folders: list[Path], prefix: str) -> Iterator[str]:
+def _describe(storage: BaseStorage, where: str, folders: list[Path], name: str = "") -> Iterator[str]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    found = [study for study in storage.get_all_studies() if study.study_name.startswith(prefix)]
+    found = [study for study in storage.get_all_studies() if not name or is_of(study.study_name, name)]
     for study in found:
         yield from _describe_study(optuna.load_study(study_name=study.study_name, storage=storage), folders)
-    if found:
-        yield f"  dashboard: optuna-dashboard {redact(where)}"
+    if found and (shown := for_dashboard(where)):
+        yield f"  dashboard: optuna-dashboard {shlex.quote(shown)}"
 
 
 def _describe_study(study: optuna.Study, folders: list[Path]) -> Iterator[str]:
     planned = study.user_attrs.get(PLANNED)
+    factors = (planned or {}).get("relative_to", {})
     trials = study.get_trials(deepcopy=False)
     is_search = any(claims.PLACE not in trial.system_attrs for trial in trials)
     board = claims.Board(trials, max((len(t.params) for t in trials), default=0), is_search)
@@ -111,17 +114,17 @@ def _describe_study(study: optuna.Study, folders: list[Path]) -> Iterator[str]:
     yield f"  runs: {ended}" + (f" of {planned['runs']}" if planned else "")
     for trial in board.trials:
         if trial.state == TrialState.RUNNING:
-            yield f"  running: {_running(trial, folders)}"
+            yield f"  running: {_running(trial, folders, factors)}"
     names = planned["objectives"] if planned else ["objective"] * len(study.directions)
     best = sorted(study.best_trials, key=lambda trial: trial.values)  # those that no other is better than
     for trial in best if len(names) > 1 else best[:1]:
         if all(map(math.isfinite, trial.values)):
             figures = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, trial.values, strict=True))
-            yield f"  best: {figures} (trial {trial.number}: {_point(trial)})"
+            yield f"  best: {figures} (trial {trial.number}: {_point(trial, factors)})"
     for latest in last.values():
         if latest is not None and claims.ended(latest) == claims.FAILED:
             reason = latest.user_attrs.get(claims.REASON, "no reason given")
-            yield f"  failed: trial {latest.number} ({_point(latest)}): {reason}"
+            yield f"  failed: trial {latest.number} ({_point(latest, factors)}): {reason}"
 
 
 def _state(trial: FrozenTrial) -> str:
@@ -131,11 +134,11 @@ def _state(trial: FrozenTrial) -> str:
     return "failed" if how == claims.FAILED else "to be taken up again"
 
 
-def _running(trial: FrozenTrial, folders: list[Path]) -> str:
+def _running(trial: FrozenTrial, folders: list[Path], factors: dict[str, str]) -> str:
     worker = trial.system_attrs.get(claims.WORKER)
     who = f"{worker['host']}, process {worker['pid']}" if worker else "an unknown worker"
     run = trial.system_attrs.get(claims.RUN)
-    said = [f"trial {trial.number} ({_point(trial)}) on {who}"]
+    said = [f"trial {trial.number} ({_point(trial, factors)}) on {who}"]
     homes = [folder / "runs" / str(run) for folder in folders]
     progress = next((p for home in homes if (p := read_progress(home)) is not None), None)
     if is_gone(worker):
@@ -157,5 +160,10 @@ def _pace(progress: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _point(trial: FrozenTrial) -> str:
-    return ", ".join(f"{name} {value}" for name, value in trial.params.items()) or "not drawn yet"
+def _point(trial: FrozenTrial, factors: dict[str, str]) -> str:
+    """A trial's parameters as the study has them: of what a choice multiplies, the factors."""
+    said = []
+    for name, value in trial.params.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        said.append(f"{name} {shown}" + (f" x {factors[name]}" if name in factors else ""))
+    return ", ".join(said) or "not drawn yet"

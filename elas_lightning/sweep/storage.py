@@ -41,6 +41,8 @@ _PASSING = r"already exists|[Dd]uplicate|UNIQUE|starting up|shutting down"
 # Each process has one thread that works and one whose heart beats. A server has a hundred connections or so, and
 # a worker that trains for hours should not hold more than one of them.
 _POOL = {"pool_size": 1, "max_overflow": 3, "pool_pre_ping": True}
+# By a URL's scheme, what the extras install: without a name SQLAlchemy takes other ones.
+_DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg", "mysql": "mysql+pymysql"}
 
 
 class Unreachable(UserError):
@@ -51,6 +53,14 @@ def redact(text: str) -> str:
     """A URL, or a command with one, without its password."""
     text = re.sub(r"(\w://[^\s:/@]*):[^\s]*@", r"\1:***@", text)
     return re.sub(r"([?&]\w*passw\w*=)[^&\s]*", r"\1***", text)
+
+
+def for_dashboard(url: str) -> str | None:
+    """What ``optuna-dashboard`` takes for a storage; ``None`` for a proxy, which it cannot ask."""
+    scheme, _, rest = redact(url).partition("://")
+    if scheme == "journal":
+        return unquote(rest)
+    return None if scheme == "grpc" else f"{_DRIVERS.get(scheme, scheme)}://{rest}"
 
 
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
@@ -128,13 +138,13 @@ def _postgresql(url: str, shown: str) -> BaseStorage:
         "keepalives_count": 3,
         "tcp_user_timeout": 60_000,
     }
-    driven = "postgresql+psycopg://" + url.partition("://")[2]
+    driven = f"{_DRIVERS['postgresql']}://" + url.partition("://")[2]
     return optuna.storages.get_storage(_tables(driven, shown, {**_POOL, "connect_args": arguments}))
 
 
 def _mysql(url: str, shown: str) -> BaseStorage:
     arguments = {"connect_timeout": OPENING_SECONDS, "read_timeout": 60, "write_timeout": 60}
-    driven = "mysql+pymysql://" + url.partition("://")[2]
+    driven = f"{_DRIVERS['mysql']}://" + url.partition("://")[2]
     return optuna.storages.get_storage(_tables(driven, shown, {**_POOL, "connect_args": arguments}))
 
 

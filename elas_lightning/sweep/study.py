@@ -26,10 +26,10 @@ from elas_lightning.sweep.objectives import values_of
 from elas_lightning.sweep.origin import here, is_gone
 from elas_lightning.sweep.plan import Plan, PlannedRun
 from elas_lightning.sweep.pruning import build_pruner
-from elas_lightning.sweep.space import build_sampler, distribution_of, importances, study_name
+from elas_lightning.sweep.space import build_sampler, distribution_of, importances, is_of, study_name
 from elas_lightning.sweep.spec import Point
 
-# An attribute of a study: how many runs and points it is going to have, and what is looked at.
+# An attribute of a study: how many runs and points it is going to have, what is looked at, what is a factor of what.
 PLANNED = "planned"
 # With the run's name behind it, the key of a result among a trial's attributes.
 _RESULT = "result "
@@ -88,6 +88,7 @@ class Study:
             "runs": plan.planned_runs,
             "points": plan.planned_runs // len(plan.spec.seeds),
             "objectives": [objective.name for objective in plan.spec.objectives],
+            "relative_to": {d.name: d.relative_to for d in plan.spec.search if d.relative_to},
         }
         if self.study.user_attrs.get(PLANNED) != described:
             self.study.set_user_attr(PLANNED, described)
@@ -305,8 +306,7 @@ class Study:
                 name = planned.request.directory.name
                 # trials of before results were kept in the study
                 here_only = trial.state.is_finished() and claims.ENDED not in trial.user_attrs
-                found = _found_here(planned) if here_only else None
-                result, seconds = _kept(trial, name) or (found, 0.0)
+                result, seconds = _kept(trial, name) or (_found_here(planned) if here_only else None, 0.0)
                 if result is None or (trial.number, name, result.state) in self._told:
                     continue
                 self._told.add((trial.number, name, result.state))
@@ -349,8 +349,7 @@ class Study:
         """Of the same sweep with other seeds or choices; a run is the same wherever it has the same name."""
         found: dict[str, RunResult] = {}
         for study in self.storage.get_all_studies():
-            same_sweep = study.study_name.startswith(f"{self.plan.spec.name}-")
-            if not same_sweep or study._study_id == self.study._study_id:
+            if not is_of(study.study_name, self.plan.spec.name) or study._study_id == self.study._study_id:
                 continue
             for trial in self.storage.get_all_trials(study._study_id, deepcopy=False):
                 found.update({r.run: r for r in results_of(trial) if r.state != "failed"})

@@ -94,6 +94,11 @@ class StopBetweenSteps(L.Callback):
         self._training = False
         self._previous: dict[int, Any] = {}
 
+    @property
+    def asked(self) -> bool:
+        """Whether this process has been asked to stop."""
+        return self._asked_by > 0
+
     @contextmanager
     def listening(self, trainer: L.Trainer) -> Iterator[None]:
         """Answer signals, instead of Lightning, for as long as the context lasts."""

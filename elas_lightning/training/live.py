@@ -16,13 +16,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from elas_lightning.files import write_whole
 from elas_lightning.training.checkpoints import not_written
-from elas_lightning.training.interruption import RunEnded
+from elas_lightning.training.interruption import RunEnded, StopBetweenSteps
 from elas_lightning.training.recorder import RunRecorder
 
 PROGRESS_NAME = "progress.json"
 VERDICT_NAME = "verdict.json"
 _WRITE_SECONDS = 1.0  # between two writes of progress
 _VERDICT_SECONDS = 60.0  # to wait for a verdict before going on without
+# The same where the run is told to stop: a worker that passes that on answers in tenths of a second; one that is gone
+# will not.
+_STOPPING_SECONDS = 2.0
 
 
 class LiveProgress(L.Callback):
@@ -34,11 +37,13 @@ class LiveProgress(L.Callback):
     Args:
         directory: The run's directory.
         recorder: Knows the latest figures.
+        stop: Knows whether the run has been asked to stop.
     """
 
-    def __init__(self, directory: Path, recorder: RunRecorder) -> None:
+    def __init__(self, directory: Path, recorder: RunRecorder, stop: StopBetweenSteps) -> None:
         self.directory = directory
         self._recorder = recorder
+        self._stop = stop
         self._last = -math.inf
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -70,6 +75,7 @@ class LiveProgress(L.Callback):
             return  # what it came to is known; there is nothing left to save
         reason = self._await_verdict(trainer.global_step) if trainer.is_global_zero else None
         reason = trainer.strategy.broadcast(reason)
+        self._recorder.start_window()  # the wait is not training's
         if reason is not None:
             raise RunEnded("pruned", reason)
 
@@ -98,10 +104,12 @@ class LiveProgress(L.Callback):
         _write_json(self.directory / PROGRESS_NAME, content)
 
     def _await_verdict(self, step: int) -> str | None:
-        deadline = time.monotonic() + _VERDICT_SECONDS
-        while (verdict := _read(self.directory / VERDICT_NAME)) is not None and time.monotonic() < deadline:
+        began = time.monotonic()
+        while (verdict := _read(self.directory / VERDICT_NAME)) is not None:
             if verdict["step"] >= step:
                 return verdict["reason"]
+            if time.monotonic() - began >= (_STOPPING_SECONDS if self._stop.asked else _VERDICT_SECONDS):
+                break
             time.sleep(0.02)
         return None
 

@@ -212,11 +212,6 @@ class ElasModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The configured optimizer and its schedule over ``trainer.max_steps``."""
-        if self.trainer.max_steps < 1:
-            raise UserError(
-                "trainer.max_steps is not set: the schedule needs the length of the run; stack a size overlay "
-                "(e.g. --config experiments/sizes/tiny.yaml) or give --trainer.max_steps"
-            )
         steps = self.trainer.max_steps
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             # tries the code on a few batches, of a run that is long enough for its warm-up

@@ -125,7 +125,7 @@ class RunRecorder(L.Callback):
         self.peak_memory.start()
         self._open_files(trainer)
         self._energy = EnergyMeter(pl_module.device)
-        self._start_window()
+        self.start_window()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._window_start = None
@@ -184,9 +184,9 @@ class RunRecorder(L.Callback):
                 rows = layer_statistics(model, **self._probe, selections=self._selections)
                 self._write("telemetry.csv", TELEMETRY_FIELDS, [{"step": trainer.global_step, **row} for row in rows])
             self.telemetry_seconds += time.perf_counter() - began
-        self._start_window()
+        self.start_window()
 
-    def _start_window(self) -> None:
+    def start_window(self) -> None:
         """Begin to measure; what has gone by (a validation) is not training's."""
         if self._energy is not None:
             self._energy.read()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from synthetic import METHODS, RANKS, rank_sweep, write_sweep
 
 from elas_lightning.analysis.load import load_sweep
 from elas_lightning.analysis.parameters import level_name, make_parameter, name_of, parse_cell, phrase
+from elas_lightning.analysis.plots import write_plots
 from elas_lightning.analysis.points import best, gather
 from elas_lightning.errors import UserError
 
@@ -28,6 +30,22 @@ def test_complete_sweep(rank_ablation):
     assert set(mine["seed"]) == {run["seed"]}
 
 
+def test_a_parameter_may_bear_the_name_of_a_column_of_a_runs_tables(tmp_path):
+    search = {"step": {"kind": "choices", "values": [True, False]}, "lr": {"kind": "choices", "values": [0.1, 0.2]}}
+    plots = [{"kind": "curves", "series": "step"}, {"kind": "bars", "x": "lr", "filter": {"step": True}}]
+    folder = write_sweep(tmp_path / "sweep", search, plots, loss=lambda point, seed: 5.0 + point["lr"] + 0.01 * seed)
+    results = load_sweep(folder)
+    assert set(results.curves["step_searched"]) == {"yes", "no"}
+    assert set(results.curves["lr_searched"]) == {0.1, 0.2}
+    assert results.curves["step"].max() == 400
+    write_plots(folder)
+    captions = json.loads((folder / "plots" / "captions.json").read_text())
+    assert [figure["title"] for figure in captions["figures"]] == [
+        "Loss during training",
+        "Validation perplexity by lr (step yes)",
+    ]
+
+
 def test_unfinished_sweep_says_what_is_missing(tmp_path):
     folder = rank_sweep(tmp_path / "stopped", stop_after=20)
     (folder / "runs" / "999-unknown").mkdir()
@@ -38,8 +56,14 @@ def test_unfinished_sweep_says_what_is_missing(tmp_path):
     assert "Point rank 32, method lowrank: 2 of 3 seeds." in notes
     assert "Without any run yet: rank 32, method elas." in notes
     assert "999-unknown" in notes
-    assert "000-seed1 left no curve.csv" in notes
-    assert "001-seed1 left no result.json" in notes
+    assert "for want of a curve.csv: 000-seed1." in notes
+    assert "for want of a result.json: 001-seed1." in notes
+
+
+def test_runs_of_what_the_file_was_before_are_not_missing(rank_ablation):
+    (rank_ablation / "runs" / "000-seed1").rename(rank_ablation / "runs" / "earlier")
+    shutil.copytree(rank_ablation / "runs" / "earlier", rank_ablation / "runs" / "000-seed1")
+    assert load_sweep(rank_ablation).missing == ()
 
 
 def test_half_written_last_line_of_a_curve_is_a_hole(rank_ablation):

@@ -122,8 +122,13 @@ def test_what_would_be_drawn_otherwise_than_asked_is_refused(tmp_path: Path) -> 
     runs = [load_run(path) for path in sorted(home.iterdir())]
     with pytest.raises(UserError, match="curves has no option 'valu': there are series, style, x, value"):
         plots.curves(*runs, valu="train_loss")
+    sweep = load_sweep(rank_sweep(tmp_path / "sweep"))
     with pytest.raises(UserError, match="a metric_by plot needs `x`"):
-        plots.metric_by(load_sweep(rank_sweep(tmp_path / "sweep")))
+        plots.metric_by(sweep)
+    with pytest.raises(UserError, match="train_loss is not known of a run as a whole: a `curves` plot"):
+        plots.bars(sweep, x="rank", metric="train_loss")
+    with pytest.raises(UserError, match="filter='rank=4': give a mapping"):
+        plots.bars(sweep, x="rank", filter="rank=4")
     # the best of them, without a word
     with pytest.raises(UserError, match="one configuration, and these runs have 3: elas, full, lowrank"):
         plots.telemetry(*runs)

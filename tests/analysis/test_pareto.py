@@ -41,6 +41,9 @@ def test_beaten_points_are_grey_and_named(tmp_path: Path) -> None:
         for line in (container.lines[0] for container in ax.containers)
     }
     assert {x for x, colour in drawn if colour == grey} == {1.85, 2.2}
+    figure, _ = pareto(results, {"series": "contender", "metric": "val_loss"})
+    figure.canvas.draw()
+    assert figure.axes[0].yaxis.label.get_window_extent().height <= figure.bbox.height
     assert [x for x, colour in drawn if colour != grey] == [1.85]
 
 
@@ -50,6 +53,13 @@ def test_one_point_has_no_front(tmp_path: Path) -> None:
     results = as_sweep(compare([str(tmp_path / "runs")]).contenders)
     with pytest.raises(CannotDraw, match="fewer than two points"):
         pareto(results, {"series": "contender"})
+
+
+def test_one_seed_has_no_interval_on_the_front_either(tmp_path: Path) -> None:
+    for name in ("lowrank", "elas"):
+        write_run(tmp_path / "runs" / name, name, 0)
+    _, caption = pareto(as_sweep(compare([str(tmp_path / "runs")]).contenders), {"series": "contender"})
+    assert "one seed, so no interval; which of two" in caption
 
 
 def test_a_point_with_a_diverged_seed_is_not_on_the_front(tmp_path: Path) -> None:

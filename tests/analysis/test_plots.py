@@ -308,6 +308,13 @@ def test_importance_bars_are_sorted_shares(search_sweep):
     )
     # 14 points, of which one was pruned and one has diverged
     assert "rank 25 % and masked gradient 5 %; an estimate (PED-ANOVA) from 12 points" in caption
+    # a run whose perplexity is too large to be told has no part in the estimate
+    path = search_sweep / "trials.csv"
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    last = max(i for i, row in enumerate(rows) if row[2] == "complete")
+    rows[last][rows[0].index("val_perplexity")] = ""
+    path.write_text("\n".join(map(",".join, rows)) + "\n")
+    assert "from 11 points" in draw(search_sweep, "importance")[1]
 
 
 def test_importances_are_estimated_from_points_whatever_their_seeds(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -94,7 +95,7 @@ def test_headings_descend_and_name_every_part(rank_ablation):
         "How to run it again",
     ):
         assert part in page.titles
-    assert "This sweep is unfinished" not in page.titles
+    assert "What is missing" not in page.titles
 
 
 def test_many_comparisons_are_counted_after_correction_too(tmp_path):
@@ -162,7 +163,8 @@ def test_a_sweep_of_nothing_but_divergences_measured_its_memory(tmp_path):
     diverged = dict.fromkeys(range(2), "diverged")
     sweep = write_sweep(tmp_path / "lost", {"rate": rate}, [], seeds=(0,), loss=lambda *_: 9.0, states=diverged)
     text = read(sweep).text
-    assert "No run has completed" in text
+    assert "No run has come to a validation perplexity" in text
+    assert "0 of 2 planned runs completed; 2 diverged." in text
     assert "Peak memory was not measured" not in text
     assert "The learning rate was not searched" not in text
 
@@ -171,7 +173,7 @@ def test_unfinished_sweep_with_losses(tmp_path):
     plots = [{"kind": "metric_by", "x": "rank", "series": "method"}, {"kind": "importance"}]
     folder = rank_sweep(tmp_path / "lossy", plots=plots, states={0: "diverged", 4: "failed"}, stop_after=20)
     page = read(folder)
-    assert "This sweep is unfinished" in page.titles
+    assert "What is missing" in page.titles
     assert "4 of 24 planned runs have not finished." in page.text
     assert "18 of 24 planned runs completed; 1 diverged, 1 failed and 4 not finished." in page.text
     assert "loss became nan at step 140" in page.text
@@ -180,11 +182,22 @@ def test_unfinished_sweep_with_losses(tmp_path):
     assert "the study estimated no importances" in page.text
 
 
+def test_why_a_run_on_another_machine_failed_is_known_from_the_table(tmp_path):
+    folder = rank_sweep(tmp_path / "elsewhere", states={0: "failed"})
+    head, first, *rest = (folder / "trials.csv").read_text().splitlines()
+    (folder / "trials.csv").write_text("\n".join([head + ",reason", first + ",out of memory", *rest]) + "\n")
+    shutil.rmtree(folder / "runs" / "000-seed1")
+    text = read(folder).text
+    assert "out of memory" in text
+    assert "Of unknown hardware and versions, for want of a result.json: 000-seed1." in text
+
+
 @pytest.mark.parametrize("stop_after", [0, 2])
 def test_nothing_finished_yet(tmp_path, stop_after):
     folder = rank_sweep(tmp_path / "none", states=dict.fromkeys(range(2), "failed"), stop_after=stop_after)
     page = read(folder)
-    assert "No run has completed, so there is no answer yet." in page.text
+    assert "No run has come to a validation perplexity, so there is no answer yet." in page.text
+    assert f"0 of 24 planned runs completed; {f'{stop_after} failed and ' if stop_after else ''}" in page.text
     assert "No figure could be drawn." in page.text
     assert page.images == []
 

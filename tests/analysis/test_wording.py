@@ -100,3 +100,8 @@ def test_what_is_tiny_is_not_rounded_to_nothing():
     assert text.startswith("a is 0.0004")
     assert "interval 0.0001" in text
     assert compare(Difference(-9.154, -9.1541, -9.1539, 0.0, 3, "%"), "a", "b").startswith("a is 9.154 %")
+
+
+@pytest.mark.parametrize(("percent", "text"), [(0.0312, "0.03 % above"), (2.46, "2.5 % above")])
+def test_a_difference_in_one_seed_is_not_rounded_to_nothing(percent, text):
+    assert f"a is {text} b in the one seed" in compare(Difference(percent, None, None, None, 1, "%"), "a", "b")

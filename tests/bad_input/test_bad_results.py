@@ -1,11 +1,14 @@
 """``plots``, ``report``, ``compare`` of result files that are torn or of another format; ``account`` and ``bench``."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from elas_lightning.cli import main
 
 READERS = {"plots": ("plots", "grid"), "report": ("report", "grid"), "compare": ("compare", "runs/grid")}
 
@@ -127,3 +130,21 @@ def test_run_files(place: Any, run_here: Path, name: str, content: Any) -> None:
 )
 def test_options(place: Any, arguments: list[str], saying: str) -> None:
     place.refuses(*arguments, saying=saying)
+
+
+@pytest.mark.parametrize("command", ["plots", "report"])
+def test_a_disk_without_room(sweep_here: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stood for by a process that may write no file, which the kernel refuses in the same way."""
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    capsys.readouterr()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, allowed[1]))
+    try:
+        code = main([command, "grid"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.endswith(
+        "cannot be used (File too large): make room or see to its rights, then the same command goes on\n"
+    )

@@ -124,6 +124,13 @@ def test_workers_are_told_of_the_file_that_was_named(
     assert run_sweep(Request("own/grid.yaml", overrides=QUICK, workers=2), Console(file=io.StringIO())) == 0
     assert len(started) == 2
     assert all("seed-0" in name for name in started)
+    composite = {"question": "Both?", "parts": ["own/third.yaml", "second"]}
+    (both / "own/both.yaml").write_text(yaml.safe_dump(composite))
+    (both / "own/grid.yaml").rename(both / "own/third.yaml")
+    request = Request("own/both.yaml", overrides=QUICK, workers=2)
+    assert Composite(request).run(Console(file=io.StringIO())) == []
+    command = json.loads(Path("runs/third/summary.json").read_text())["command"]
+    assert command.startswith("elas sweep own/third.yaml --set ")
 
 
 def test_a_budget_counts_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +188,8 @@ def test_a_dry_run_lists_all_runs_with_an_estimate(
         ({"parts": ["both"]}, "both cannot be a part of itself"),
         ({"budget_minutes": {"tpu": 3}}, "budget_minutes names tpu: cpu and gpu are allowed"),
         ({"budget_minutes": {"cpu": -1}}, "budget_minutes.cpu is -1: give minutes"),
-        ({"size": "60m"}, "unexpected keyword argument 'size'"),
+        ({"size": "60m"}, "has 'size', which is no field: there are question, parts, budget_minutes"),
+        ({"budget_minutes": {"cpu": float("nan")}}, "budget_minutes.cpu is nan: give minutes"),
     ],
 )
 def test_a_wrong_field_is_refused_in_one_line(both: Path, changes: dict[str, Any], message: str) -> None:

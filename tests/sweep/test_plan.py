@@ -33,6 +33,9 @@ def test_every_run_has_a_directory_of_its_own_that_says_what_it_is(planned: Call
     assert len(set(directories)) == plan.planned_runs == 8
     assert directories[0].parent == Path("runs/mine/runs")
     assert directories[0].name.startswith("method-dense_rank-2_seed-0_")
+    rates = {"lr": {"keys": ["model.optimizer.lr"], "choices": [2e6, 2e-6]}}
+    names = [run.request.directory.name for run in planned(search=rates, plots=[], seeds=[0]).runs()]
+    assert [name[:15] for name in names] == ["lr-2e06_seed-0_", "lr-2e-06_seed-0"]
 
 
 def test_a_changed_overlay_makes_other_runs_and_a_reordered_sweep_the_same(
@@ -127,6 +130,15 @@ def test_what_the_sweep_itself_sets_cannot_be_set(planned: Callable[..., Plan], 
 def test_an_override_that_a_dimension_would_hide_is_refused(planned: Callable[..., Plan]) -> None:
     with pytest.raises(UserError, match=r"overrides has .*ffn_rank, which each run has from search"):
         planned(overrides={"model.config.ffn_rank": 4}).check()
+    with pytest.raises(UserError, match=r"overrides has .*ffn_rank, which each run has from search"):
+        planned(overrides={"model.config": {"ffn_rank": 4}}).check()
+
+
+def test_a_run_that_is_all_warm_up_is_refused_before_the_first(planned: Callable[..., Plan]) -> None:
+    plan = planned(overrides={"trainer.max_steps": 5, "model.optimizer.warmup_steps": 5})
+    with pytest.raises(UserError, match=r"warmup_steps is 5 but the run has 5 steps"):
+        plan.check()
+    planned(overrides={"trainer.fast_dev_run": 2, "model.optimizer.warmup_steps": 5}).check()
 
 
 def test_a_value_that_is_searched_by_factors_may_be_set(planned: Callable[..., Plan]) -> None:

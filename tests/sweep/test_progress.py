@@ -78,6 +78,8 @@ def test_a_divergence_says_why_and_is_never_the_best(planned: Callable[..., Plan
     progress.run_ended(_event(plan, 0.25, 0, state="diverged", reason="the loss is nan", metrics={}))
     assert "diverged: the loss is nan" in _lines(console)[0]
     assert "best" not in _lines(console)[0]
+    progress.run_ended(_event(plan, 0.25, 1, metrics={"val_perplexity": None}))  # of a loss that is too large for it
+    assert "complete: its perplexity is no finite number" in _lines(console)[1]
 
 
 def test_runs_from_before_count_but_print_nothing_and_do_not_enter_the_estimate(

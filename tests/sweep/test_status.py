@@ -8,6 +8,7 @@ from pathlib import Path
 
 import making
 import pytest
+from optuna import create_study
 
 from elas_lightning.cli import main
 from elas_lightning.sweep import claims
@@ -46,7 +47,7 @@ def test_what_is_done_running_and_failed(study: Study, capsys: pytest.CaptureFix
     Worker([study], Budget(None), Timing(), start=start).work()
     lines = _status(capsys)
     assert lines[1:3] == ["  points: 1 failed, 3 complete", "  runs: 6 complete, 2 failed of 8"]
-    assert "  failed: trial 0 (method dense, rank 0.125): model.rank is 2" in lines
+    assert "  failed: trial 0 (method dense, rank 0.125 x model.config.hidden_size): model.rank is 2" in lines
     again = Study(study.plan, open_storage(None, study.plan.folder), grace=60)
     claim = again.claim(lambda: None)
     assert claim is not None
@@ -58,9 +59,10 @@ def test_what_is_done_running_and_failed(study: Study, capsys: pytest.CaptureFix
     lines = _status(capsys)
     assert lines[1] == "  points: 1 running, 3 complete"
     running = next(line for line in lines if line.startswith("  running: "))
-    assert f"trial 4 (method dense, rank 0.125) on {here()['host']}, process {here()['pid']}, step 50/200" in running
+    assert "trial 4 (method dense, rank 0.125 x model.config.hidden_size) on " in running
+    assert f" on {here()['host']}, process {here()['pid']}, step 50/200" in running
     assert running.endswith("900 tokens/s, 30 s of training left")
-    assert "  best: val_perplexity 0.5 (trial 1: method ELAS, rank 0.125)" in lines
+    assert "  best: val_perplexity 0.5 (trial 1: method ELAS, rank 0.125 x model.config.hidden_size)" in lines
     path.write_text(json.dumps({**progress, "time": time.time() - 1000}))
     assert "no news for 17 min" in "\n".join(_status(capsys))
     study.storage.set_trial_system_attr(claim.id, claims.WORKER, {**here(), "started": "1"})
@@ -102,8 +104,15 @@ def test_a_study_elsewhere_is_found_by_its_sweeps_name(
     Study(plan, open_storage(url, plan.folder), grace=60)
     assert _status(capsys, "mine", "--storage", url)[0].startswith("mine-")
     assert _status(capsys, "--storage", url)[0].startswith("mine-")
+    create_study(study_name="mine-too-0123abcd", storage=open_storage(url, plan.folder))
+    assert not any("too" in line for line in _status(capsys, "mine", "--storage", url))
     assert main(["sweep", "status", "grid", "--storage", url]) == 2
     assert "there is no study of grid in" in capsys.readouterr().err
+
+
+def test_a_folder_that_was_renamed_tells_of_its_study(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    study.plan.folder.rename("runs/another")
+    assert _status(capsys, "another")[0].startswith("mine-")
 
 
 def test_nothing_to_look_at_is_said_in_one_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

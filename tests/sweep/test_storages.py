@@ -21,7 +21,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError, PendingRollbackErro
 
 from elas_lightning.errors import UserError
 from elas_lightning.sweep.patience import Outage, PatientStorage, is_outage
-from elas_lightning.sweep.storage import open_storage, redact, serve
+from elas_lightning.sweep.storage import for_dashboard, open_storage, redact, serve
 
 MINIMIZE = [StudyDirection.MINIMIZE]
 
@@ -331,3 +331,17 @@ def test_the_proxy_serves_a_database(tmp_path: Path) -> None:
 def test_the_proxy_takes_no_journal(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the proxy serves a database"):
         serve("journal:///x/y", tmp_path, 13000)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sqlite:///runs/a/study.db", "sqlite:///runs/a/study.db"),
+        ("journal:///shared/a%20b.journal", "/shared/a b.journal"),
+        ("postgresql://me:secret@host/elas", "postgresql+psycopg://me:***@host/elas"),
+        ("mysql://me@host/elas", "mysql+pymysql://me@host/elas"),
+        ("grpc://host:13000", None),
+    ],
+)
+def test_the_dashboard_is_named_a_storage_that_it_can_open(url: str, shown: str | None) -> None:
+    assert for_dashboard(url) == shown

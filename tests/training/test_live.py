@@ -1,7 +1,9 @@
 """What a run says of itself while it goes, and the verdict that ends it."""
 
 import json
+import os
 import resource
+import signal
 import threading
 import time
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from elas_lightning.errors import UserError
 from elas_lightning.runner import RunRequest, run
 from elas_lightning.training import live
+from elas_lightning.training.interruption import Interrupted
 from elas_lightning.training.live import VERDICT_NAME, read_progress, write_verdict
 
 
@@ -71,8 +74,36 @@ def test_a_run_without_a_judge_waits_for_nobody_and_one_with_a_silent_judge_not_
 ) -> None:
     write_verdict(tmp_path / "run", -1, None)
     assert live._VERDICT_SECONDS == 60.0
-    monkeypatch.setattr(live, "_VERDICT_SECONDS", 0.2)
-    assert run(RunRequest(tmp_path / "run", (overlay,))).state == "complete"
+    monkeypatch.setattr(live, "_VERDICT_SECONDS", 0.5)
+    result = run(RunRequest(tmp_path / "run", (overlay,)))
+    assert result.state == "complete"
+    assert result.metrics["seconds"] < 0.9  # two waits are no training
+
+
+def test_a_run_that_is_stopped_while_it_waits_leaves(
+    overlay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when its worker was killed: nobody is going to answer."""
+    monkeypatch.setattr(live, "_STOPPING_SECONDS", 0.1)
+    write_verdict(tmp_path / "run", -1, None)
+
+    def stop() -> None:
+        deadline = time.monotonic() + 30
+        while (read_progress(tmp_path / "run") or {"validated_step": -1})["validated_step"] < 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    began = time.monotonic()
+    with pytest.raises(Interrupted):
+        run(RunRequest(tmp_path / "run", (overlay,)))
+    assert time.monotonic() - began < 30
+    thread.join()
+    progress = read_progress(tmp_path / "run")
+    assert progress is not None
+    assert progress["step"] == 5
 
 
 def test_torn_files_say_nothing(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from elas_lightning.analysis.parameters import level_name
 
 # Where `elas eval --json` puts what the document is to show.
 EVALUATIONS = "evaluations"
-_ADVICE = "write it again"
+_ADVICE = "run the command again that wrote it"
 
 
 @dataclass(frozen=True)

@@ -264,7 +264,7 @@ def importance(results: SweepResults, options: Options) -> tuple[Figure, str]:
     metric = metric_of(results.objective)
     ax.set_xlabel(f"Share in deciding the best quarter by {metric.noun} (%)")
     said = listing([f"{spoken(known[name])} {share:.0f} %" for (name, _), share in zip(ordered, shares, strict=True)])
-    count = results.trials.loc[results.trials["state"] == "complete", "trial"].nunique()
+    count = sum(bool(point.values) for point in gather(results, results.names, metric.column))
     return figure, sentence(
         [
             f"what decides whether a point is in the best quarter by {metric.noun}: {said}",

@@ -15,7 +15,7 @@ from elas_lightning.analysis.parameters import side_name
 from elas_lightning.analysis.plots.base import CannotDraw, Options, cut_clause, losses_clause, value_limits
 from elas_lightning.analysis.points import Point, gather
 from elas_lightning.analysis.statistics import Estimate
-from elas_lightning.analysis.wording import listing, sentence
+from elas_lightning.analysis.wording import listing, seeds_phrase, sentence
 
 
 def front(*columns: Sequence[float]) -> list[int]:
@@ -62,7 +62,7 @@ def pareto(results: SweepResults, options: Options) -> tuple[Figure, str]:
         _dot(ax, one, look, cost, metric, one in best)
         ends.append((one.value.mean * metric.scale, one.name, look))
     ax.set_xlabel(f"{cost.label}, {cost.better} is better")
-    ax.set_ylabel(f"{metric.label}, {metric.better} is better")
+    ax.set_ylabel(f"{metric.label},\n{metric.better} is better")
     cut = [
         _fit_axis(ax, "x", [one.price for one in drawn], cost.scale),
         _fit_axis(ax, "y", [one.value for one in drawn], metric.scale),
@@ -134,7 +134,8 @@ def _clauses(drawn: list[_Drawn], best: list[_Drawn], cost: Metric, metric: Metr
         clauses.append(f"grey, {where} of it: {listing(beaten)}")
     if diverged:
         clauses.append(f"grey, since not all of their runs went to the end without diverging: {listing(diverged)}")
-    clauses.append("means over seeds with 95 % intervals; which of two close points is better is not settled")
+    how = seeds_phrase(*(one.value.n for one in drawn))
+    clauses.append(f"{how}; which of two close points is better is not settled")
     return clauses
 
 

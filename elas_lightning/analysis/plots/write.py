@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from elas_lightning.analysis import style
 from elas_lightning.analysis.load import SweepResults, load_sweep
 from elas_lightning.analysis.metrics import metric_of
-from elas_lightning.analysis.parameters import lower_first
+from elas_lightning.analysis.parameters import lower_first, name_of
 from elas_lightning.analysis.plots.against import lr_curve, metric_by
 from elas_lightning.analysis.plots.base import CannotDraw
 from elas_lightning.analysis.plots.curves import curves
@@ -128,5 +128,5 @@ def _title(results: SweepResults, options: Mapping[str, Any]) -> str:
         case _:
             split = next((key for key in ("series", "group") if options.get(key)), None)
             text = f"{metric} by {label('x')}" + (f" and {label(split)}" if split else "")
-    conditions = ", ".join(f"{key} {value}" for key, value in (options.get("filter") or {}).items())
+    conditions = ", ".join(f"{key} {name_of(key, value)}" for key, value in (options.get("filter") or {}).items())
     return text[:1].upper() + text[1:] + (f" ({conditions})" if conditions else "")

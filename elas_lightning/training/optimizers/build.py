@@ -34,13 +34,9 @@ def build_optimizer(
         fused: One kernel for AdamW's whole update; not compatible with gradient clipping under a float16 scaler.
 
     Raises:
-        UserError: The warm-up is longer than the run, or the optimizer does not suit the model.
+        UserError: The run has no length or is all warm-up, or the optimizer does not suit the model.
     """
-    if config.warmup_steps >= total_steps:
-        raise UserError(
-            f"model.optimizer.warmup_steps is {config.warmup_steps} but the run has {total_steps} steps "
-            "(trainer.max_steps): shorten the warm-up or lengthen the run"
-        )
+    config.check_length(total_steps)
     head = list(model.lm_head.parameters())
     apart = [m for m in model.layers.modules() if isinstance(m, nn.RMSNorm | Router)]
     other = {id(p) for m in apart for p in m.parameters()}

@@ -94,6 +94,26 @@ class OptimizerConfig:
             rank = self.galore_rank
             self._check("galore_rank", rank is not None and rank >= 1, "be 1 or more, for GaLore's subspace")
 
+    def check_length(self, steps: int) -> None:
+        """Refuse a run for which there is no schedule.
+
+        Args:
+            steps: Of the run; below 1 where nobody has said.
+
+        Raises:
+            UserError: The run has no length, or is no longer than its warm-up.
+        """
+        if steps < 1:
+            raise UserError(
+                "trainer.max_steps is not set: the schedule needs the length of the run; stack a size overlay "
+                "(e.g. --config experiments/sizes/tiny.yaml) or give --trainer.max_steps"
+            )
+        if self.warmup_steps >= steps:
+            raise UserError(
+                f"model.optimizer.warmup_steps is {self.warmup_steps} but the run has {steps} steps "
+                "(trainer.max_steps): shorten the warm-up or lengthen the run"
+            )
+
     def _check(self, field: str, holds: bool, allowed: str) -> None:
         if not holds:
             raise UserError(f"model.optimizer.{field} is {getattr(self, field)}: it must {allowed}")
