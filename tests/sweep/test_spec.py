@@ -131,8 +131,8 @@ def test_labels_stand_for_values() -> None:
         ({"plots": [{"kind": "telemetry"}]}, "plots: telemetry needs value"),
         ({"plots": [{"kind": "telemetry", "value": "zeros"}]}, "telemetry has value='zeros': natural_zeros, "),
         ({"plots": [{"kind": "curves", "x": "rank"}]}, "curves has x='rank': tokens, step, seconds"),
-        ({"plots": [{"kind": "bars", "x": "rank", "metric": "train_loss"}]}, "metric='train_loss': val_perplexity"),
-        ({"plots": [{"kind": "pareto", "x": "rank"}]}, "pareto has x='rank': val_perplexity"),
+        ({"plots": [{"kind": "bars", "x": "rank", "metric": "train_loss"}]}, "metric='train_loss': val_loss, "),
+        ({"plots": [{"kind": "pareto", "x": "rank"}]}, "pareto has x='rank': val_loss, "),
         ({"plots": [{"kind": "lr_curve"}]}, "lr_curve has x='lr', which is not searched"),
         ({"plots": [{"kind": "bars", "x": "rank", "filter": "form=no"}]}, "filter='form=no': give a mapping"),
         (
