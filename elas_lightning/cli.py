@@ -79,8 +79,8 @@ def _lightning_command(arguments: list[str]) -> int:
     cli = RunCommand(arguments)
     if cli.result is None or not cli.trainer.is_global_zero:
         return 0
-    if cli.result.state == "diverged":
-        print(f"diverged: {cli.result.reason}", file=sys.stderr)
+    if cli.result.reason:
+        print(f"{cli.result.state}: {cli.result.reason}", file=sys.stderr)
     print(f"results: {cli.directory}")
     return _DIVERGED if cli.result.state == "diverged" else 0
 

@@ -31,6 +31,7 @@ from elas_lightning.training.checkpoints import CheckpointBetweenSteps, SafeChec
 from elas_lightning.training.interruption import StopBetweenSteps
 from elas_lightning.training.live import LiveProgress
 from elas_lightning.training.module import ElasModule
+from elas_lightning.training.monitors import MonitorCheck
 from elas_lightning.training.optimizers import OptimizerConfig
 from elas_lightning.training.progress import StepProgressBar
 from elas_lightning.training.randomness import RandomStates
@@ -136,7 +137,7 @@ class ElasCLI(LightningCLI):
         kwargs["max_time"] = None
         live = LiveProgress(self.directory, self.recorder)
         # the random state comes back before, and a stop saves after, what the others do at the same place
-        kwargs["callbacks"] = [RandomStates(), self.recorder, live, *given, self.stop]
+        kwargs["callbacks"] = [RandomStates(), self.recorder, live, MonitorCheck(), *given, self.stop]
         kwargs["plugins"] = [*_as_list(config["plugins"]), SafeCheckpointIO()]
         if config["logger"] in (None, True):
             # a version for each time the run is taken up: CSVLogger deletes what it finds in its folder

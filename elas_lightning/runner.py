@@ -36,6 +36,7 @@ from elas_lightning.nn.ffn import ffn_choice, ffn_path
 from elas_lightning.training.checkpoints import newest_usable, not_written, read, take_up, verify, write_atomically
 from elas_lightning.training.hardware import describe_environment, peak_flops
 from elas_lightning.training.interruption import Interrupted, RunEnded
+from elas_lightning.training.monitors import why_it_ended
 from elas_lightning.training.optimizers import optimizer_state_entries
 
 _VALIDATED = ("val_loss", "val_perplexity", "val_perplexity_galore_protocol", "val_bits_per_byte", "val_batches")
@@ -49,6 +50,8 @@ _DTYPES = {"bf16": "bfloat16", "16": "float16", "64": "float64"}
 @dataclass(frozen=True)
 class RunResult:
     """What a run came to. ``state`` is ``complete``, ``diverged``, ``pruned`` or ``failed``; ``reason`` says why.
+
+    A run that a callback (``EarlyStopping``) ended before its last step is ``complete``, too, and has a ``reason``.
 
     ``metrics`` holds ``val_loss`` (nats a token), ``val_perplexity``, ``val_perplexity_galore_protocol``,
     ``val_bits_per_byte``, ``val_batches``, ``train_loss``, ``tokens`` (targets trained on), ``seconds`` (training
@@ -225,6 +228,7 @@ def execute(cli: ElasCLI, ckpt_path: str | Path | None = None, request: RunReque
     try:
         with cli.stop.listening(cli.trainer):
             cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, weights_only=True)
+            reason = why_it_ended(cli.trainer)
             if cli.recorder.last_validated_step != cli.trainer.global_step:
                 cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
     except RunEnded as end:

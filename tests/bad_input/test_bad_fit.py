@@ -119,6 +119,9 @@ VALUES = {
     "--trainer.callbacks=[{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.1, swa_epoch_start: 1}}]": (
         "StochasticWeightAveraging averages at the end of epochs…leave it out"
     ),
+    "--trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitor: val_los}}]": (
+        "EarlyStopping monitors 'val_los', which nothing logs…val_loss"
+    ),
     "--trainer.profiler=stopwatch": "profiler",
     "--trainer.max_time=later": "later…DD:HH:MM:SS",
     "--trainer.default_root_dir=run.yaml": "run.yaml",
@@ -130,6 +133,7 @@ VALUES = {
     "--checkpoint.save_top_k=-5": "checkpoint…save_top_k",
     "--checkpoint.dirpath=elsewhere": "checkpoint.dirpath is elsewhere…default_root_dir",
     "--checkpoint.save_on_exception=true": "checkpoint.save_on_exception is true…in the midst of a step",
+    "--checkpoint.monitor=val_los": "checkpoint.monitor is 'val_los', which nothing logs…val_loss",
     "--checkpoint.nothing=1": "checkpoint.nothing",
     "--ckpt_path=run.yaml": "run.yaml",
     "--ckpt_path=experiments": "experiments",

@@ -1,0 +1,51 @@
+"""Callbacks that watch a metric, and what they say when they end a run."""
+
+from collections.abc import Iterable
+
+import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
+
+from elas_lightning.errors import UserError
+from elas_lightning.training.checkpoints import CheckpointBetweenSteps
+from elas_lightning.training.metrics import LOGGED
+
+_KNOWN_PACKAGES = ("lightning", "elas_lightning")
+
+
+class MonitorCheck(L.Callback):
+    """Refuses a callback that watches a metric which nobody logs.
+
+    Lightning's ``EarlyStopping`` dies of it at the first validation, and its ``ModelCheckpoint`` never saves. It is
+    refused at the start where all callbacks are known to log nothing else, and at the first validation where some are
+    the user's own, which may.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        if all(type(callback).__module__.partition(".")[0] in _KNOWN_PACKAGES for callback in callbacks):
+            _check(callbacks, LOGGED)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            _check(trainer.callbacks, trainer.callback_metrics)  # type: ignore[attr-defined]
+
+
+def _check(callbacks: Iterable[L.Callback], metrics: Iterable[str]) -> None:
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(monitor, str) and getattr(callback, "strict", True) and monitor not in metrics:
+            ours = isinstance(callback, CheckpointBetweenSteps)
+            who = "checkpoint.monitor is" if ours else f"trainer.callbacks: {type(callback).__name__} monitors"
+            raise UserError(f"{who} {monitor!r}, which nothing logs: choose one of {', '.join(sorted(metrics))}")
+
+
+def why_it_ended(trainer: L.Trainer) -> str | None:
+    """What ended training before its last step, in words for the result file; ``None`` where nothing has."""
+    if trainer.global_step >= trainer.max_steps:
+        return None
+    said = (
+        f" ({type(callback).__name__}: {message})"
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if (message := getattr(callback, "stopping_reason_message", None))
+    )
+    return f"a callback ended training at step {trainer.global_step} of {trainer.max_steps}{next(said, '')}"

@@ -1,0 +1,59 @@
+"""What callbacks monitor must be there, and the result says who ended a run before its last step."""
+
+import json
+from pathlib import Path
+
+import lightning as L
+import pytest
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+
+from elas_lightning.cli import main
+from elas_lightning.configuration import ElasCLI, command_line
+from elas_lightning.errors import UserError
+from elas_lightning.runner import execute
+from elas_lightning.training.metrics import LOGGED
+
+
+class _Notes(Callback):
+    def __init__(self) -> None:
+        self.metrics: set[str] = set()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.metrics = set(trainer.callback_metrics) | self.metrics
+
+
+class _LogsItsOwn(Callback):
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pl_module.log("mine", 1.0)
+
+
+def _cli(overlay: Path, directory: Path, *callbacks: Callback) -> ElasCLI:
+    own = {"trainer.default_root_dir": str(directory)}
+    return ElasCLI(command_line([overlay], own), run=False, callbacks=callbacks)
+
+
+def test_what_can_be_monitored_is_what_is_logged(overlay: Path, tmp_path: Path) -> None:
+    notes = _Notes()
+    assert execute(_cli(overlay, tmp_path / "run", notes)).reason is None
+    assert notes.metrics == set(LOGGED)
+
+
+def test_a_run_that_is_stopped_early_says_by_whom(
+    overlay: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopping = [{"class_path": "EarlyStopping", "init_args": {"monitor": "val_loss", "stopping_threshold": 100.0}}]
+    arguments = [f"--config={overlay}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    assert main(["fit", *arguments, f"--trainer.callbacks={json.dumps(stopping)}"]) == 0
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["state"] == "complete"
+    assert "ended training at step 5 of 12 (EarlyStopping: Stopping threshold reached" in result["reason"]
+    assert result["metrics"]["val_loss"] < 100
+    assert f"complete: {result['reason']}" in capsys.readouterr().err
+
+
+def test_a_metric_of_somebody_elses_may_be_monitored(overlay: Path, tmp_path: Path) -> None:
+    watching = EarlyStopping("mine", patience=1)
+    assert "step 10 of 12" in str(execute(_cli(overlay, tmp_path / "run", _LogsItsOwn(), watching)).reason)
+    cli = _cli(overlay, tmp_path / "other", _LogsItsOwn(), EarlyStopping("mien"))
+    with pytest.raises(UserError, match="EarlyStopping monitors 'mien', which nothing logs: choose one of mine, "):
+        execute(cli)
