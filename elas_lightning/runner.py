@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from elas_lightning.configuration import ElasCLI, command_line, quiet_lightning
-from elas_lightning.continuation import Beginning, begin
+from elas_lightning.continuation import Beginning, begin, given_checkpoint
 from elas_lightning.errors import UserError
 from elas_lightning.layout import (
     RESULT_NAME,
@@ -33,7 +33,7 @@ from elas_lightning.layout import (
 )
 from elas_lightning.nn.account import Device, Precision, TrainingStep, count_parameters, flops_per_token, memory_account
 from elas_lightning.nn.ffn import ffn_choice, ffn_path
-from elas_lightning.training.checkpoints import newest_usable, not_written, read, take_up, verify, write_atomically
+from elas_lightning.training.checkpoints import newest_usable, not_written, take_up, write_atomically
 from elas_lightning.training.hardware import describe_environment, peak_flops
 from elas_lightning.training.interruption import Interrupted, RunEnded
 from elas_lightning.training.monitors import why_it_ended
@@ -200,9 +200,8 @@ class RunCommand(ElasCLI):
         """
         given = self.config["validate"]["ckpt_path"]
         if given is None:
-            raise UserError("validate measures a checkpoint: give --ckpt_path FILE, a *.ckpt file")
-        verify(Path(given))
-        read(Path(given), mmap=True)
+            raise UserError("validate measures a checkpoint: give --ckpt_path, a *.ckpt file or the directory of a run")
+        self.config_init["validate"]["ckpt_path"] = str(given_checkpoint(given))
 
     def fit(self, **kwargs: Any) -> None:
         """Train, validate at the end, leave a result file; a finished run is left as it is."""
