@@ -6,11 +6,13 @@ import math
 import shlex
 import shutil
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from subprocess import Popen
 from typing import Any, get_args
 
 import torch
@@ -42,6 +44,8 @@ from elas_lightning.training.optimizers import optimizer_state_entries
 _VALIDATED = ("val_loss", "val_perplexity", "val_perplexity_galore_protocol", "val_bits_per_byte", "val_batches")
 # a process that was told to stop and is still saving itself
 _PATIENCE_SECONDS = 60.0
+# a rank that was refused says so, and its connections close a moment before its process ends
+_LAST_WORDS_SECONDS = 3.0
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # by the beginning of the precision's name
 _DTYPES = {"bf16": "bfloat16", "16": "float16", "64": "float64"}
@@ -235,7 +239,11 @@ def execute(cli: ElasCLI, ckpt_path: str | Path | None = None, request: RunReque
     except BaseException as error:
         launcher = cli.trainer.strategy.launcher
         if launcher is not None and not (isinstance(error, Interrupted) and error.together):
+            # what a rank that has gone does to those that wait for it
+            refused = isinstance(error, RuntimeError) and _has_refused(getattr(launcher, "procs", []))
             launcher.kill(signal.SIGKILL)  # the other ranks would wait for this one
+            if refused:
+                raise UserError("another process of the run was refused: the line that it printed says why") from error
         if isinstance(error, OSError) and error.errno in _NO_ROOM:  # a logger's
             raise not_written(Path(str(error.filename or cli.directory)), error) from error
         raise
@@ -243,6 +251,14 @@ def execute(cli: ElasCLI, ckpt_path: str | Path | None = None, request: RunReque
     if cli.trainer.is_global_zero:
         result.write(cli.directory)
     return result
+
+
+def _has_refused(ranks: Sequence[Popen[bytes]]) -> bool:
+    """Whether one of the ranks that this one has started ends, here and now, with the exit code of wrong input."""
+    deadline = time.monotonic() + _LAST_WORDS_SECONDS
+    while None in (codes := [rank.poll() for rank in ranks]) and 2 not in codes and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return 2 in codes
 
 
 def _collect(cli: ElasCLI, request: RunRequest | None, state: str, reason: str | None, started: str) -> RunResult:
