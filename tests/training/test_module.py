@@ -179,6 +179,18 @@ def test_a_subclass_in_a_plain_trainer(make_data: Callable[..., C4DataModule], t
     assert _Own.load_from_checkpoint(tmp_path / "own.ckpt", config=other, weights_only=True).config == other
 
 
+def test_another_trainer_measures_the_model_that_was_trained(overlay: Path, tmp_path: Path) -> None:
+    cli = _cli(overlay, tmp_path / "run")
+    trained = execute(cli)
+    other = _cli(overlay, tmp_path / "other").trainer  # which has taken no step and would be in the warm-up
+    other.validate(cli.model, datamodule=cli.datamodule, verbose=False)
+    assert cli.model.model.sparsity_active
+    assert other.callback_metrics["val_loss"].item() == trained.metrics["val_loss"]
+    logits = other.predict(cli.model, dataloaders=cli.datamodule.val_dataloader())
+    assert logits is not None
+    assert logits[0].shape == (4, 16, 300)  # type: ignore[union-attr]
+
+
 def test_without_a_trainer_nothing_counts_the_steps(overlay: Path, tmp_path: Path) -> None:
     module = _cli(overlay, tmp_path / "run").model
     with pytest.raises(UserError, match=r"trains in a lightning Trainer alone.*train elas_lightning\.Llama"):
