@@ -55,8 +55,12 @@ def _count_micro_batches(checkpoint: dict[str, Any], accumulate_grad_batches: in
     if "loops" not in checkpoint:  # weights alone, which Lightning refuses to go on from
         return
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    for counts in (progress["total"], progress["current"]):
-        counts.update(dict.fromkeys(counts, checkpoint["global_step"] * accumulate_grad_batches))
+    total, current = progress["total"], progress["current"]
+    behind = checkpoint["global_step"] * accumulate_grad_batches
+    if total["ready"]:  # a trainer of one's own may limit epochs: of those before this one, the same share
+        earlier = (total["ready"] - current["ready"]) * behind // total["ready"]
+        current.update(dict.fromkeys(current, behind - earlier))
+    total.update(dict.fromkeys(total, behind))
 
 
 class ElasModule(L.LightningModule):
