@@ -1,7 +1,11 @@
 """What callbacks monitor must be there, and the result says who ended a run before its last step."""
 
 import json
+import os
+import signal
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -11,6 +15,7 @@ from elas_lightning.cli import main
 from elas_lightning.configuration import ElasCLI, command_line
 from elas_lightning.errors import UserError
 from elas_lightning.runner import execute
+from elas_lightning.training.interruption import Interrupted
 from elas_lightning.training.metrics import LOGGED
 
 
@@ -49,6 +54,27 @@ def test_a_run_that_is_stopped_early_says_by_whom(
     assert "ended training at step 5 of 12 (EarlyStopping: Stopping threshold reached" in result["reason"]
     assert result["metrics"]["val_loss"] < 100
     assert f"complete: {result['reason']}" in capsys.readouterr().err
+
+
+class _Told(Callback):
+    """Is told to stop in the step whose validation ends the run."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory", "ignore:The dirpath has changed")
+def test_a_verdict_outlives_a_stop(overlay: Path, tmp_path: Path) -> None:
+    threshold = partial(EarlyStopping, "val_loss", stopping_threshold=100.0)
+    stopped = _cli(overlay, tmp_path / "run", threshold(), _Told())
+    with pytest.raises(Interrupted):
+        execute(stopped)
+    again = _cli(overlay, tmp_path / "run", threshold())
+    assert "ended training at step 5 of 12" in str(execute(again, ckpt_path=stopped.checkpoint_path).reason)
+    # without the callback it is not its verdict that counts
+    other = _cli(overlay, tmp_path / "other")
+    assert execute(other, ckpt_path=stopped.checkpoint_path).reason is None
 
 
 def test_a_metric_of_somebody_elses_may_be_monitored(overlay: Path, tmp_path: Path) -> None:
