@@ -122,6 +122,15 @@ class ElasCLI(LightningCLI):
         :meth:`ElasModule.on_load_checkpoint` refuses a checkpoint that does not fit instead.
         """
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except UserError:
+            raise
+        except ValueError as error:  # a logger or a callback cannot be made, and jsonargparse lists all it tried
+            found = re.search(r"Errors:\s+- (.+?)(\n  - |\nGiven|\Z)", str(error), re.DOTALL)
+            raise UserError(f"trainer: {_in_one_line(found[1] if found else str(error))}") from error
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")
         self.directory = self.choose_directory(config["default_root_dir"])

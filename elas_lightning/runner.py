@@ -46,7 +46,7 @@ _VALIDATED = ("val_loss", "val_perplexity", "val_perplexity_galore_protocol", "v
 _PATIENCE_SECONDS = 60.0
 # a rank that was refused says so, and its connections close a moment before its process ends
 _LAST_WORDS_SECONDS = 3.0
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOTDIR)
 # by the beginning of the precision's name
 _DTYPES = {"bf16": "bfloat16", "16": "float16", "64": "float64"}
 

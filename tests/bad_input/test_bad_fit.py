@@ -122,6 +122,15 @@ VALUES = {
     "--trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitor: val_los}}]": (
         "EarlyStopping monitors 'val_los', which nothing logs…val_loss"
     ),
+    "--trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitor: val_loss, mode: low}}]": (
+        "`mode` can be min, max, got low"
+    ),
+    "--trainer.callbacks=[{class_path: OnExceptionCheckpoint, init_args: {dirpath: x}}]": "in the midst of a step",
+    "--trainer.callbacks=[{class_path: LearningRateFinder}]": "LearningRateFinder…EXP=lr_sweep",
+    "--trainer.callbacks=[{class_path: BatchSizeFinder}]": "BatchSizeFinder…order of the data",
+    "--trainer.callbacks=[{class_path: BackboneFinetuning}]": "BackboneFinetuning…leave it out",
+    "--trainer.logger=MLFlowLogger": "MLFlowLogger…'mlflow>=1.0.0' not met",
+    "--trainer.logger={class_path: CSVLogger, init_args: {save_dir: run.yaml/logs}}": "run.yaml/logs cannot be written",
     "--trainer.profiler=stopwatch": "profiler",
     "--trainer.max_time=later": "later…DD:HH:MM:SS",
     "--trainer.default_root_dir=run.yaml": "run.yaml",
@@ -134,6 +143,9 @@ VALUES = {
     "--checkpoint.dirpath=elsewhere": "checkpoint.dirpath is elsewhere…default_root_dir",
     "--checkpoint.save_on_exception=true": "checkpoint.save_on_exception is true…in the midst of a step",
     "--checkpoint.monitor=val_los": "checkpoint.monitor is 'val_los', which nothing logs…val_loss",
+    "--checkpoint.filename=a/b": "checkpoint.filename is 'a/b'",
+    "--checkpoint.filename={step": "checkpoint.filename is '{step'",
+    "--checkpoint.filename=previous": "checkpoint.filename is 'previous'",
     "--checkpoint.nothing=1": "checkpoint.nothing",
     "--ckpt_path=run.yaml": "run.yaml",
     "--ckpt_path=experiments": "no checkpoint in experiments…the directory of a run",

@@ -64,7 +64,9 @@ class _Told(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.filterwarnings("ignore:Checkpoint directory", "ignore:The dirpath has changed")
+@pytest.mark.filterwarnings(
+    "ignore:Checkpoint directory", "ignore:The dirpath has changed", "ignore:Be aware that when"
+)
 def test_a_verdict_outlives_a_stop(overlay: Path, tmp_path: Path) -> None:
     threshold = partial(EarlyStopping, "val_loss", stopping_threshold=100.0)
     stopped = _cli(overlay, tmp_path / "run", threshold(), _Told())
