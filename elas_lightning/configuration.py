@@ -247,13 +247,17 @@ def check(overlays: Sequence[Path], overrides: dict[str, Any]) -> None:
 def command_line(overlays: Sequence[Path], overrides: dict[str, Any]) -> list[str]:
     """The arguments of ``elas fit`` that stack ``overlays`` and set ``overrides`` (dotted key to value).
 
-    Values are written as flow YAML, which the parser reads back as they were.
+    Values are written as flow YAML, which the parser reads back as they were; text as it is, since where it is one of
+    several types the parser would take YAML's quotes for a part of it.
     """
     arguments = [part for path in overlays for part in ("--config", str(path))]
-    return arguments + [f"--{key}={_as_yaml(value)}" for key, value in overrides.items()]
+    return arguments + [
+        f"--{key}={value if isinstance(value, str) else as_yaml(value)}" for key, value in overrides.items()
+    ]
 
 
-def _as_yaml(value: Any) -> str:
+def as_yaml(value: Any) -> str:
+    """A value as one line of YAML."""
     text = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize)
     return text.removesuffix("\n").removesuffix("...").strip()
 

@@ -29,7 +29,7 @@ class MonitorCheck(L.Callback):
             trainer.should_stop = True
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             _check(trainer.callbacks, trainer.callback_metrics)  # type: ignore[attr-defined]
 
 
