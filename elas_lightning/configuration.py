@@ -36,7 +36,7 @@ from elas_lightning.training.optimizers import OptimizerConfig
 from elas_lightning.training.progress import StepProgressBar
 from elas_lightning.training.randomness import RandomStates
 from elas_lightning.training.recorder import RunRecorder
-from elas_lightning.training.sharding import check_launcher
+from elas_lightning.training.sharding import check_trainer
 
 CHECKPOINT_NAME = "last"
 
@@ -156,7 +156,7 @@ class ElasCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:  # all mean a setting
             raise UserError(f"trainer: {_in_one_line(str(error))}") from error
-        check_launcher(trainer.strategy)
+        check_trainer(trainer)
         return trainer
 
     def choose_directory(self, given: str | None) -> Path:

@@ -167,3 +167,11 @@ def test_values(place: Any, option: str) -> None:
 def test_going_on_with_a_run_that_never_was(place: Any) -> None:
     options = ("--trainer.default_root_dir=new", "--ckpt_path=last")
     place.refuses(*FIT, *options, saying="--ckpt_path last…new…leave it out")
+
+
+def test_an_average_of_weights_that_are_sharded(place: Any) -> None:
+    options = (
+        "--trainer.strategy=elas_lightning.training.sharding.FullyShardedStrategy",
+        "--trainer.callbacks=EMAWeightAveraging",
+    )
+    place.refuses(*FIT, *options, saying="EMAWeightAveraging needs whole weights…--trainer.strategy ddp")
