@@ -171,7 +171,7 @@ def test_going_on_with_a_run_that_never_was(place: Any) -> None:
 
 def test_an_average_of_weights_that_are_sharded(place: Any) -> None:
     options = (
-        "--trainer.strategy=elas_lightning.training.sharding.FullyShardedStrategy",
+        "--trainer.strategy={class_path: elas_lightning.training.sharding.FullyShardedStrategy}",
         "--trainer.callbacks=EMAWeightAveraging",
     )
     place.refuses(*FIT, *options, saying="EMAWeightAveraging needs whole weights…--trainer.strategy ddp")
