@@ -38,7 +38,7 @@ from elas_lightning.training.randomness import RandomStates
 from elas_lightning.training.recorder import RunRecorder
 from elas_lightning.training.sharding import check_trainer
 
-CHECKPOINT_NAME = "last"
+CHECKPOINT_NAME, BEST_NAME = "last", "best"
 
 # A stream without an end has no epochs: its length is trainer.max_steps and validation counts batches.
 _TRAINER_DEFAULTS: dict[str, Any] = {
@@ -138,6 +138,8 @@ class ElasCLI(LightningCLI):
         self.stop = StopBetweenSteps(self.checkpoint_path, _in_seconds(config["max_time"]))
         checkpoint = self._get(self.config_init, "checkpoint")
         checkpoint.dirpath = str(checkpoint_folder(self.directory))
+        if checkpoint.monitor is not None and checkpoint.filename == CHECKPOINT_NAME:
+            checkpoint.filename = BEST_NAME  # a stop would put the latest in its place
         given = [*_as_list(config["callbacks"]), *self._callbacks]
         if config["enable_progress_bar"] is not False:
             given.append(StepProgressBar())

@@ -15,6 +15,7 @@ from elas_lightning.cli import main
 from elas_lightning.configuration import ElasCLI, command_line
 from elas_lightning.errors import UserError
 from elas_lightning.runner import execute
+from elas_lightning.training.checkpoints import read
 from elas_lightning.training.interruption import Interrupted
 from elas_lightning.training.metrics import LOGGED
 
@@ -32,8 +33,8 @@ class _LogsItsOwn(Callback):
         pl_module.log("mine", 1.0)
 
 
-def _cli(overlay: Path, directory: Path, *callbacks: Callback) -> ElasCLI:
-    own = {"trainer.default_root_dir": str(directory)}
+def _cli(overlay: Path, directory: Path, *callbacks: Callback, **checkpoint: Any) -> ElasCLI:
+    own = {"trainer.default_root_dir": str(directory), **{f"checkpoint.{key}": v for key, v in checkpoint.items()}}
     return ElasCLI(command_line([overlay], own), run=False, callbacks=callbacks)
 
 
@@ -57,10 +58,13 @@ def test_a_run_that_is_stopped_early_says_by_whom(
 
 
 class _Told(Callback):
-    """Is told to stop in the step whose validation ends the run."""
+    """Is told to stop in a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        if trainer.global_step == 4:
+        if trainer.global_step == self.step - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -69,7 +73,7 @@ class _Told(Callback):
 )
 def test_a_verdict_outlives_a_stop(overlay: Path, tmp_path: Path) -> None:
     threshold = partial(EarlyStopping, "val_loss", stopping_threshold=100.0)
-    stopped = _cli(overlay, tmp_path / "run", threshold(), _Told())
+    stopped = _cli(overlay, tmp_path / "run", threshold(), _Told(5))  # whose validation ends the run
     with pytest.raises(Interrupted):
         execute(stopped)
     again = _cli(overlay, tmp_path / "run", threshold())
@@ -85,3 +89,11 @@ def test_a_metric_of_somebody_elses_may_be_monitored(overlay: Path, tmp_path: Pa
     cli = _cli(overlay, tmp_path / "other", _LogsItsOwn(), EarlyStopping("mien"))
     with pytest.raises(UserError, match="EarlyStopping monitors 'mien', which nothing logs: choose one of mine, "):
         execute(cli)
+
+
+def test_a_stop_leaves_the_best_checkpoint_alone(overlay: Path, tmp_path: Path) -> None:
+    cli = _cli(overlay, tmp_path / "run", _Told(7), monitor="val_loss", every_n_train_steps=5)
+    with pytest.raises(Interrupted):
+        execute(cli)
+    steps = {path.name: read(path)["global_step"] for path in (tmp_path / "run/checkpoints").iterdir()}
+    assert steps == {"best.ckpt": 5, "last.ckpt": 7}
