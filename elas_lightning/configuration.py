@@ -17,7 +17,7 @@ from typing import Any
 
 import lightning as L
 import yaml
-from lightning.pytorch.callbacks import Callback, Timer
+from lightning.pytorch.callbacks import Callback, ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -141,7 +141,8 @@ class ElasCLI(LightningCLI):
         if checkpoint.monitor is not None and checkpoint.filename == CHECKPOINT_NAME:
             checkpoint.filename = BEST_NAME  # a stop would put the latest in its place
         given = [*_as_list(config["callbacks"]), *self._callbacks]
-        if config["enable_progress_bar"] is not False:
+        own_bar = any(isinstance(callback, ProgressBar) for callback in given)
+        if config["enable_progress_bar"] is not False and not own_bar:
             given.append(StepProgressBar())
         # the dump shows what the user configured, not what was derived here
         kwargs["default_root_dir"] = str(self.directory)
