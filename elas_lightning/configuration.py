@@ -127,9 +127,8 @@ class ElasCLI(LightningCLI):
             super().instantiate_classes()
         except UserError:
             raise
-        except ValueError as error:  # a logger or a callback cannot be made, and jsonargparse lists all it tried
-            found = re.search(r"Errors:\s+- (.+?)(\n  - |\nGiven|\Z)", str(error), re.DOTALL)
-            raise UserError(f"trainer: {_in_one_line(found[1] if found else str(error))}") from error
+        except ValueError as error:  # jsonargparse's, of a logger or a callback that cannot be made
+            raise UserError(f"trainer: {_in_one_line(str(error))}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")
@@ -210,9 +209,21 @@ def _in_seconds(max_time: Any) -> float:
 
 
 def _in_one_line(message: str) -> str:
-    """jsonargparse's message without its line breaks, and with advice where it has none."""
+    """jsonargparse's message without its line breaks, and with advice where it has none.
+
+    Where it has tried several types, it lists what each had against the value: what is said of the class that was named
+    is the one to read.
+    """
     line = re.sub(r"\s+", " ", message).strip()
-    return f"{line}; `elas fit --help` lists the keys" if line.startswith("unrecognized arguments") else line
+    if line.startswith("unrecognized arguments"):
+        return f"{line}; `elas fit --help` lists the keys"
+    tried = line.partition(" Errors: - ")[2].split(" - ")
+    telling = [said for said in tried if said and not said.startswith(("Expected a <class", "Expected a typing"))]
+    if not telling:
+        return line
+    key = re.match(r'Parser key "([^"]+)"', line)
+    said = telling[0].partition(" Given value")[0].removesuffix(" Errors:")
+    return f"{key[1]}: {said}" if key else said
 
 
 def resolve(overlays: Sequence[Path], overrides: dict[str, Any]) -> dict[str, Any]:

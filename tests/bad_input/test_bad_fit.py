@@ -125,6 +125,13 @@ VALUES = {
     "--trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitor: val_loss, mode: low}}]": (
         "`mode` can be min, max, got low"
     ),
+    "--trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitr: val_loss}}]": (
+        "trainer.callbacks: Problem with given class_path…EarlyStopping': Option 'monitr' is not accepted\n"
+    ),
+    "--trainer.callbacks=EarlyStopping": "trainer.callbacks: Problem with…arguments are required: monitor\n",
+    "--trainer.callbacks=[{class_path: LearningRateMonitor, init_args: {logging_interval: often}}]": (
+        "LearningRateMonitor'…logging_interval…['step', 'epoch']"
+    ),
     "--trainer.callbacks=[{class_path: OnExceptionCheckpoint, init_args: {dirpath: x}}]": "in the midst of a step",
     "--trainer.callbacks=[{class_path: LearningRateFinder}]": "LearningRateFinder…EXP=lr_sweep",
     "--trainer.callbacks=[{class_path: BatchSizeFinder}]": "BatchSizeFinder…order of the data",
