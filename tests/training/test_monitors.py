@@ -97,3 +97,11 @@ def test_a_stop_leaves_the_best_checkpoint_alone(overlay: Path, tmp_path: Path) 
         execute(cli)
     steps = {path.name: read(path)["global_step"] for path in (tmp_path / "run/checkpoints").iterdir()}
     assert steps == {"best.ckpt": 5, "last.ckpt": 7}
+
+
+def test_a_run_that_is_stopped_between_micro_batches_keeps_its_model(overlay: Path, tmp_path: Path) -> None:
+    own = {"trainer.accumulate_grad_batches": 2, "trainer.default_root_dir": str(tmp_path / "run")}
+    threshold = EarlyStopping("val_loss", stopping_threshold=100.0)
+    cli = ElasCLI(command_line([overlay], own), run=False, callbacks=[threshold])
+    assert "at step 2 of 12" in str(execute(cli).reason)  # behind five micro-batches
+    assert read(cli.checkpoint_path)["global_step"] == 2
