@@ -1,7 +1,6 @@
 """The ``elas`` command. Each subcommand imports what it needs when it runs, so that ``--help`` is instant."""
 
 import argparse
-import errno
 import os
 import signal
 import sys
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 from elas_lightning import __version__
 from elas_lightning.commands import cost, data, model, study
 from elas_lightning.commands.arguments import Parser
-from elas_lightning.errors import NO_ROOM, UserError
+from elas_lightning.errors import NOT_WRITABLE, UserError
 from elas_lightning.layout import handed_over
 
 _DESCRIPTION = "Pre-train low-rank language models with 2:4 sparse activations, and sweep over how."
@@ -47,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 128 + signal.SIGPIPE
         raise
     except OSError as error:
-        if error.errno not in (*NO_ROOM, errno.EACCES):
+        if error.errno not in NOT_WRITABLE:
             raise
         what = f"{error.filename or 'a file'} cannot be used ({error.strerror})"
         print(f"error: {what}: make room or see to its rights, then the same command goes on", file=sys.stderr)
@@ -86,8 +85,8 @@ def _lightning_command(arguments: list[str]) -> int:
     cli = RunCommand(arguments)
     if cli.result is None or not cli.trainer.is_global_zero:
         return 0
-    if cli.result.state == "diverged":
-        print(f"diverged: {cli.result.reason}", file=sys.stderr)
+    if cli.result.reason:
+        print(f"{cli.result.state}: {cli.result.reason}", file=sys.stderr)
     print(f"results: {cli.directory}")
     return _DIVERGED if cli.result.state == "diverged" else 0
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import lightning as L
 import yaml
-from lightning.pytorch.callbacks import Callback, Timer
+from lightning.pytorch.callbacks import Callback, ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -31,13 +31,14 @@ from elas_lightning.training.checkpoints import CheckpointBetweenSteps, SafeChec
 from elas_lightning.training.interruption import StopBetweenSteps
 from elas_lightning.training.live import LiveProgress
 from elas_lightning.training.module import ElasModule
+from elas_lightning.training.monitors import MonitorCheck
 from elas_lightning.training.optimizers import OptimizerConfig
 from elas_lightning.training.progress import StepProgressBar
 from elas_lightning.training.randomness import RandomStates
 from elas_lightning.training.recorder import RunRecorder
-from elas_lightning.training.sharding import check_launcher
+from elas_lightning.training.sharding import check_trainer
 
-CHECKPOINT_NAME = "last"
+CHECKPOINT_NAME, BEST_NAME = "last", "best"
 
 # A stream without an end has no epochs: its length is trainer.max_steps and validation counts batches.
 _TRAINER_DEFAULTS: dict[str, Any] = {
@@ -121,6 +122,14 @@ class ElasCLI(LightningCLI):
         :meth:`ElasModule.on_load_checkpoint` refuses a checkpoint that does not fit instead.
         """
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except UserError:
+            raise
+        except ValueError as error:  # jsonargparse's, of a logger or a callback that cannot be made
+            raise UserError(f"trainer: {_in_one_line(str(error))}") from error
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")
         self.directory = self.choose_directory(config["default_root_dir"])
@@ -128,15 +137,18 @@ class ElasCLI(LightningCLI):
         self.stop = StopBetweenSteps(self.checkpoint_path, _in_seconds(config["max_time"]))
         checkpoint = self._get(self.config_init, "checkpoint")
         checkpoint.dirpath = str(checkpoint_folder(self.directory))
+        if checkpoint.monitor is not None and checkpoint.filename == CHECKPOINT_NAME:
+            checkpoint.filename = BEST_NAME  # a stop would put the latest in its place
         given = [*_as_list(config["callbacks"]), *self._callbacks]
-        if config["enable_progress_bar"] is not False:
+        own_bar = any(isinstance(callback, ProgressBar) for callback in given)
+        if config["enable_progress_bar"] is not False and not own_bar:
             given.append(StepProgressBar())
         # the dump shows what the user configured, not what was derived here
         kwargs["default_root_dir"] = str(self.directory)
         kwargs["max_time"] = None
         live = LiveProgress(self.directory, self.recorder, self.stop)
         # the random state comes back before, and a stop saves after, what the others do at the same place
-        kwargs["callbacks"] = [RandomStates(), self.recorder, live, *given, self.stop]
+        kwargs["callbacks"] = [RandomStates(), self.recorder, live, MonitorCheck(), *given, self.stop]
         kwargs["plugins"] = [*_as_list(config["plugins"]), SafeCheckpointIO()]
         if config["logger"] in (None, True):
             # a version for each time the run is taken up: CSVLogger deletes what it finds in its folder
@@ -146,7 +158,7 @@ class ElasCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:  # all mean a setting
             raise UserError(f"trainer: {_in_one_line(str(error))}") from error
-        check_launcher(trainer.strategy)
+        check_trainer(trainer)
         return trainer
 
     def choose_directory(self, given: str | None) -> Path:
@@ -197,9 +209,21 @@ def _in_seconds(max_time: Any) -> float:
 
 
 def _in_one_line(message: str) -> str:
-    """jsonargparse's message without its line breaks, and with advice where it has none."""
+    """jsonargparse's message without its line breaks, and with advice where it has none.
+
+    Where it has tried several types, it lists what each had against the value: what is said of the class that was named
+    is the one to read.
+    """
     line = re.sub(r"\s+", " ", message).strip()
-    return f"{line}; `elas fit --help` lists the keys" if line.startswith("unrecognized arguments") else line
+    if line.startswith("unrecognized arguments"):
+        return f"{line}; `elas fit --help` lists the keys"
+    tried = line.partition(" Errors: - ")[2].split(" - ")
+    telling = [said for said in tried if said and not said.startswith(("Expected a <class", "Expected a typing"))]
+    if not telling:
+        return line
+    key = re.match(r'Parser key "([^"]+)"', line)
+    said = telling[0].partition(" Given value")[0].removesuffix(" Errors:")
+    return f"{key[1]}: {said}" if key else said
 
 
 def resolve(overlays: Sequence[Path], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -239,13 +263,17 @@ def check(overlays: Sequence[Path], overrides: dict[str, Any]) -> None:
 def command_line(overlays: Sequence[Path], overrides: dict[str, Any]) -> list[str]:
     """The arguments of ``elas fit`` that stack ``overlays`` and set ``overrides`` (dotted key to value).
 
-    Values are written as flow YAML, which the parser reads back as they were.
+    Values are written as flow YAML, which the parser reads back as they were; text as it is, since where it is one of
+    several types the parser would take YAML's quotes for a part of it.
     """
     arguments = [part for path in overlays for part in ("--config", str(path))]
-    return arguments + [f"--{key}={_as_yaml(value)}" for key, value in overrides.items()]
+    return arguments + [
+        f"--{key}={value if isinstance(value, str) else as_yaml(value)}" for key, value in overrides.items()
+    ]
 
 
-def _as_yaml(value: Any) -> str:
+def as_yaml(value: Any) -> str:
+    """A value as one line of YAML."""
     text = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize)
     return text.removesuffix("\n").removesuffix("...").strip()
 

@@ -22,7 +22,8 @@ from elas_lightning.layout import (
     is_first_rank,
     new_run_directory,
 )
-from elas_lightning.training.checkpoints import newest_usable, read, take_up, verify, write_atomically
+from elas_lightning.training.checkpoints import candidates, newest_usable, read, take_up, verify, write_atomically
+from elas_lightning.training.folder_checkpoints import files_of
 
 # What ``--ckpt_path`` may say besides a path.
 LAST, NEW = "last", "new"
@@ -149,13 +150,42 @@ def _anywhere(config: dict[str, Any], wish: str | None, held: ExitStack) -> Begi
     return Beginning(directory, checkpoint)
 
 
+def checkpoint_of(path: Path, or_else: str = "") -> Path:
+    """The checkpoint that a path stands for: itself, or the newest of a run's directory.
+
+    Args:
+        path: A file, a sharded checkpoint's folder, or a run's directory.
+        or_else: What else the user may give, for the message.
+
+    Raises:
+        UserError: A directory without a checkpoint.
+    """
+    if not os.path.isdir(path) or files_of(path):  # unlike a Path's own, it is false where a name is too long
+        return path
+    inside = candidates(checkpoint_folder(path))
+    if not inside:
+        raise UserError(
+            f"there is no checkpoint in {path}: give the directory of a run of `elas fit`{or_else} or a *.ckpt file "
+            "(a sweep removes the checkpoints of finished runs)"
+        )
+    return inside[0]
+
+
+def given_checkpoint(path: str) -> Path:
+    """The checkpoint that ``--ckpt_path`` names, which can be read.
+
+    Raises:
+        UserError: There is none, it is torn, or it is something else.
+    """
+    checkpoint = checkpoint_of(Path(path))
+    verify(checkpoint)
+    read(checkpoint, mmap=True)  # which refuses what is whole but no checkpoint
+    return checkpoint
+
+
 def _explicit(wish: str | None) -> Path | None:
     """The checkpoint whose path was given."""
-    if wish in (None, NEW):
-        return None
-    verify(Path(wish))
-    read(Path(wish), mmap=True)  # which refuses what is whole but no checkpoint
-    return Path(wish)
+    return None if wish in (None, NEW) else given_checkpoint(wish)
 
 
 def _note(beginning: Beginning, config: dict[str, Any], held: ExitStack) -> None:

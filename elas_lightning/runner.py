@@ -5,11 +5,13 @@ import math
 import shlex
 import shutil
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from subprocess import Popen
 from typing import Any, get_args
 
 import torch
@@ -17,8 +19,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from elas_lightning.configuration import ElasCLI, command_line, quiet_lightning
-from elas_lightning.continuation import Beginning, begin
-from elas_lightning.errors import NO_ROOM, UserError
+from elas_lightning.continuation import Beginning, begin, given_checkpoint
+from elas_lightning.errors import NOT_WRITABLE, UserError
 from elas_lightning.layout import (
     RESULT_NAME,
     RUNS,
@@ -32,14 +34,17 @@ from elas_lightning.layout import (
 )
 from elas_lightning.nn.account import Device, Precision, TrainingStep, count_parameters, flops_per_token, memory_account
 from elas_lightning.nn.ffn import ffn_choice, ffn_path
-from elas_lightning.training.checkpoints import newest_usable, not_written, read, take_up, verify, write_atomically
+from elas_lightning.training.checkpoints import newest_usable, not_written, take_up, write_atomically
 from elas_lightning.training.hardware import describe_environment, peak_flops
 from elas_lightning.training.interruption import Interrupted, RunEnded
+from elas_lightning.training.monitors import why_it_ended
 from elas_lightning.training.optimizers import optimizer_state_entries
 
 _VALIDATED = ("val_loss", "val_perplexity", "val_perplexity_galore_protocol", "val_bits_per_byte", "val_batches")
 # a process that was told to stop and is still saving itself
 _PATIENCE_SECONDS = 60.0
+# a rank that was refused says so, and its connections close a moment before its process ends
+_LAST_WORDS_SECONDS = 3.0
 # by the beginning of the precision's name
 _DTYPES = {"bf16": "bfloat16", "16": "float16", "64": "float64"}
 
@@ -47,6 +52,8 @@ _DTYPES = {"bf16": "bfloat16", "16": "float16", "64": "float64"}
 @dataclass(frozen=True)
 class RunResult:
     """What a run came to. ``state`` is ``complete``, ``diverged``, ``pruned`` or ``failed``; ``reason`` says why.
+
+    A run that a callback (``EarlyStopping``) ended before its last step is ``complete``, too, and has a ``reason``.
 
     ``metrics`` holds ``val_loss`` (nats a token), ``val_perplexity``, ``val_perplexity_galore_protocol``,
     ``val_bits_per_byte``, ``val_batches``, ``train_loss``, ``tokens`` (targets trained on), ``seconds`` (training
@@ -195,9 +202,8 @@ class RunCommand(ElasCLI):
         """
         given = self.config["validate"]["ckpt_path"]
         if given is None:
-            raise UserError("validate measures a checkpoint: give --ckpt_path FILE, a *.ckpt file")
-        verify(Path(given))
-        read(Path(given), mmap=True)
+            raise UserError("validate measures a checkpoint: give --ckpt_path, a *.ckpt file or the directory of a run")
+        self.config_init["validate"]["ckpt_path"] = str(given_checkpoint(given))
 
     def fit(self, **kwargs: Any) -> None:
         """Train, validate at the end, leave a result file; a finished run is left as it is."""
@@ -223,6 +229,7 @@ def execute(cli: ElasCLI, ckpt_path: str | Path | None = None, request: RunReque
     try:
         with cli.stop.listening(cli.trainer):
             cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, weights_only=True)
+            reason = why_it_ended(cli.trainer)
             if cli.recorder.last_validated_step != cli.trainer.global_step:
                 cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
     except RunEnded as end:
@@ -230,14 +237,26 @@ def execute(cli: ElasCLI, ckpt_path: str | Path | None = None, request: RunReque
     except BaseException as error:
         launcher = cli.trainer.strategy.launcher
         if launcher is not None and not (isinstance(error, Interrupted) and error.together):
+            # what a rank that has gone does to those that wait for it
+            refused = isinstance(error, RuntimeError) and _has_refused(getattr(launcher, "procs", []))
             launcher.kill(signal.SIGKILL)  # the other ranks would wait for this one
-        if isinstance(error, OSError) and error.errno in NO_ROOM:  # a logger's
+            if refused:
+                raise UserError("another process of the run was refused: the line that it printed says why") from error
+        if isinstance(error, OSError) and error.errno in NOT_WRITABLE:  # a logger's
             raise not_written(Path(str(error.filename or cli.directory)), error) from error
         raise
     result = _collect(cli, request, state, reason, started)
     if cli.trainer.is_global_zero:
         result.write(cli.directory)
     return result
+
+
+def _has_refused(ranks: Sequence[Popen[bytes]]) -> bool:
+    """Whether one of the ranks that this one has started ends, here and now, with the exit code of wrong input."""
+    deadline = time.monotonic() + _LAST_WORDS_SECONDS
+    while None in (codes := [rank.poll() for rank in ranks]) and 2 not in codes and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return 2 in codes
 
 
 def _collect(cli: ElasCLI, request: RunRequest | None, state: str, reason: str | None, started: str) -> RunResult:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import yaml
@@ -33,7 +34,12 @@ _LEAST = {
 LARGEST_SEED = 2**32 - 1
 # Lightning's that do harm here, and what to give in their place.
 _CALLBACKS = {
+    "BackboneFinetuning": "looks for a backbone, which the model has none of: leave it out",
+    "BatchSizeFinder": "would choose another data.batch_size, on which the order of the data depends: give one",
     "GradientAccumulationScheduler": "is forgotten when a run goes on: give trainer.accumulate_grad_batches",
+    "LearningRateFinder": "looks for a setting that is not there: `make sweep EXP=lr_sweep` tries rates",
+    "OnExceptionCheckpoint": "saves in the midst of a step, so that going on would skip its rows: leave it out, the "
+    "last checkpoint between two steps is kept anyway",
     "StochasticWeightAveraging": "averages at the end of epochs, which a stream has none of, and takes the schedule's "
     "place: leave it out",
     "Timer": "ends training in the midst of a step, as if the run were complete: give trainer.max_time",
@@ -146,8 +152,21 @@ def _check_checkpoint(checkpoint: Mapping[str, Any]) -> None:
             f"checkpoint.dirpath is {checkpoint['dirpath']}, but checkpoints lie in the run's own directory, "
             "where going on looks for them: leave it out, or give another --trainer.default_root_dir"
         )
+    name = checkpoint["filename"] or ""
+    if "/" in name or name == "previous" or not _can_be_filled_in(name):
+        raise UserError(
+            f"checkpoint.filename is {name!r}: give the name of a file in the run's checkpoints, such as {{step}}, "
+            "without / or a brace that is not closed, and not previous"
+        )
     if checkpoint["save_on_exception"]:
         raise UserError(
             "checkpoint.save_on_exception is true, which saves in the midst of a step, so that going on would skip its "
             "rows: leave it out, the last checkpoint between two steps is kept anyway"
         )
+
+
+def _can_be_filled_in(name: str) -> bool:
+    try:
+        return all(field != "" for _, field, _, _ in Formatter().parse(name))
+    except ValueError:
+        return False

@@ -68,8 +68,8 @@ def test_fit_leaves_a_result_and_validate_measures_its_checkpoint(overlay: Path,
     assert fit.returncode == 0, fit.stderr
     assert fit.stdout.splitlines()[-1] == "results: runs/fit/000"
     assert {p.name for p in (tmp_path / "runs/fit/000").iterdir()} >= {"result.json", "curve.csv", "telemetry.csv"}
-    checkpoint = "runs/fit/000/checkpoints/last.ckpt"
-    validate = _elas("validate", *arguments, "--ckpt_path", checkpoint, cwd=tmp_path)
+    # the directory stands for its newest checkpoint, as it does for `elas eval`
+    validate = _elas("validate", *arguments, "--ckpt_path", "runs/fit/000", cwd=tmp_path)
     assert validate.returncode == 0, validate.stderr
     assert "val_perplexity" in validate.stdout
     assert validate.stderr == ""

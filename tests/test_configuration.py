@@ -39,10 +39,17 @@ def test_later_overlays_win_and_overrides_win_over_all(tmp_path: Path) -> None:
     assert resolve(stack, {"model.config.ffn_rank": 16})["model"]["config"]["ffn_rank"] == 16
 
 
-@pytest.mark.parametrize("value", [None, True, 3, 1e-30, "a b", "yes", [], ["ffn_hidden", "attention_input"], [0, 2]])
+@pytest.mark.parametrize("value", [None, True, 3, 1e-30, "a b", [], ["ffn_hidden", "attention_input"], [0, 2]])
 def test_values_survive_the_command_line(value: Any) -> None:
     (argument,) = command_line([], {"key": value})
     assert yaml.safe_load(argument.removeprefix("--key=")) == value
+
+
+@pytest.mark.parametrize("text", ["2024", "yes", "it's", "a: b #1", "{step}", "[x]", ""])
+@pytest.mark.parametrize("key", ["data.path", "data.tokenizer"])  # which may be text or nothing, and is always text
+def test_text_survives_the_command_line(key: str, text: str) -> None:
+    section, name = key.split(".")
+    assert resolve(_stack("tiny", "elas"), {key: text})[section][name] == text
 
 
 @pytest.mark.parametrize(

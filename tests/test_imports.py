@@ -25,7 +25,7 @@ ALLOWED = {
     "runner": ({"configuration", "continuation", "training", "nn", "ops", "data", "layout"}, {"torch", "lightning"}),
     "inference": (
         # analysis: a model card's interval over seeds is the report's
-        {"inference", "runner", "configuration", "layout", "training", "data", "nn", "ops", "analysis"},
+        {"inference", "runner", "continuation", "configuration", "layout", "training", "data", "nn", "ops", "analysis"},
         # datasets: its errors, where the data of lm-eval's tasks is damaged
         {"torch", "tokenizers", "datasets"},
     ),

@@ -1,6 +1,7 @@
 """One run, from overlays to a result file."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,19 @@ def test_golden_loss(overlay: Path, tmp_path: Path) -> None:
     """
     result = run(RunRequest(tmp_path / "run", [overlay]))
     assert result.metrics["val_loss"] == pytest.approx(4.705153, rel=2e-4)
+
+
+@pytest.mark.parametrize(("codes", "refused"), [((0, 2), True), ((1,), False), ((-9, 0), False), ((), False)])
+def test_a_rank_that_was_refused_is_told_from_one_that_died(codes: tuple[int, ...], refused: bool) -> None:
+    how = [f"kill -9 $$; exit {code}" if code < 0 else f"sleep 0.05; exit {code}" for code in codes]
+    ranks = [subprocess.Popen(["sh", "-c", command]) for command in how]
+    assert runner._has_refused(ranks) == refused
+    for rank in ranks:
+        rank.wait()
+
+
+def test_ranks_that_are_alive_are_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_LAST_WORDS_SECONDS", 0.1)
+    with subprocess.Popen(["sleep", "60"]) as rank:
+        assert not runner._has_refused([rank])
+        rank.kill()

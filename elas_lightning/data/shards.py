@@ -3,6 +3,7 @@
 A place counts documents, so that it means the same in a text shard and in the token shard made of it.
 """
 
+import codecs
 import gzip
 import json
 import logging
@@ -29,7 +30,7 @@ Document = TypeVar("Document")
 HUB_ADVICE = "use data.source=local with downloaded shards, or data.source=pydocs, which needs no network"
 _CHUNK = 1 << 20  # bytes of text read at once; always the same, so that damage is met at the same document
 _HUB_BATCH = 256
-_LINE_END = ord("\n")
+_LINE_END, _SPACE = ord("\n"), ord(" ")
 # the type stub of isal 1.9 takes its exception for a value
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, cast(type[Exception], IsalError))
 _log = logging.getLogger(__name__)
@@ -198,28 +199,39 @@ def count_documents(shard: str) -> int:
 
 
 def _local_lines(shard: str, skip: int) -> Iterator[str]:
+    """The lines of a file on disk from number ``skip`` on; blank ones, and a byte order mark, are none."""
     try:
         with _open_file(shard) as file:
-            begun = b""
+            begun = file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
             while chunk := file.read(_CHUNK):
-                if skip:  # three times as fast as bytes.count, and other threads may run meanwhile
-                    ends = int(np.count_nonzero(np.frombuffer(chunk, np.uint8) == _LINE_END))
-                    if ends < skip:
-                        skip -= ends
-                        continue
-                lines = chunk.split(b"\n")
+                begun += chunk
                 if skip:
-                    lines, skip = lines[skip:], 0
-                lines[0] = begun + lines[0]
-                begun = lines.pop()
-                for line in lines:
+                    ends = _ends_of_lines(begun)
+                    if 0 < len(ends) < skip:
+                        skip, begun = skip - len(ends), begun[ends[-1] + 1 :]
+                        continue
+                *whole, begun = begun.split(b"\n")
+                lines = [line for line in whole if line.strip()]
+                for line in lines[skip:]:
                     yield line.decode("utf-8")
-            if begun:
+                skip = max(0, skip - len(lines))
+            if begun.strip() and not skip:
                 yield begun.decode("utf-8")
     except _DAMAGE as error:
         raise DamagedShard(f"the shard {shard} is damaged ({_reason(error)})") from error
     except OSError as error:
         raise DamagedShard(f"the shard {shard} cannot be read ({_reason(error)})") from error
+
+
+def _ends_of_lines(text: bytes) -> np.ndarray:
+    """Where lines end, found several times as fast as by splitting, and other threads may run meanwhile.
+
+    None where a line may be blank, which this does not tell.
+    """
+    characters = np.frombuffer(text, np.uint8)
+    ends = np.flatnonzero(characters == _LINE_END)
+    begins_blank = text[:1].isspace() or bool((characters[ends[:-1] + 1] <= _SPACE).any())
+    return ends[:0] if begins_blank else ends
 
 
 def _open_file(shard: str) -> IO[bytes]:

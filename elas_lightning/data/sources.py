@@ -80,7 +80,7 @@ def open_source(name: SourceName, path: str | None, revision: str | None, cache:
         return _token_shards(folder)
     train, validation = _shards_in(folder, "train"), _shards_in(folder, "validation")
     # Names and sizes only: all of C4 is 300 GB, and reading it to name it would take longer than training.
-    files = {Path(file).name: Path(file).stat().st_size for file in train + validation}
+    files = {Path(file).name: _size(file) for file in train + validation}
     return Source(name, _fingerprint_of(files), train, validation, files=files)
 
 
@@ -103,6 +103,15 @@ def as_it_was(corpus: Source, files: dict[str, int], skipped: Collection[str]) -
     folder = Path(corpus.train[0]).parent
     train = tuple(str(folder / file) for file in files if file not in known)
     return Source(corpus.name, _fingerprint_of(files), train, corpus.validation, files=files)
+
+
+def _size(file: str) -> int:
+    try:
+        return Path(file).stat().st_size
+    except OSError as error:  # a link to a file that is gone
+        raise UserError(
+            f"data.path: the shard {file} cannot be read ({error.strerror}); put a good copy in its place, or remove it"
+        ) from error
 
 
 def _fingerprint_of(files: dict[str, int]) -> str:

@@ -63,9 +63,7 @@ class TextTokenizer:
         self.name = name
         ends = [token for token in _END_TOKENS if tokenizer.token_to_id(token) is not None]
         if not ends:
-            raise UserError(
-                f"data.tokenizer={name!r} has no end-of-text token; it needs one of {', '.join(_END_TOKENS)}"
-            )
+            raise UserError(f"the tokenizer {name} has no end-of-text token; it needs one of {', '.join(_END_TOKENS)}")
         added = json.loads(tokenizer.to_str())["added_tokens"]
         special = {token["content"] for token in added if token["special"]}
         # "</s>" may be a word of a vocabulary that was learned from web pages
@@ -78,14 +76,14 @@ class TextTokenizer:
         self._definition: dict[str, Any] = json.loads(tokenizer.to_str())
         if self._definition["model"].get("dropout"):
             raise UserError(
-                f"data.tokenizer={name!r} leaves out merges at random (model.dropout in its file), so no run could "
+                f"the tokenizer {name} leaves out merges at random (model.dropout in its file), so no run could "
                 "be repeated or gone on with; set it to null there"
             )
         decoder = json.dumps(self._definition["decoder"])
         self._byte_level = '"ByteLevel"' in decoder
         if not self._byte_level and '"Metaspace"' not in decoder and "\\u2581" not in decoder:
             raise UserError(
-                f"data.tokenizer={name!r} is neither byte-level nor sentencepiece-like by its decoder, so its tokens "
+                f"the tokenizer {name} is neither byte-level nor sentencepiece-like by its decoder, so its tokens "
                 "have no length in bytes to measure bits per byte with; use one that is"
             )
         # T5's 100 sentinels close its 32,100 ids and stand for no text: a model of 32,000 ids is whole.

@@ -111,7 +111,10 @@ def import_model(
 def _read_tokenizer(path: Path, name: str, rows: int) -> TextTokenizer:
     if not path.is_file():
         raise UserError(f"there is no {path}: give the model's tokenizer.json as --tokenizer")
-    tokenizer = read_tokenizer(path, name)
+    try:
+        tokenizer = read_tokenizer(path, name)
+    except UserError as error:
+        raise UserError(f"{path}: {error}, or give another as --tokenizer") from error
     if tokenizer.vocab_size > rows:
         raise UserError(
             f"the tokenizer {path} has {tokenizer.vocab_size} ids and the model rows for {rows}: "

@@ -6,16 +6,15 @@ from typing import Any
 
 import torch
 
+from elas_lightning.continuation import checkpoint_of
 from elas_lightning.data.module import C4DataModule
 from elas_lightning.data.tokenizer import TextTokenizer, read_tokenizer
 from elas_lightning.errors import UserError
-from elas_lightning.layout import checkpoint_folder
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.folder import is_model_folder, read_facts, read_weights
 from elas_lightning.nn.llama import Llama
 from elas_lightning.runner import RESULT_NAME, RunResult
-from elas_lightning.training.checkpoints import candidates, read, verify
-from elas_lightning.training.folder_checkpoints import files_of
+from elas_lightning.training.checkpoints import read, verify
 
 TOKENIZER_NAME = "tokenizer.json"
 
@@ -73,7 +72,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> TrainedM
 
 
 def _load_checkpoint(path: Path, device: str | torch.device) -> TrainedModel:
-    checkpoint_path = _checkpoint_of(path)
+    checkpoint_path = checkpoint_of(path, ", a folder of `elas export --form factors`")
     verify(checkpoint_path)
     checkpoint = read(checkpoint_path, mmap=True)
     try:
@@ -140,18 +139,6 @@ def _in_use(config: ModelConfig, weights: dict[str, torch.Tensor], step: int, de
     model = assemble(replace(config, backend="auto"), weights)
     model.set_sparsity(step >= config.sparsity.dense_warmup_steps)
     return model.to(device).eval()
-
-
-def _checkpoint_of(path: Path) -> Path:
-    if not path.is_dir() or files_of(path):
-        return path
-    inside = candidates(checkpoint_folder(path))
-    if not inside:
-        raise UserError(
-            f"there is no checkpoint in {path}: give the directory of a run of `elas fit`, a *.ckpt file (a sweep "
-            "removes the checkpoints of finished runs) or a folder of `elas export --form factors`"
-        )
-    return inside[0]
 
 
 def _result_in(directory: Path) -> RunResult | None:

@@ -87,7 +87,7 @@ def write_model(folder: Path, config: ModelConfig, weights: dict[str, Tensor], *
 
 def is_model_folder(path: Path) -> bool:
     """Whether a directory holds a ``config.json``, of whatever model."""
-    return (path / CONFIG_NAME).is_file()
+    return os.path.isfile(path / CONFIG_NAME)  # unlike a Path's own, it is false where a name is too long
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from elas_lightning.configuration import command_line
+from elas_lightning.configuration import as_yaml
 from elas_lightning.data.module import C4DataModule
 from elas_lightning.errors import UserError
 from elas_lightning.layout import hold, sweep_folder, sweep_path
@@ -59,7 +59,7 @@ class Request:
         words += ["--size", self.size] if self.size else []
         words += ["--data", self.data] if self.data else []
         # as YAML, which is what --set reads: Python's None and 1e-05 are texts there
-        settings = [setting.removeprefix("--") for setting in command_line((), self.overrides)]
+        settings = [f"{key}={as_yaml(value)}" for key, value in self.overrides.items()]
         words += [part for setting in settings for part in ("--set", setting)]
         words += ["--storage", redact(self.storage)] if self.storage else []
         return shlex.join(words)

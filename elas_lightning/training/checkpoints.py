@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 
 from elas_lightning.errors import UserError
 from elas_lightning.training.folder_checkpoints import WHOLE_NAME, files_of, put_together, steps_of
-from elas_lightning.training.interruption import can_go_on_after_batch, can_go_on_after_validation, is_between_steps
+from elas_lightning.training.interruption import can_go_on_after_batch, can_go_on_after_validation
 
 logger = logging.getLogger(__name__)
 
@@ -305,7 +305,11 @@ class CheckpointBetweenSteps(ModelCheckpoint):
             super().on_validation_end(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save what training has come to, which ``result.json`` tells of; a monitored metric chooses by itself."""
-        if self.monitor is None and is_between_steps(trainer) and not self._should_skip_saving_checkpoint(trainer):
+        """Save what training has come to, which ``result.json`` tells of; a monitored metric chooses by itself.
+
+        A callback may have ended it between two micro-batches: then the weights are those of the last step, and nobody
+        goes on.
+        """
+        if self.monitor is None and not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
         super().on_train_end(trainer, pl_module)

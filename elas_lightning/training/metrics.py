@@ -7,6 +7,12 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+# What an ``ElasModule`` logs, and callbacks can monitor.
+LOGGED = (
+    "train_loss", "val_loss", "val_perplexity", "val_perplexity_galore_protocol", "val_bits_per_byte", "val_batches",
+    "val_ppl",
+)  # fmt: skip
+
 
 class TokenLoss(Metric):
     """Negative log-likelihood summed over tokens, over any number of batches and ranks.

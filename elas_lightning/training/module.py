@@ -55,8 +55,12 @@ def _count_micro_batches(checkpoint: dict[str, Any], accumulate_grad_batches: in
     if "loops" not in checkpoint:  # weights alone, which Lightning refuses to go on from
         return
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    for counts in (progress["total"], progress["current"]):
-        counts.update(dict.fromkeys(counts, checkpoint["global_step"] * accumulate_grad_batches))
+    total, current = progress["total"], progress["current"]
+    behind = checkpoint["global_step"] * accumulate_grad_batches
+    if total["ready"]:  # a trainer of one's own may limit epochs: of those before this one, the same share
+        earlier = (total["ready"] - current["ready"]) * behind // total["ready"]
+        current.update(dict.fromkeys(current, behind - earlier))
+    total.update(dict.fromkeys(total, behind))
 
 
 class ElasModule(L.LightningModule):
@@ -102,7 +106,7 @@ class ElasModule(L.LightningModule):
         self._loss = torch.compile(_sum_nll) if compile else _sum_nll
         self.val_metric = TokenLoss()
         self._accumulated_loss: Tensor | float = 0.0
-        self._loaded_step = 0
+        self._weights_step = 0
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Logits ``(B, T, V)`` of token ids ``(B, T)``."""
@@ -156,8 +160,8 @@ class ElasModule(L.LightningModule):
     @property
     def sparse_phase(self) -> bool:
         """Whether the dense warm-up is over: a function of the global step alone, so a resume cannot lose it."""
-        # validating a checkpoint leaves the trainer's own step at 0
-        step = max(self.global_step, self._loaded_step)
+        # a trainer that validates what another has trained, or a checkpoint, is at step 0 itself
+        step = max(self.global_step, self._weights_step)
         return step >= self.config.sparsity.dense_warmup_steps
 
     def _place(self, step: int | None = None) -> Place:
@@ -166,7 +170,7 @@ class ElasModule(L.LightningModule):
                 "an ElasModule trains in a lightning Trainer alone, whose steps decide on its warm-up and its weights: "
                 "in Fabric, or a loop of your own, train elas_lightning.Llama"
             )
-        step = max(self.global_step, self._loaded_step) if step is None else step
+        step = max(self.global_step, self._weights_step) if step is None else step
         return Place(step, self.trainer.max_steps, self.optimizer.restart_every)
 
     def on_train_start(self) -> None:
@@ -210,6 +214,11 @@ class ElasModule(L.LightningModule):
         self.log_dict({f"val_{name}": value for name, value in values.items()}, sync_dist=True)
         self.log("val_ppl", values["perplexity"], prog_bar=True, logger=False, sync_dist=True)
 
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Logits ``(B, T, V)`` of a batch's ``input_ids``."""
+        logits: Tensor = self(batch["input_ids"])
+        return logits
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The configured optimizer and its schedule over ``trainer.max_steps``."""
         steps = self.trainer.max_steps
@@ -248,6 +257,7 @@ class ElasModule(L.LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         place = self._place(self.global_step + 1)  # Lightning counts the step when this hook is over
         self._weights.after_step(self.trainer.optimizers[0], place, self._sum_over_processes)
+        self._weights_step = place.step
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(values, reduce_op="sum")
@@ -275,7 +285,7 @@ class ElasModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the step; refuse a checkpoint of another model, naming each field that differs."""
-        self._loaded_step = checkpoint.get("global_step", 0)
+        self._weights_step = checkpoint.get("global_step", 0)
         saved = _plain(checkpoint.get("hyper_parameters", {}))
         different = [
             difference

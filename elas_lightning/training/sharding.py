@@ -13,8 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import (
     DDPStrategy,
     ModelParallelStrategy,
@@ -196,18 +198,24 @@ def _like_parameter(value: Any, parameter: Tensor) -> Any:
     return value
 
 
-def check_launcher(strategy: Strategy) -> None:
-    """Refuse processes that are copies of this one, before any is started.
+def check_trainer(trainer: L.Trainer) -> None:
+    """Refuse processes that are copies of this one, before any is started, and averages of weights that are sharded.
 
-    What callbacks have measured stays in them, and Lightning hands the weights back by a file of its own.
+    What callbacks have measured stays in copies, and Lightning hands the weights back by a file of its own.
 
     Raises:
-        UserError: The strategy makes such.
+        UserError: The strategy makes such, or a callback.
     """
-    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         raise UserError(
             "trainer.strategy starts copies of this process (spawn, fork, notebook), which would take a run's records "
             "with them: choose ddp, which starts the command anew"
+        )
+    averaging = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
+    if averaging and isinstance(trainer.strategy, FullyShardedStrategy):
+        raise UserError(
+            f"trainer.callbacks: {type(averaging[0]).__name__} needs whole weights, but trainer.strategy is "
+            "FullyShardedStrategy: train with --trainer.strategy ddp"
         )
 
 

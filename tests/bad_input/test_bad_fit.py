@@ -119,6 +119,25 @@ VALUES = {
     "--trainer.callbacks=[{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.1, swa_epoch_start: 1}}]": (
         "StochasticWeightAveraging averages at the end of epochs…leave it out"
     ),
+    "--trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitor: val_los}}]": (
+        "EarlyStopping monitors 'val_los', which nothing logs…val_loss"
+    ),
+    "--trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitor: val_loss, mode: low}}]": (
+        "`mode` can be min, max, got low"
+    ),
+    "--trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitr: val_loss}}]": (
+        "trainer.callbacks: Problem with given class_path…EarlyStopping': Option 'monitr' is not accepted\n"
+    ),
+    "--trainer.callbacks=EarlyStopping": "trainer.callbacks: Problem with…arguments are required: monitor\n",
+    "--trainer.callbacks=[{class_path: LearningRateMonitor, init_args: {logging_interval: often}}]": (
+        "LearningRateMonitor'…logging_interval…['step', 'epoch']"
+    ),
+    "--trainer.callbacks=[{class_path: OnExceptionCheckpoint, init_args: {dirpath: x}}]": "in the midst of a step",
+    "--trainer.callbacks=[{class_path: LearningRateFinder}]": "LearningRateFinder…EXP=lr_sweep",
+    "--trainer.callbacks=[{class_path: BatchSizeFinder}]": "BatchSizeFinder…order of the data",
+    "--trainer.callbacks=[{class_path: BackboneFinetuning}]": "BackboneFinetuning…leave it out",
+    "--trainer.logger=MLFlowLogger": "MLFlowLogger…'mlflow>=1.0.0' not met",
+    "--trainer.logger={class_path: CSVLogger, init_args: {save_dir: run.yaml/logs}}": "run.yaml/logs cannot be written",
     "--trainer.profiler=stopwatch": "profiler",
     "--trainer.max_time=later": "later…DD:HH:MM:SS",
     "--trainer.default_root_dir=run.yaml": "run.yaml",
@@ -130,9 +149,13 @@ VALUES = {
     "--checkpoint.save_top_k=-5": "checkpoint…save_top_k",
     "--checkpoint.dirpath=elsewhere": "checkpoint.dirpath is elsewhere…default_root_dir",
     "--checkpoint.save_on_exception=true": "checkpoint.save_on_exception is true…in the midst of a step",
+    "--checkpoint.monitor=val_los": "checkpoint.monitor is 'val_los', which nothing logs…val_loss",
+    "--checkpoint.filename=a/b": "checkpoint.filename is 'a/b'",
+    "--checkpoint.filename={step": "checkpoint.filename is '{step'",
+    "--checkpoint.filename=previous": "checkpoint.filename is 'previous'",
     "--checkpoint.nothing=1": "checkpoint.nothing",
     "--ckpt_path=run.yaml": "run.yaml",
-    "--ckpt_path=experiments": "experiments",
+    "--ckpt_path=experiments": "no checkpoint in experiments…the directory of a run",
     "--ckpt_path=last": "--ckpt_path last…leave it out",
     f"--ckpt_path={'x' * 300}": "there is no checkpoint xxx",
     "--model.init_from=nowhere": "nowhere",
@@ -151,3 +174,11 @@ def test_values(place: Any, option: str) -> None:
 def test_going_on_with_a_run_that_never_was(place: Any) -> None:
     options = ("--trainer.default_root_dir=new", "--ckpt_path=last")
     place.refuses(*FIT, *options, saying="--ckpt_path last…new…leave it out")
+
+
+def test_an_average_of_weights_that_are_sharded(place: Any) -> None:
+    options = (
+        "--trainer.strategy={class_path: elas_lightning.training.sharding.FullyShardedStrategy}",
+        "--trainer.callbacks=EMAWeightAveraging",
+    )
+    place.refuses(*FIT, *options, saying="EMAWeightAveraging needs whole weights…--trainer.strategy ddp")

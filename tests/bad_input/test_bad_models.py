@@ -101,6 +101,7 @@ def test_a_run_whose_configuration_is_another_thing(place: Any, run_here: Path) 
     [
         (["generate", "nowhere", "once"], "nowhere"),
         (["generate", "experiments", "once"], "no checkpoint in experiments"),
+        (["generate", "x" * 300, "once"], "there is no checkpoint xxx"),
         (["generate", "mine"], "prompt"),
         (["generate", "mine", ""], "prompt"),
         (["generate", "mine", "once", "--temperature", "-1"], "temperature"),

@@ -1,4 +1,5 @@
 import gzip
+import json
 
 import pytest
 from datasets import IterableDataset
@@ -75,12 +76,27 @@ def test_a_shard_that_vanished_is_named(shards, tmp_path):
         TextReader((missing,)).read(1)
 
 
-@pytest.mark.parametrize("line", ['{"body": "x"}', '{"text": null}', '["text"]', "text", ""])
+@pytest.mark.parametrize("line", ['{"body": "x"}', '{"text": null}', '["text"]', "text", "\ufeff{}"])
 def test_a_record_without_text_is_shown(tmp_path, line):
     path = tmp_path / "s.json.gz"
     path.write_bytes(gzip.compress(f'{{"text": "good"}}\n{line}\n'.encode()))
     with pytest.raises(UserError, match=r"s\.json\.gz has a record without a string field 'text'"):
         TextReader((str(path),)).read(5)
+
+
+@pytest.mark.parametrize("chunk", [7, 64, 1 << 20])
+@pytest.mark.parametrize("before", range(8))
+def test_blank_lines_and_a_byte_order_mark_are_no_documents(tmp_path, monkeypatch, before, chunk):
+    """As for the datasets library, and wherever a chunk that is read at once begins; places count documents."""
+    monkeypatch.setattr("elas_lightning.data.shards._CHUNK", chunk)
+    texts = sentences("s", 7)
+    lines = [json.dumps({"text": text}) for text in texts]
+    path = tmp_path / "s.json.gz"
+    marked = "\n" + "\n".join(lines[:3]) + "\r\n \t\r\n\n" + "\n\n".join(lines[3:]) + "\n\n" + " " * 30 + "\n"
+    path.write_bytes(gzip.compress(marked.encode("utf-8-sig")))
+    reader = TextReader((str(path),))
+    reader.seek({"shard": 0, "document": before})
+    assert read_all(reader, 2) == texts[before:]
 
 
 def from_hub(monkeypatch, shards, failures):

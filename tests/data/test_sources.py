@@ -45,3 +45,10 @@ def test_a_folder_without_shards_says_what_they_are_called(tmp_path):
     (tmp_path / "c4-train.00000-of-00001.json.gz").touch()
     with pytest.raises(UserError, match=r"is named c4-validation\.\*\.json\.gz"):
         open_source("local", str(tmp_path), None, tmp_path)
+
+
+def test_a_shard_that_is_a_link_to_nowhere_is_named(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / f"c4-{split}.00000-of-00001.json.gz").symlink_to("gone")
+    with pytest.raises(UserError, match=r"c4-train\.00000-of-00001\.json\.gz cannot be read \(No such file"):
+        open_source("local", str(tmp_path), None, tmp_path)

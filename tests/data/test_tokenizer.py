@@ -144,15 +144,15 @@ def test_wrong_files_are_said_in_one_line(tmp_path):
 
 def test_tokenizers_without_an_end_or_without_byte_lengths_are_refused():
     bare = Tokenizer(models.BPE())
-    with pytest.raises(UserError, match=r"'x' has no end-of-text token; it needs one of </s>, "):
+    with pytest.raises(UserError, match=r"tokenizer x has no end-of-text token; it needs one of </s>, "):
         TextTokenizer(bare, "x")
     bare.add_special_tokens(["</s>"])
     bare.model.dropout = 0.1
-    with pytest.raises(UserError, match="'x' leaves out merges at random"):
+    with pytest.raises(UserError, match="tokenizer x leaves out merges at random"):
         TextTokenizer(bare, "x")
     bare.model.dropout = None
     bare.decoder = decoders.WordPiece()
-    with pytest.raises(UserError, match=r"'x' is neither byte-level nor sentencepiece-like"):
+    with pytest.raises(UserError, match=r"tokenizer x is neither byte-level nor sentencepiece-like"):
         TextTokenizer(bare, "x")
 
 

@@ -1,13 +1,16 @@
 """Two processes on one run: a signal to any of them stops both together, and the same command goes on."""
 
+import gzip
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 from fitting import Fresh, wait_until
+from small_corpus import write_shard
 
 STEPS = 30
 
@@ -77,3 +80,21 @@ def test_two_processes_without_a_directory_share_the_first_ones(overlay: Path, t
     process = Fresh(arguments, tmp_path)
     assert process.end() == 0, process.log.read_text()
     assert [path.name for path in (tmp_path / "runs/fit").iterdir()] == ["000"]
+
+
+@pytest.mark.slow
+def test_what_one_rank_alone_refuses_is_said_in_lines(overlay: Path, corpus: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(corpus, tmp_path / "own")
+    write_shard(own / "c4-train.00001-of-00004.json.gz", ["once"] * 4)
+    with gzip.open(own / "c4-train.00001-of-00004.json.gz", "at") as file:  # of the second rank's lanes
+        file.write("no record\n")
+    where = [f"--trainer.default_root_dir={tmp_path / 'run'}", f"--data.path={own}"]
+    process = Fresh(
+        ["fit", "--config", str(overlay), "--trainer.devices=2", "--trainer.strategy=ddp", *where], tmp_path
+    )
+    assert process.end() == 2, process.log.read_text()
+    lines = process.log.read_text().splitlines()
+    assert len(lines) == 2
+    assert "record without a string field 'text' (number 4: 'no record')" in lines[0]
+    assert lines[1].startswith("error: another process of the run was refused")
+    assert not (tmp_path / "run").exists()

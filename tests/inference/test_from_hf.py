@@ -11,6 +11,7 @@ import torch
 from small_models import as_trained, random_model
 
 from elas_lightning.cli import main
+from elas_lightning.data.tokenizer import END_OF_TEXT
 from elas_lightning.errors import UserError
 from elas_lightning.inference.export import export_model
 from elas_lightning.inference.from_hf import import_model
@@ -190,8 +191,14 @@ def test_the_command_prints_the_table_and_refuses_in_one_line(
     assert main(["import", source, out]) == 2
     assert "give a local folder of a Hugging Face model" in capsys.readouterr().err
     checkpoint(tmp_path / "hf", tokenizer_file, num_key_value_heads=2)
+    endless = tmp_path / "endless.json"
+    endless.write_text(tokenizer_file.read_text().replace(END_OF_TEXT, "<stop>"))
     capsys.readouterr()
     for arguments, message in (
+        (
+            ["--tokenizer", str(endless)],
+            "endless.json: the tokenizer hf has no end-of-text token; it needs one of </s>",
+        ),
         (["--rank", "33"], "--rank 33 is not possible: give 1 to 32"),
         (["--tokenizer", "gone.json"], "there is no gone.json"),
     ):

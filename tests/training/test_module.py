@@ -239,6 +239,52 @@ def test_a_subclass_in_a_plain_trainer(make_data: Callable[..., C4DataModule], t
     assert _Own.load_from_checkpoint(tmp_path / "own.ckpt", config=other, weights_only=True).config == other
 
 
+class _SavesAtSix(Callback):
+    """Notes the steps of validations, too."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.validated: list[int] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == 6 and not self.path.exists():
+            trainer.save_checkpoint(self.path)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.validated.append(trainer.global_step)
+
+
+# Lightning knows of a loader's place only, and ours is the data module's
+@pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*dataloader is not resumable"
+)
+def test_a_plain_trainer_goes_on_in_the_midst_of_an_epoch(
+    make_data: Callable[..., C4DataModule], tmp_path: Path
+) -> None:
+    """Which a limit makes; the stream has none."""
+    config = ModelConfig(vocab_size=300, hidden_size=8, intermediate_size=8, num_layers=1, num_heads=1, ffn="relu2")
+    watch = _SavesAtSix(tmp_path / "six.ckpt")
+    for checkpoint in (None, watch.path):
+        trainer = L.Trainer(
+            max_steps=12, limit_train_batches=4, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, callbacks=[watch],
+        )  # fmt: skip
+        trainer.fit(_Own(config), datamodule=make_data(validation_tokens=50), ckpt_path=checkpoint, weights_only=True)
+    assert watch.validated == [4, 8, 12, 8, 12]
+
+
+def test_another_trainer_measures_the_model_that_was_trained(overlay: Path, tmp_path: Path) -> None:
+    cli = _cli(overlay, tmp_path / "run")
+    trained = execute(cli)
+    other = _cli(overlay, tmp_path / "other").trainer  # which has taken no step and would be in the warm-up
+    other.validate(cli.model, datamodule=cli.datamodule, verbose=False)
+    assert cli.model.model.sparsity_active
+    assert other.callback_metrics["val_loss"].item() == trained.metrics["val_loss"]
+    logits = other.predict(cli.model, dataloaders=cli.datamodule.val_dataloader())
+    assert logits is not None
+    assert logits[0].shape == (4, 16, 300)  # type: ignore[union-attr]
+
+
 def test_without_a_trainer_nothing_counts_the_steps(overlay: Path, tmp_path: Path) -> None:
     module = _cli(overlay, tmp_path / "run").model
     with pytest.raises(UserError, match=r"trains in a lightning Trainer alone.*train elas_lightning\.Llama"):
