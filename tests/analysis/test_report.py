@@ -8,6 +8,7 @@ import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
 
+import pandas as pd
 import pytest
 from synthetic import METHODS, RANKS, rank_sweep, write_sweep
 
@@ -184,8 +185,9 @@ def test_unfinished_sweep_with_losses(tmp_path):
 
 def test_why_a_run_on_another_machine_failed_is_known_from_the_table(tmp_path):
     folder = rank_sweep(tmp_path / "elsewhere", states={0: "failed"})
-    head, first, *rest = (folder / "trials.csv").read_text().splitlines()
-    (folder / "trials.csv").write_text("\n".join([head + ",reason", first + ",out of memory", *rest]) + "\n")
+    table = pd.read_csv(folder / "trials.csv", dtype=str)
+    table.loc[0, "reason"] = "out of memory"
+    table.to_csv(folder / "trials.csv", index=False)
     shutil.rmtree(folder / "runs" / "000-seed1")
     text = read(folder).text
     assert "out of memory" in text
