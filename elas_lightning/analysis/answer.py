@@ -21,13 +21,14 @@ USUAL_TOKENS_PER_PARAMETER = 20
 
 
 def answer(results: SweepResults, captions: list[dict[str, Any]]) -> list[str]:
-    """Two to four sentences: the first figure's finding, the best point, the comparisons, the losses."""
+    """Two to four sentences: the first finding of a figure, the best point, the comparisons, the losses."""
     metric = metric_of(results.objective)
     points = gather(results, results.names, metric.column)
     top = best(points, metric.column)
     if top is None or top.estimate is None:
         return [f"No run has come to a {metric.noun}, so there is no answer yet.", _completeness(results)]
-    said = [captions[0]["caption"]] if captions else []
+    # what `parallel` finds is the best point, which has a sentence of its own
+    said = [figure["caption"] for figure in captions if figure["kind"] != "parallel"][:1]
     value = plus_minus(top.estimate, metric.scale)
     count = sum(bool(point.values) for point in points)
     tried = "tried" if count == len(points) else "that finished"

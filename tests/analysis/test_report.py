@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from synthetic import METHODS, RANKS, rank_sweep, write_sweep
 
+from elas_lightning.analysis.answer import answer
 from elas_lightning.analysis.load import load_sweep
 from elas_lightning.analysis.report import write_report
 from elas_lightning.errors import UserError
@@ -130,6 +131,13 @@ def test_what_did_not_finish_is_no_part_of_what_is_counted(tmp_path):
     assert "Intervals rest on 2 to 3 seeds" in text
     text = read(rank_sweep(tmp_path / "single", seeds=[1])).text
     assert "Differences in validation perplexity, paired by seed." in text  # and no p, of which there is none
+
+
+def test_the_best_point_is_told_once(rank_ablation):
+    figures = [{"kind": kind, "caption": f"What {kind} finds."} for kind in ("parallel", "importance", "pareto")]
+    first, second, *_ = answer(load_sweep(rank_ablation), figures)
+    assert first == "What importance finds."
+    assert second.startswith("The best of 8 settings tried reaches")
 
 
 def test_answer_facts_and_limits_come_from_the_data(rank_ablation):

@@ -262,7 +262,7 @@ def importance(results: SweepResults, options: Options) -> tuple[Figure, str]:
     style.plain_numbers(ax, "x")
     ax.grid(axis="y", visible=False)
     metric = metric_of(results.objective)
-    ax.set_xlabel(f"Share in deciding the best quarter by {metric.noun} (%)")
+    ax.set_xlabel("Share in deciding the best quarter (%)")  # by what stands in the caption
     said = listing([f"{spoken(known[name])} {share:.0f} %" for (name, _), share in zip(ordered, shares, strict=True)])
     count = sum(bool(point.values) for point in gather(results, results.names, metric.column))
     return figure, sentence(
