@@ -18,10 +18,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from contenders import SHAPES
-from measuring import machine, measure, usual_dtype
+from measuring import machine, measure, usable_device, usual_dtype
 from tune import sizes
 
-from elas_lightning.commands.arguments import Parser, at_least_one, usable_device
+from elas_lightning.commands.arguments import Parser, at_least_one
 from elas_lightning.ops import lowrank_ffn, lowrank_ffn_decode, relu2_sparsify_24
 from elas_lightning.ops.decode import DECODE_TOKENS
 

@@ -24,7 +24,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from elas_lightning.commands.arguments import usable_device
 from elas_lightning.errors import UserError
 from elas_lightning.files import make_room, write_whole
 from elas_lightning.ops.measured import device_name
@@ -103,6 +102,15 @@ def add_options(parser: argparse.ArgumentParser, rounds: int, in_turns: bool = T
     if options.rehearse and options.json:
         parser.error("--rehearse times nothing: leave out --json")
     return options
+
+
+def usable_device(text: str) -> str:
+    """A device that torch can use here."""
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without the device
+        raise argparse.ArgumentTypeError(f"{text} cannot be used here: {str(error).splitlines()[0]}") from error
+    return text
 
 
 def measure(calls: Mapping[Key, Call], device: torch.device, rounds: int) -> dict[Key, list[float]]:

@@ -30,11 +30,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from contenders import SHAPES, STORAGES, TWIN, baselines
-from measuring import measure
+from measuring import measure, usable_device
 from modes import compiled
 from recorded import convert
 
-from elas_lightning.commands.arguments import Parser, at_least_one, usable_device
+from elas_lightning.commands.arguments import Parser, at_least_one
 from elas_lightning.errors import UserError
 from elas_lightning.files import make_room, write_whole
 from elas_lightning.ops import lowrank_ffn, resolve_backend

@@ -22,8 +22,7 @@ from matplotlib.figure import Figure
 from elas_lightning.analysis.compare_select import as_sweep, group
 from elas_lightning.analysis.load import SweepResults
 from elas_lightning.analysis.plots.base import CannotDraw
-from elas_lightning.analysis.plots.pareto import pareto as _pareto
-from elas_lightning.analysis.plots.write import KINDS, Draw
+from elas_lightning.analysis.plots.write import KINDS
 from elas_lightning.analysis.run import RunResults
 from elas_lightning.errors import UserError
 from elas_lightning.plot_options import PLOT_OPTIONS
@@ -42,7 +41,7 @@ def curves(*results: SweepResults | RunResults, **options: Any) -> Figure:
     Raises:
         UserError: Nothing to draw, or an option that does not fit.
     """
-    return _draw(KINDS["curves"], results, {"series": "contender"}, options)
+    return _draw("curves", results, {"series": "contender"}, options)
 
 
 def pareto(*results: SweepResults | RunResults, **options: Any) -> Figure:
@@ -56,7 +55,7 @@ def pareto(*results: SweepResults | RunResults, **options: Any) -> Figure:
     Raises:
         UserError: As :func:`curves`.
     """
-    return _draw(_pareto, results, {"series": "contender"}, options)
+    return _draw("pareto", results, {"series": "contender"}, options)
 
 
 def bars(*results: SweepResults | RunResults, **options: Any) -> Figure:
@@ -69,7 +68,7 @@ def bars(*results: SweepResults | RunResults, **options: Any) -> Figure:
     Raises:
         UserError: As :func:`curves`.
     """
-    return _draw(KINDS["bars"], results, {"x": "contender"}, options)
+    return _draw("bars", results, {"x": "contender"}, options)
 
 
 def telemetry(*results: SweepResults | RunResults, **options: Any) -> Figure:
@@ -89,7 +88,7 @@ def telemetry(*results: SweepResults | RunResults, **options: Any) -> Figure:
         raise UserError(
             f"plots: telemetry shows one configuration, and these runs have {len(names)}: {', '.join(names)}"
         )
-    return _draw(KINDS["telemetry"], results, {}, {"value": "natural_zeros", **options})
+    return _draw("telemetry", results, {}, {"value": "natural_zeros", **options})
 
 
 def metric_by(sweep: SweepResults, **options: Any) -> Figure:
@@ -102,7 +101,7 @@ def metric_by(sweep: SweepResults, **options: Any) -> Figure:
     Raises:
         UserError: As :func:`curves`.
     """
-    return _draw(KINDS["metric_by"], (sweep,), {}, options)
+    return _draw("metric_by", (sweep,), {}, options)
 
 
 def lr_curve(sweep: SweepResults, **options: Any) -> Figure:
@@ -115,7 +114,7 @@ def lr_curve(sweep: SweepResults, **options: Any) -> Figure:
     Raises:
         UserError: As :func:`curves`.
     """
-    return _draw(KINDS["lr_curve"], (sweep,), {}, options)
+    return _draw("lr_curve", (sweep,), {}, options)
 
 
 def heatmap(sweep: SweepResults, **options: Any) -> Figure:
@@ -128,7 +127,7 @@ def heatmap(sweep: SweepResults, **options: Any) -> Figure:
     Raises:
         UserError: As :func:`curves`.
     """
-    return _draw(KINDS["heatmap"], (sweep,), {}, options)
+    return _draw("heatmap", (sweep,), {}, options)
 
 
 def parallel(sweep: SweepResults, **options: Any) -> Figure:
@@ -141,7 +140,7 @@ def parallel(sweep: SweepResults, **options: Any) -> Figure:
     Raises:
         UserError: As :func:`curves`.
     """
-    return _draw(KINDS["parallel"], (sweep,), {}, options)
+    return _draw("parallel", (sweep,), {}, options)
 
 
 def importance(sweep: SweepResults) -> Figure:
@@ -153,14 +152,11 @@ def importance(sweep: SweepResults) -> Figure:
     Raises:
         UserError: As :func:`curves`.
     """
-    return _draw(KINDS["importance"], (sweep,), {}, {})
+    return _draw("importance", (sweep,), {}, {})
 
 
 def _draw(
-    draw: Draw,
-    results: tuple[SweepResults | RunResults, ...],
-    defaults_of_runs: dict[str, str],
-    options: dict[str, Any],
+    kind: str, results: tuple[SweepResults | RunResults, ...], defaults_of_runs: dict[str, str], options: dict[str, Any]
 ) -> Figure:
     runs = [item for item in results if isinstance(item, RunResults)]
     sweeps = [item for item in results if isinstance(item, SweepResults)]
@@ -168,13 +164,12 @@ def _draw(
         raise UserError(
             "plots: give one sweep (load_sweep) or runs (load_run), and the options by name, e.g. value='train_loss'"
         )
-    kind = draw.__name__
     if unknown := [name for name in options if name not in PLOT_OPTIONS[kind].known]:
         raise UserError(f"plots: {kind} has no option {unknown[0]!r}: there are {PLOT_OPTIONS[kind].listed}")
     source = sweeps[0] if sweeps else as_sweep(group(runs)[0])
     chosen = {"kind": kind, **({} if sweeps else defaults_of_runs), **options}
     try:
-        figure, _ = draw(source, chosen)
+        figure, _ = KINDS[kind](source, chosen)
     except CannotDraw as reason:
         raise UserError(f"plots: {reason}") from reason
     return figure

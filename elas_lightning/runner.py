@@ -316,7 +316,7 @@ def _metrics(cli: ElasCLI, state: str) -> dict[str, Any]:
         "flops_per_token_24": account["flops_with_24"],
         "peak_memory_bytes": recorder.peak_memory.read() if recorder.peak_memory else None,
         "account": _expected_bytes(cli),
-        "loss_spikes": recorder.loss_spikes,
+        "loss_spikes": recorder.spikes.count,
         "telemetry_seconds": recorder.telemetry_seconds,
         "energy_joules": recorder.joules,
         "tokens_per_joule": recorder.tokens / recorder.joules if recorder.joules else None,

@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 
 from elas_lightning.analysis.equivalence import ALPHA
-from elas_lightning.analysis.load import SweepResults, planned_seeds
+from elas_lightning.analysis.load import SweepResults, planned_runs, planned_seeds
 from elas_lightning.analysis.metrics import metric_of
 from elas_lightning.analysis.points import best, describe, gather
 from elas_lightning.analysis.statistics import Difference, holm
 from elas_lightning.analysis.tables import comparisons
-from elas_lightning.analysis.wording import listing, number, plural, plus_minus, seeds_phrase, seeds_span
+from elas_lightning.analysis.wording import listing, lost, number, plural, plus_minus, seeds_phrase, seeds_span
 
 # The budget at which compute-optimal training of a dense language model settles (Hoffmann et al., 2022).
 USUAL_TOKENS_PER_PARAMETER = 20
@@ -74,8 +74,8 @@ def _against_unigram(results: SweepResults, perplexity: float) -> str:
 
 def _completeness(results: SweepResults) -> str:
     counts = Counter(results.trials["state"])
-    planned = max(int((results.summary.get("runs") or {}).get("planned") or 0), len(results.trials))
-    said = [f"{counts[state]} {state}" for state in ("diverged", "failed", "pruned") if counts[state]]
+    planned = max(planned_runs(results.summary), len(results.trials))
+    said = lost(counts)
     if waiting := planned - len(results.trials):
         said.append(f"{waiting} not finished")
     if not said:

@@ -104,7 +104,9 @@ def memory_table(rows: Sequence[Measurement]) -> Table:
 def speed_figure(rows: Sequence[Measurement]) -> Figure:
     """The ratio to the twin of each contender, one panel a shape, percentiles as bars."""
     places = sorted({row.place for row in rows}, key=place_order)
-    names = list(dict.fromkeys(row.name for row in _by_contender(rows)))
+    contenders = list(dict.fromkeys(row.contender for row in rows))
+    together = sorted(rows, key=lambda row: contenders.index(row.contender))
+    names = list(dict.fromkeys(row.name for row in together))
     figure = style.new_figure(2.6 + 2.4 * len(places), 0.9 + 0.27 * len(names))
     axes = figure.subplots(1, len(places), sharex=True, sharey=True, squeeze=False)[0]
     for axis, place in zip(axes, places, strict=True):
@@ -131,11 +133,6 @@ def speed_figure(rows: Sequence[Measurement]) -> Figure:
     hollow = "; hollow: bound by launches" if any(row.launch_bound for row in rows) else ""
     figure.supxlabel(f"Speed against the dense low-rank twin (above 1 is faster{hollow})", fontsize=10)
     return figure
-
-
-def _by_contender(rows: Sequence[Measurement]) -> list[Measurement]:
-    first = list(dict.fromkeys(row.contender for row in rows))
-    return sorted(rows, key=lambda row: first.index(row.contender))
 
 
 @style.styled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from elas_lightning.analysis.compare_select import ENERGY_COLUMNS, Contender, config_differences, select
 from elas_lightning.analysis.metrics import Metric, metric_of
@@ -106,56 +106,76 @@ def against_first(comparison: Comparison) -> list[Against]:
     return found
 
 
+def _noted(part: str, *keys: str) -> Callable[[RunResults], str]:
+    """Reads what a result file says in one of its parts."""
+    return lambda run: ", ".join(str((run.result.get(part) or {}).get(key)) for key in keys)
+
+
+def _tokens(run: RunResults) -> str:
+    tokens = run.metrics.get("tokens")
+    # padding differs from seed to seed by a few tokens in ten thousand
+    return "unknown" if tokens is None else f"{number(tokens * 1e-6, 3)} million"
+
+
+# What runs may differ in, how a run tells, what follows, and for which metrics it forbids a comparison.
+_CAUTIONS: tuple[tuple[str, Callable[[RunResults], str], str, Sequence[str]], ...] = (
+    ("Machines", _noted("environment", "hardware"), "speed, memory and energy are not comparable", _SPEED),
+    (
+        "Numbers of processes",
+        _noted("environment", "world_size"),
+        "speed, memory and energy are not comparable",
+        _SPEED,
+    ),
+    ("Precisions", _noted("environment", "precision"), "speed, memory and energy are those of the precision too", ()),
+    (
+        "Backends",
+        _noted("backend", "chosen"),
+        "speed, memory and energy compare the backends as well as the models",
+        _SPEED,
+    ),
+    (
+        "Corpora",
+        _noted("data", "source", "fingerprint"),
+        "losses are not of the same text and not comparable",
+        _QUALITY,
+    ),
+    (
+        "Tokenizers",
+        _noted("data", "tokenizer"),
+        "a token is not the same thing, so of the quality figures only bits per byte are comparable",
+        _QUALITY[:2],
+    ),
+    (
+        "Validation protocols",
+        _noted("data", "sequence_length", "batching", "validation_tokens"),
+        "losses are not of the same targets and not comparable (length, batching, tokens)",
+        _QUALITY,
+    ),
+    ("Training tokens", _tokens, "a difference in loss may be one of the length of training", _QUALITY),
+)
+
+
 def _cautions(contenders: Sequence[Contender]) -> tuple[list[str], dict[tuple[str, str], str]]:
     """Warnings, and which metrics of which contenders they make incomparable with the first one's."""
     warnings: list[str] = []
     unfair: dict[tuple[str, str], str] = {}
     first = contenders[0].name
-
-    def differ(what: str, of: Callable[[RunResults], Any], then: str, columns: Sequence[str]) -> None:
+    for what, of, then, columns in _CAUTIONS:
         holders: dict[str, dict[str, None]] = {}
         for contender in contenders:
-            for run in _with_a_part(contender):
-                holders.setdefault(str(of(run)), {})[contender.name] = None
-        if len(holders) > 1:
-            said = "; ".join(f"{value}: {listing(list(names))}" for value, names in holders.items())
-            warnings.append(f"{what} differ ({said}): {then}.")
-            for contender in contenders:
-                # of two contenders all runs must have the one value, within each of them as well as between them
-                if sum(bool({first, contender.name} & set(names)) for names in holders.values()) > 1:
-                    reason = f"{what[:1].lower()}{what[1:]} differ"
-                    unfair.update({(contender.name, column): reason for column in columns})
-
-    def environment(*keys: str) -> Callable[[RunResults], str]:
-        return lambda run: ", ".join(str((run.result.get("environment") or {}).get(key)) for key in keys)
-
-    def data(*keys: str) -> Callable[[RunResults], str]:
-        return lambda run: ", ".join(str((run.result.get("data") or {}).get(key)) for key in keys)
-
-    speeds = "speed, memory and energy are not comparable"
-    differ("Machines", environment("hardware"), speeds, _SPEED)
-    differ("Numbers of processes", environment("world_size"), speeds, _SPEED)
-    differ("Precisions", environment("precision"), "speed, memory and energy are those of the precision too", ())
-    differ(
-        "Backends",
-        lambda run: (run.result.get("backend") or {}).get("chosen"),
-        "speed, memory and energy compare the backends as well as the models",
-        _SPEED,
-    )
-    differ("Corpora", data("source", "fingerprint"), "losses are not of the same text and not comparable", _QUALITY)
-    differ(
-        "Tokenizers",
-        data("tokenizer"),
-        "a token is not the same thing, so of the quality figures only bits per byte are comparable",
-        _QUALITY[:2],
-    )
-    differ(
-        "Validation protocols",
-        data("sequence_length", "batching", "validation_tokens"),
-        "losses are not of the same targets and not comparable (length, batching, tokens)",
-        _QUALITY,
-    )
-    differ("Training tokens", _tokens, "a difference in loss may be one of the length of training", _QUALITY)
+            for run in contender.runs:
+                # the means are over these: that another one diverged early makes them no less comparable
+                if run.result["state"] == "complete":
+                    holders.setdefault(of(run), {})[contender.name] = None
+        if len(holders) < 2:
+            continue
+        said = "; ".join(f"{value}: {listing(list(names))}" for value, names in holders.items())
+        warnings.append(f"{what} differ ({said}): {then}.")
+        for contender in contenders:
+            # of two contenders all runs must have the one value, within each of them as well as between them
+            if sum(bool({first, contender.name} & set(names)) for names in holders.values()) > 1:
+                reason = f"{what[:1].lower()}{what[1:]} differ"
+                unfair.update({(contender.name, column): reason for column in columns})
     return warnings + _seed_cautions(contenders), unfair
 
 
@@ -179,17 +199,6 @@ def _seed_cautions(contenders: Sequence[Contender]) -> list[str]:
             f"Complete seeds differ ({said}): means are over different seeds; a paired difference is over those shared."
         )
     return warnings
-
-
-def _with_a_part(contender: Contender) -> list[RunResults]:
-    """The runs that the means are over: that another one diverged early makes these no less comparable."""
-    return [run for run in contender.runs if run.result["state"] == "complete"]
-
-
-def _tokens(run: RunResults) -> str:
-    tokens = run.metrics.get("tokens")
-    # padding differs from seed to seed by a few tokens in ten thousand
-    return "unknown" if tokens is None else f"{number(tokens * 1e-6, 3)} million"
 
 
 def results_table(comparison: Comparison) -> Table:

@@ -104,7 +104,8 @@ def _group(named: Sequence[_Named]) -> tuple[list[Contender], list[str]]:
         raise UserError(f"none of these runs can be compared: {' '.join(notes)}")
     groups: dict[tuple[str, str], list[_Named]] = {}
     for item in (item for item in named if item.run.config):
-        groups.setdefault((item.given, _digest(item.run)), []).append(item)
+        config = json.dumps(comparable_config(item.run), sort_keys=True)
+        groups.setdefault((item.given, config), []).append(item)
     members = list(groups.values())
     contenders = []
     for name, same in zip(_names(members), members, strict=True):
@@ -134,10 +135,6 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _flat(item, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", item
-
-
-def _digest(run: RunResults) -> str:
-    return json.dumps(comparable_config(run), sort_keys=True)
 
 
 def _read(argument: str, given: str) -> list[_Named]:

@@ -259,6 +259,11 @@ def _trials(
     return tuple(parameters), kept, notes
 
 
+def planned_runs(summary: Mapping[str, Any]) -> int:
+    """How many runs the finished sweep has; 0 where nobody has said."""
+    return int((summary.get("runs") or {}).get("planned") or 0)
+
+
 def planned_seeds(summary: Mapping[str, Any]) -> list[int]:
     """The seeds of a sweep; ``seeds`` may be a list or a count."""
     seeds = summary.get("seeds") or []
@@ -269,7 +274,7 @@ def _unfinished(
     folder: Path, summary: Mapping[str, Any], parameters: tuple[Parameter, ...], trials: pd.DataFrame
 ) -> list[str]:
     notes = []
-    planned = int((summary.get("runs") or {}).get("planned") or 0)
+    planned = planned_runs(summary)
     if planned > len(trials):
         drawn = summary.get("sampler", "grid") != "grid"
         repeats = ", or the sampler drew a point again" if drawn else ""

@@ -103,6 +103,12 @@ def _count(rows: pd.DataFrame) -> dict[str, int]:
     return {state: int((rows["state"] == state).sum()) for state in STATES}
 
 
+def amount(results: SweepResults, point: Point, column: str) -> float | None:
+    """What all runs of a point share, such as their number of parameters; None where no run has it."""
+    values = results.trials.loc[results.trials["run"].isin(point.runs), column].dropna()
+    return float(values.max()) if len(values) else None
+
+
 def difference(a: Point, b: Point, metric: str) -> Difference | None:
     """Paired difference of two points in ``metric``."""
     return paired_difference(a.values, b.values, metric_of(metric).difference)
@@ -123,6 +129,14 @@ def best(points: Sequence[Point], metric: str) -> Point | None:
     enough = [pair for pair in known if 2 * pair[1].n > most]
     whole = [pair for pair in enough if not pair[0].counts.get("diverged")]
     return min(whole or enough, key=lambda pair: metric_of(metric).sign * pair[1].mean)[0]
+
+
+def best_of(points: Sequence[Point], metric: str) -> tuple[Point, Estimate]:
+    """The best of points that have finished runs, and its mean."""
+    top = best(points, metric)
+    assert top is not None
+    assert top.estimate is not None
+    return top, top.estimate
 
 
 def describe(results: SweepResults, levels: Mapping[str, Level]) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from elas_lightning.analysis.answer import answer, facts, limits, losses
 from elas_lightning.analysis.front import front_table
@@ -33,8 +33,8 @@ def write_report(folder: str | Path) -> Path:
     write_tables(folder)
     figures, not_drawn = drawn(results.folder)
     summary = results.summary
-    lost = losses(results)
-    nothing_beats = front_table(results)
+    # for those who want to repeat a single one
+    commands = [(run, (result.get("environment") or {}).get("command")) for run, result in results.results.items()]
     page = render(
         "report.html.j2",
         name=summary["name"],
@@ -43,26 +43,21 @@ def write_report(folder: str | Path) -> Path:
         figures=figures,
         not_drawn=not_drawn,
         results=table_html(results_table(results), "Results by setting"),
-        front=table_html(nothing_beats, "The front") if nothing_beats else None,
+        front=table_html(front_table(results), "The front"),
         comparisons=table_html(comparison_table(results), "Comparisons paired by seed"),
         facts=facts(results),
         limits=limits(results),
         missing=results.missing,
-        losses=table_html(_loss_table(lost), "Divergences and failures") if lost else None,
+        losses=table_html(loss_table("Run", losses(results)), "Divergences and failures"),
         command=summary.get("command"),
-        commands=_commands(results.results),
+        commands=[(run, str(command)) for run, command in commands if command],
     )
     path = results.folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def _loss_table(lost: list[tuple[str, str, str, str, str]]) -> Table:
+def loss_table(where: str, lost: Sequence[tuple[str, str, str, str, str]]) -> Table | None:
+    """The rows of ``losses`` under the heading of their first column; None without any."""
     caption = "Runs without a result; they have no part in any mean."
-    return Table(caption, ("Run", "Setting", "Seed", "State", "Reason"), tuple(lost), 5)
-
-
-def _commands(results: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
-    """The command of each run, for those who want to repeat a single one."""
-    found = [(run, (result.get("environment") or {}).get("command")) for run, result in results.items()]
-    return [(run, str(command)) for run, command in found if command]
+    return Table(caption, (where, "Setting", "Seed", "State", "Reason"), tuple(lost), 5) if lost else None

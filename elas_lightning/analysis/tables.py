@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +11,10 @@ from elas_lightning.analysis.equivalence import ALPHA
 from elas_lightning.analysis.load import SweepResults, load_sweep
 from elas_lightning.analysis.metrics import metric_of
 from elas_lightning.analysis.parameters import level_name, side_name
-from elas_lightning.analysis.points import Point, contrasts, describe, difference, gather
+from elas_lightning.analysis.points import Point, amount, contrasts, describe, difference, gather
 from elas_lightning.analysis.statistics import Difference, holm
-from elas_lightning.analysis.wording import decimals_of, interval, number, plus_minus, signed
+from elas_lightning.analysis.wording import decimals_of, interval, lost, number, plus_minus, signed
 
-_NOT_MEASURED = "not measured"
 # Seeds of one point share the model, so these are the same for each; speed is not.
 _AMOUNTS = ("parameters", "flops_per_token", "peak_memory_bytes")
 # What Markdown would take for markup in a name: emphasis, code, formulas, tags, entities, the table's own bars.
@@ -92,16 +90,15 @@ def results_table(results: SweepResults) -> Table:
     rows = []
     for point in gather(results, results.names, objective.column):
         names = [level_name(results.parameter(name), level) for name, level in point.levels.items()]
-        lost = [f"{count} {state}" for state, count in point.counts.items() if state != "complete" and count]
         rows.append(
             (
                 *names,
                 _mean(point, objective.scale),
                 *([_mean(bits[point.runs])] if others else []),
                 str(point.counts["complete"]),
-                ", ".join(lost) or "0",
+                ", ".join(lost(point.counts)) or "0",
                 _mean(speed[point.runs]),
-                *(_amount(results, point, column) for column in _AMOUNTS),
+                *(_millions(amount(results, point, column)) for column in _AMOUNTS),
             )
         )
     caption = (
@@ -116,9 +113,8 @@ def _mean(point: Point, scale: float = 1.0) -> str:
     return plus_minus(point.estimate, scale) if point.estimate else "none"
 
 
-def _amount(results: SweepResults, point: Point, column: str) -> str:
-    values = results.trials.loc[results.trials["run"].isin(point.runs), column].dropna()
-    return number(float(values.max()) * 1e-6) if len(values) else _NOT_MEASURED
+def _millions(value: float | None) -> str:
+    return "not measured" if value is None else number(value * 1e-6)
 
 
 def comparisons(results: SweepResults) -> list[tuple[str, str, str, Difference | None]]:
@@ -205,11 +201,7 @@ def write_tables(folder: str | Path) -> list[Path]:
     home = results.folder / "tables"
     home.mkdir(exist_ok=True)
     written = []
-    tables: Sequence[tuple[str, Table | None]] = [
-        ("results", results_table(results)),
-        ("comparisons", comparison_table(results)),
-    ]
-    for name, table in tables:
+    for name, table in (("results", results_table(results)), ("comparisons", comparison_table(results))):
         for suffix in (".md", ".html"):
             path = home / f"{name}{suffix}"
             if table is None:

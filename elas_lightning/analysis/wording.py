@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from elas_lightning.analysis.statistics import Difference, Estimate
+from elas_lightning.trials_table import STATES
 
 MINUS = "\u2212"
 
@@ -32,6 +33,11 @@ def plus_minus(estimate: Estimate, scale: float = 1.0) -> str:
 def plural(count: int, noun: str) -> str:
     """``1 run``, ``3 runs``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def lost(counts: Mapping[str, int]) -> list[str]:
+    """The runs that did not complete, by state: ``1 diverged``, ``2 failed``."""
+    return [f"{counts[state]} {state}" for state in STATES if state != "complete" and counts.get(state)]
 
 
 def seeds_phrase(*counts: int) -> str:

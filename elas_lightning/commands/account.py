@@ -46,7 +46,8 @@ class StepRequest:
     checkpointing: str | None = None
 
     def __post_init__(self) -> None:
-        self._over(1, 1, "32-true", "cpu", "none")  # refused once, whatever the configuration
+        # refused once, whatever the configuration
+        self._over(batch=1, sequence=1, precision="32-true", device="cpu", checkpointing="none")
 
     def step(self, resolved: dict[str, Any]) -> TrainingStep:
         """The step of a whole configuration, changed as asked.
@@ -55,24 +56,18 @@ class StepRequest:
             UserError: It cannot be.
         """
         data, trainer = resolved["data"], resolved["trainer"]
-        device = "cpu" if trainer["accelerator"] == "cpu" else "cuda"
         return self._over(
-            data["batch_size"],
-            data["sequence_length"],
-            str(trainer["precision"]),
-            device,
-            resolved["model"]["config"]["checkpointing"],
+            batch=data["batch_size"],
+            sequence=data["sequence_length"],
+            precision=str(trainer["precision"]),
+            device="cpu" if trainer["accelerator"] == "cpu" else "cuda",
+            checkpointing=resolved["model"]["config"]["checkpointing"],
         )
 
-    def _over(self, batch: int, sequence: int, precision: str, device: str, checkpointing: str) -> TrainingStep:
-        precision = self.precision or precision
-        return TrainingStep(
-            batch=batch if self.batch is None else self.batch,
-            sequence=sequence if self.sequence is None else self.sequence,
-            precision=_PRECISIONS.get(precision, precision),  # type: ignore[arg-type]
-            device=self.device or device,  # type: ignore[arg-type]
-            checkpointing=self.checkpointing or checkpointing,  # type: ignore[arg-type]
-        )
+    def _over(self, **configured: Any) -> TrainingStep:
+        asked = {name: value for name, value in asdict(self).items() if value not in (None, "")}
+        step = {**configured, **asked}
+        return TrainingStep(**{**step, "precision": _PRECISIONS.get(step["precision"], step["precision"])})
 
 
 def account(config: ModelConfig, optimizer: OptimizerConfig, step: TrainingStep) -> dict[str, Any]:

@@ -37,17 +37,6 @@ def add_set(parser: argparse.ArgumentParser, text: str) -> None:
     )
 
 
-def usable_device(text: str) -> str:
-    """A device that torch can use here."""
-    import torch
-
-    try:
-        torch.empty(0, device=text)
-    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without the device
-        raise argparse.ArgumentTypeError(f"{text} cannot be used here: {str(error).splitlines()[0]}") from error
-    return text
-
-
 def minutes(text: str) -> float:
     """A span of time, in minutes."""
     given = float(text)

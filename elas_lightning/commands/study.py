@@ -127,7 +127,7 @@ def _serve(options: argparse.Namespace) -> int:
     if options.storage is None:
         raise UserError("sweep serve needs --storage URL: the database that it is to answer for")
     print(f"answering for {redact(options.storage)} on port {options.port}; Ctrl-C stops it", flush=True)
-    serve(options.storage, Path(), options.port)
+    serve(options.storage, options.port)
     return 0
 
 

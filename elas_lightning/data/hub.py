@@ -50,7 +50,8 @@ def with_retries(
         except _MISSING as error:
             raise UserError(f"the hub has no {what} ({type(error).__name__}); check its name and revision") from error
         except _PASSING as error:
-            cause = f"{type(error).__name__}: {_first_line(error)}"
+            said = str(error).strip().splitlines() or ["no details"]
+            cause = f"{type(error).__name__}: {said[0]}"
             if delay is None or isinstance(error, OfflineModeIsEnabled):
                 raise UserError(f"cannot reach the hub for {what} ({cause}); {advice}") from error
             _log.warning("%s failed (%s); asking again in %g s", what, cause, delay)
@@ -73,7 +74,3 @@ def fetch(repository: str, filename: str, revision: str | None, advice: str) -> 
     what = f"{repository}/{filename}" + (f" at {revision}" if revision else "")
     # No waits of our own: a download has the client's, five of them in 23 seconds.
     return Path(with_retries(lambda: hf_hub_download(repository, filename, revision=revision), what, advice, waits=()))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no details"])[0]

@@ -24,6 +24,16 @@ from elas_lightning.ranks import of_every_rank, rank_and_world_size
 
 # Not num_workers, cache_dir, on_damaged_shard and the validation options: they leave the training order as it is.
 _SIGNATURE = ("sequence_length", "batch_size", "batching", "seed", "lanes", "shuffle_block")
+_CHOICES = {"source": get_args(SourceName), "batching": get_args(Batching), "on_damaged_shard": get_args(OnDamage)}
+_LEAST = {
+    "sequence_length": 2,
+    "batch_size": 1,
+    "num_workers": 0,
+    "lanes": 1,
+    "shuffle_block": 1,
+    "validation_tokens": 1,
+    "validation_batch_size": 1,
+}
 
 
 class C4DataModule(L.LightningDataModule):
@@ -79,24 +89,6 @@ class C4DataModule(L.LightningDataModule):
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value, allowed in (
-            ("source", source, get_args(SourceName)),
-            ("batching", batching, get_args(Batching)),
-            ("on_damaged_shard", on_damaged_shard, get_args(OnDamage)),
-        ):
-            if value not in allowed:
-                raise UserError(f"data.{name}={value!r} is not known; choose one of {', '.join(allowed)}")
-        for name, number, least in (
-            ("sequence_length", sequence_length, 2),
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("lanes", lanes, 1),
-            ("shuffle_block", shuffle_block, 1),
-            ("validation_tokens", validation_tokens, 1),
-            ("validation_batch_size", validation_batch_size, 1),
-        ):
-            if number < least:
-                raise UserError(f"data.{name}={number} is too small; it must be at least {least}")
         self.source = source
         self.path = path
         self.revision = revision
@@ -113,11 +105,21 @@ class C4DataModule(L.LightningDataModule):
         self.validation_batch_size = validation_batch_size
         self.cache_dir = cache_dir
         # into checkpoints, whose readers need the tokenizer; named one by one, since Lightning would add its own
-        names = list(inspect.signature(C4DataModule).parameters)
-        self.save_hyperparameters({name: getattr(self, name) for name in names}, logger=False)
+        arguments = {name: getattr(self, name) for name in inspect.signature(C4DataModule).parameters}
+        self._check_arguments(arguments)
+        self.save_hyperparameters(arguments, logger=False)
         self._next_micro_batch = 0
         self._places: list[Place | None] = [None] * lanes
         self._train_loader: TrainLoader | None = None
+
+    @staticmethod
+    def _check_arguments(arguments: dict[str, Any]) -> None:
+        for name, allowed in _CHOICES.items():
+            if arguments[name] not in allowed:
+                raise UserError(f"data.{name}={arguments[name]!r} is not known; choose one of {', '.join(allowed)}")
+        for name, least in _LEAST.items():
+            if arguments[name] < least:
+                raise UserError(f"data.{name}={arguments[name]} is too small; it must be at least {least}")
 
     # What there is to read, made on first use
 
@@ -201,16 +203,8 @@ class C4DataModule(L.LightningDataModule):
         """This rank's batches from the place reached so far, without end (``max_steps`` ends training)."""
         self._check_layout()
         rank, world_size = rank_and_world_size()
-        config = StreamConfig(
-            shards=self.corpus.train,
-            sequence_length=self.sequence_length,
-            batch_size=self.batch_size,
-            batching=self.batching,
-            seed=self.seed,
-            lanes=self.lanes,
-            shuffle_block=self.shuffle_block,
-            on_damaged_shard=self.on_damaged_shard,
-        )
+        order = {field: getattr(self, field) for field in _SIGNATURE}
+        config = StreamConfig(shards=self.corpus.train, on_damaged_shard=self.on_damaged_shard, **order)
         stream = TrainStream(config, self.text_tokenizer, rank, world_size, self._next_micro_batch, list(self._places))
         self._train_loader = train_loader(stream, self.num_workers)
         return self._train_loader

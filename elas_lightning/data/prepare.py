@@ -80,12 +80,13 @@ def prepare(
                 return Manifest.read(folder / MANIFEST_NAME)
             shards = {shard_name(shard): shard for shard in source.train + source.validation}
             _fill(folder, plan, shards, tokenizer.name, workers, report)
-            records = {name: _record(folder, name) for name in plan.train + plan.validation}
+            notes = {name: folder / (name + _RECORD_SUFFIX) for name in plan.train + plan.validation}
+            records = {name: ShardRecord(**json.loads(note.read_text("utf-8"))) for name, note in notes.items()}
             manifest = replace(plan, records=records)
             _write(folder / MANIFEST_NAME, manifest.as_json())
             (folder / PLAN_NAME).unlink()
-            for name in records:
-                (folder / (name + _RECORD_SUFFIX)).unlink()
+            for note in notes.values():
+                note.unlink()
     except Timeout as error:
         raise UserError(f"another elas data prepare is filling {folder}; wait for it or stop it") from error
     except OSError as error:
@@ -243,10 +244,6 @@ def _write_header(file: IO[bytes], dtype: np.dtype[Any], length: int) -> None:
     # Its size is the same for every length: the format leaves room for the first dimension to grow.
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
     np.lib.format.write_array_header_1_0(file, header)
-
-
-def _record(folder: Path, name: str) -> ShardRecord:
-    return ShardRecord(**json.loads((folder / (name + _RECORD_SUFFIX)).read_text(encoding="utf-8")))
 
 
 def _write(path: Path, text: str) -> None:

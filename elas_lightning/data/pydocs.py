@@ -101,20 +101,18 @@ def _write_corpus(folder: Path, versions: dict[str, str]) -> None:
     ordered = sorted(documents)
     validation = [d for d in ordered if int(d[-8:], 16) % 100 < VALIDATION_PERCENT]
     train = sorted(set(ordered).difference(validation))
-    for shard in range(TRAIN_SHARDS):
-        path = folder / f"c4-train.{shard:05d}-of-{TRAIN_SHARDS:05d}.json.gz"
-        _write_shard(path, [documents[d] for d in train[shard::TRAIN_SHARDS]])
-    _write_shard(folder / "c4-validation.00000-of-00001.json.gz", [documents[d] for d in validation])
+    splits = {"train": train, "validation": validation}
+    for split, shards in (("train", TRAIN_SHARDS), ("validation", 1)):
+        for shard in range(shards):
+            path = folder / f"c4-{split}.{shard:05d}-of-{shards:05d}.json.gz"
+            _write_shard(path, [documents[d] for d in splits[split][shard::shards]])
     # Of the text itself, so that equal fingerprints mean equal data whatever made it.
     fingerprint = hashlib.sha256("\0".join(documents[d]["text"] for d in ordered).encode()).hexdigest()
     content = {
         "fingerprint": fingerprint[:16],
         "versions": versions,
-        "documents": {"train": len(train), "validation": len(validation)},
-        "characters": {
-            "train": sum(len(documents[d]["text"]) for d in train),
-            "validation": sum(len(documents[d]["text"]) for d in validation),
-        },
+        "documents": {split: len(digests) for split, digests in splits.items()},
+        "characters": {split: sum(len(documents[d]["text"]) for d in digests) for split, digests in splits.items()},
     }
     (folder / "manifest.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
 

@@ -82,12 +82,7 @@ def evaluate(request: Evaluation) -> dict[str, Any]:
         UserError: The checkpoint, a text or a task cannot be had, or an option does not fit the model.
     """
     trained = load_model(request.checkpoint, request.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    length = request.length or trained.sequence_length
-    stride = request.stride or length
-    if stride > length:
-        raise UserError(
-            f"--stride is {stride}, longer than the window of {length}: tokens would be left out; give {length} or less"
-        )
+    length, stride = _window(request, trained)
     texts: list[dict[str, Any]] = []
     tasks: dict[str, Any] = {}
     for name, active in _phases(trained, request.dense).items():
@@ -121,6 +116,17 @@ def evaluate(request: Evaluation) -> dict[str, Any]:
         "tasks": tasks,
         "environment": environment,
     }
+
+
+def _window(request: Evaluation, trained: TrainedModel) -> tuple[int, int]:
+    """Tokens that the model sees at once, and from one window of a document to the next."""
+    length = request.length or trained.sequence_length
+    stride = request.stride or length
+    if stride > length:
+        raise UserError(
+            f"--stride is {stride}, longer than the window of {length}: tokens would be left out; give {length} or less"
+        )
+    return length, stride
 
 
 def _run_tasks(request: Evaluation, trained: TrainedModel, length: int) -> dict[str, Any]:

@@ -62,7 +62,8 @@ def export_model(
         raise UserError(f"--eval-tokens {eval_tokens} is not possible: give 0 to measure nothing, or more")
     name = architecture(trained.model.config) if form == "merged" else None
     with new_folder(folder) as staged:
-        origin = _origin(trained)
+        # where an imported model comes from
+        origin = read_facts(trained.path)["origin"] if is_model_folder(trained.path) else None
         if name:
             numbers = write_transformers(
                 staged, trained.model, trained.tokenizer, trained.sequence_length, DTYPES[dtype]
@@ -114,11 +115,6 @@ def write_factors(folder: Path, trained: TrainedModel, dtype: torch.dtype, origi
     if trained.result is not None:
         trained.result.write(folder)
     return sum(weight.numel() for weight in weights.values())
-
-
-def _origin(trained: TrainedModel) -> dict[str, Any] | None:
-    """Where an imported model comes from; None for one that was trained here."""
-    return read_facts(trained.path)["origin"] if is_model_folder(trained.path) else None
 
 
 def _effect(trained: TrainedModel, tokens: int) -> MaskEffect | str | None:

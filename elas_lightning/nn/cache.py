@@ -14,18 +14,16 @@ from torch import Tensor
 
 
 class LayerCache:
-    """What one attention layer remembers, in memory that grows twofold: a limit that is not reached costs nothing."""
+    """What one attention layer remembers, in memory that grows twofold: a limit that is not reached costs nothing.
+
+    Args:
+        capacity: Positions, of prompt and continuation together.
+    """
 
     def __init__(self, capacity: int) -> None:
-        """Begin empty.
-
-        Args:
-            capacity: Positions it can hold.
-        """
         self.capacity = capacity
         self.length = 0
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
+        self._kept: tuple[Tensor, Tensor] | None = None
 
     def append(self, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Remember new positions.
@@ -44,28 +42,23 @@ class LayerCache:
         start, self.length = self.length, self.length + new
         if self.length > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} positions and would need {self.length}")
-        if self._keys is None or self._values is None or self._keys.shape[2] < self.length:
+        if self._kept is None or self._kept[0].shape[2] < self.length:
             # only now are batch, dtype (autocast's, perhaps) and device known
             shape = (batch, heads, min(2 * self.length, self.capacity), size)
-            keys, values = k_BHTD.new_empty(shape), v_BHTD.new_empty(shape)
-            if self._keys is not None and self._values is not None:
-                keys[:, :, :start], values[:, :, :start] = (self._keys[:, :, :start], self._values[:, :, :start])
-            self._keys, self._values = keys, values
-        self._keys[:, :, start : self.length] = k_BHTD
-        self._values[:, :, start : self.length] = v_BHTD
-        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
+            grown = k_BHTD.new_empty(shape), v_BHTD.new_empty(shape)
+            for room, kept in zip(grown, self._kept or (), strict=False):
+                room[:, :, :start] = kept[:, :, :start]
+            self._kept = grown
+        keys, values = self._kept
+        keys[:, :, start : self.length] = k_BHTD
+        values[:, :, start : self.length] = v_BHTD
+        return keys[:, :, : self.length], values[:, :, : self.length]
 
 
 class Cache:
-    """What a whole decoder remembers: one :class:`LayerCache` a layer."""
+    """What a whole decoder remembers: one :class:`LayerCache` of that capacity a layer."""
 
     def __init__(self, num_layers: int, capacity: int) -> None:
-        """Begin empty.
-
-        Args:
-            num_layers: Of the decoder.
-            capacity: Positions, of prompt and continuation together.
-        """
         self.layers = [LayerCache(capacity) for _ in range(num_layers)]
 
     @property

@@ -5,14 +5,15 @@ what is allowed. ``from __future__ import annotations`` is absent on purpose: th
 annotations at run time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Literal
 
 from elas_lightning.errors import UserError
 from elas_lightning.nn.checks import check_choice, check_int, check_positive, is_int, refuse
 from elas_lightning.nn.experts_config import ExpertsConfig
-from elas_lightning.nn.sparsity_config import Placement, SparsityConfig
+from elas_lightning.nn.sparsity_config import SparsityConfig
 from elas_lightning.nn.weights_config import COMPOSED, Part, WeightsConfig
 from elas_lightning.ops.backend import Backend
 from elas_lightning.ops.ffn import Activation, Storage
@@ -20,6 +21,14 @@ from elas_lightning.ops.ffn import Activation, Storage
 FFNKind = Literal["swiglu", Activation]
 Initialization = Literal["xavier", "cola", "spectral", "wide_lowrank"]
 Checkpointing = Literal["none", "block", "bottleneck"]
+
+_CHOICES = {
+    "ffn": FFNKind,
+    "initialization": Initialization,
+    "backend": Backend,
+    "ffn_storage": Storage,
+    "checkpointing": Checkpointing,
+}
 
 
 @dataclass(frozen=True)
@@ -80,26 +89,18 @@ class ModelConfig:
             check_int(key, getattr(self, key), 1)
         for key in ("initializer_range", "norm_eps", "rope_theta"):
             check_positive(key, getattr(self, key))
-        check_choice("ffn", self.ffn, FFNKind)
-        check_choice("initialization", self.initialization, Initialization)
-        check_choice("backend", self.backend, Backend)
-        check_choice("ffn_storage", self.ffn_storage, Storage)
-        check_choice("checkpointing", self.checkpointing, Checkpointing)
-        if not isinstance(self.sparsity, SparsityConfig):
-            raise refuse("sparsity", self.sparsity, "give a SparsityConfig")
-        if not isinstance(self.weights, WeightsConfig):
-            raise refuse("weights", self.weights, "give a WeightsConfig")
-        if not isinstance(self.experts, ExpertsConfig):
-            raise refuse("experts", self.experts, "give an ExpertsConfig")
-        self._check_heads()
-        self._check_rank("attention_rank", self.hidden_size)
-        self._check_rank("ffn_rank", min(self.hidden_size, self.ffn_width))
-        self._check_needs_factors()
-        self._check_sparse_layers()
-        self._check_sparse_widths()
-        self._check_storage()
-        self._check_weights()
-        self._check_experts()
+        for key, literal in _CHOICES.items():
+            check_choice(key, getattr(self, key), literal)
+        for key, part, allowed in (
+            ("sparsity", SparsityConfig, "give a SparsityConfig"),
+            ("weights", WeightsConfig, "give a WeightsConfig"),
+            ("experts", ExpertsConfig, "give an ExpertsConfig"),
+        ):
+            if not isinstance(getattr(self, key), part):
+                raise refuse(key, getattr(self, key), allowed)
+        for key, allowed in self._misfits():
+            value = attrgetter(key)(self)
+            raise refuse(key, list(value) if isinstance(value, tuple) else value, allowed)
 
     @classmethod
     def from_mapping(cls, fields: Mapping[str, Any]) -> "ModelConfig":
@@ -166,123 +167,98 @@ class ModelConfig:
             case indices:
                 return frozenset(indices)
 
-    def _check_heads(self) -> None:
+    def _misfits(self) -> Iterator[tuple[str, str]]:
+        """Fields that do not fit the others, and what is allowed; each holds that those before it have been mended."""
         if self.hidden_size % self.num_heads:
-            allowed = f"it must divide hidden_size = {self.hidden_size}"
-            raise refuse("num_heads", self.num_heads, allowed)
+            yield "num_heads", f"it must divide hidden_size = {self.hidden_size}"
         if self.head_dim % 2:
-            allowed = f"hidden_size / num_heads = {self.head_dim} must be even, rotary embedding turns pairs"
-            raise refuse("num_heads", self.num_heads, allowed)
+            yield "num_heads", f"hidden_size / num_heads = {self.head_dim} must be even, rotary embedding turns pairs"
+        for key, largest in (("attention_rank", self.hidden_size), ("ffn_rank", min(self.hidden_size, self.ffn_width))):
+            rank = getattr(self, key)
+            if rank is not None and not (is_int(rank) and 1 <= rank <= largest):
+                yield key, f"give 1 to {largest} (the layer's smaller dimension), or null for full rank"
+        yield from self._misfits_of_full_rank()
+        yield from self._misfits_of_sites()
+        yield from self._misfits_of_backend()
+        if self.weights.method == "oats" and (self.attention_rank or self.ffn_rank):
+            yield "weights.method", "it decomposes full-rank matrices: set both ranks to null"
+        if self.weights.method in COMPOSED:
+            yield from self._misfits_of_composed_weights()
+        if self.experts.count > 1:
+            yield from self._misfits_of_experts()
 
-    def _check_rank(self, key: str, largest: int) -> None:
-        rank = getattr(self, key)
-        if rank is not None and not (is_int(rank) and 1 <= rank <= largest):
-            allowed = f"give 1 to {largest} (the layer's smaller dimension), or null for full rank"
-            raise refuse(key, rank, allowed)
-
-    def _check_needs_factors(self) -> None:
-        needs = "it acts on low-rank factors: set attention_rank or ffn_rank, or "
+    def _misfits_of_full_rank(self) -> Iterator[tuple[str, str]]:
         if self.bottleneck_activation is not None:
             check_choice("bottleneck_activation", self.bottleneck_activation, Literal["silu"])
         if self.attention_rank is not None or self.ffn_rank is not None:
             return
+        needs = "it acts on low-rank factors: set attention_rank or ffn_rank, or "
         if self.bottleneck_activation is not None:
-            raise refuse("bottleneck_activation", self.bottleneck_activation, needs + "leave it null")
+            yield "bottleneck_activation", needs + "leave it null"
         if self.checkpointing == "bottleneck":
-            raise refuse("checkpointing", self.checkpointing, needs + "choose block")
+            yield "checkpointing", needs + "choose block"
         if self.initialization != "xavier":
-            raise refuse("initialization", self.initialization, needs + "leave it at xavier")
+            yield "initialization", needs + "leave it at xavier"
 
-    def _check_sparse_layers(self) -> None:
-        if not self.sparsity.placement:
-            return
-        layers = self.sparsity.layers
-        shown = layers if isinstance(layers, str) else list(layers)
-        if not self.sparse_layers:
+    def _misfits_of_sites(self) -> Iterator[tuple[str, str]]:
+        placement, multiple = self.sparsity.placement, self.sparsity.width_multiple
+        if placement and not self.sparse_layers:
             allowed = f"it selects none of {self.num_layers} layers; for a dense model set placement to []"
-            raise refuse("sparsity.layers", shown, allowed)
+            yield "sparsity.layers", allowed
         if not self.sparse_layers <= set(range(self.num_layers)):
-            raise refuse("sparsity.layers", shown, f"indices run from 0 to {self.num_layers - 1}")
-
-    def _check_sparse_widths(self) -> None:
-        if "ffn_bottleneck" in self.sparsity.placement and self.ffn_rank is None:
-            allowed = "ffn_bottleneck lies between low-rank factors: set ffn_rank, or leave it out"
-            raise refuse("sparsity.placement", list(self.sparsity.placement), allowed)
-        for site in self.sparsity.placement:
-            field, width = self._site_width(site)
-            multiple = self.sparsity.width_multiple
+            yield "sparsity.layers", f"indices run from 0 to {self.num_layers - 1}"
+        if "ffn_bottleneck" in placement and self.ffn_rank is None:
+            yield "sparsity.placement", "ffn_bottleneck lies between low-rank factors: set ffn_rank, or leave it out"
+        deciding = {"ffn_hidden": "intermediate_size", "ffn_bottleneck": "ffn_rank"}
+        widths = {"intermediate_size": self.ffn_width, "ffn_rank": self.ffn_rank or 0, "hidden_size": self.hidden_size}
+        for site in placement:
+            field = deciding.get(site, "hidden_size")
+            width = widths[field]
             if width % multiple:
-                allowed = f"{self.sparsity.pattern} at {site} needs a width divisible by {multiple}, not {width}"
-                raise refuse(field, getattr(self, field), allowed)
+                yield field, f"{self.sparsity.pattern} at {site} needs a width divisible by {multiple}, not {width}"
 
-    def _site_width(self, site: Placement) -> tuple[str, int]:
-        """The field that decides a site's width, and the width."""
-        if site == "ffn_hidden":
-            return "intermediate_size", self.ffn_width
-        if site == "ffn_bottleneck":
-            return "ffn_rank", self.ffn_rank or 0
-        return "hidden_size", self.hidden_size
-
-    def _check_storage(self) -> None:
-        if self.gated and self.backend not in ("auto", "reference"):
-            allowed = "its kernels are for an FFN without a gate: choose auto or reference for swiglu"
-            raise refuse("backend", self.backend, allowed)
-        self._check_plain_sparsity()
-        if self.ffn_storage == "dense":
-            return
-        if self.ffn != "relu2":
-            raise refuse("ffn_storage", self.ffn_storage, f"it needs ffn relu2, not {self.ffn}: choose dense")
-        if self.ffn_storage == "packed" and "ffn_hidden" not in self.sparsity.placement:
-            allowed = "it needs ffn_hidden in sparsity.placement: choose dense or recompute"
-            raise refuse("ffn_storage", self.ffn_storage, allowed)
+    def _misfits_of_backend(self) -> Iterator[tuple[str, str]]:
+        by_kernels, stored = self.backend not in ("auto", "reference"), self.ffn_storage != "dense"
+        if self.gated and by_kernels:
+            yield "backend", "its kernels are for an FFN without a gate: choose auto or reference for swiglu"
+        hidden, unknown = "ffn_hidden" in self.sparsity.placement, self.sparsity.only_plain_pytorch
+        if hidden and unknown is not None:
+            known = f"it knows 2:4 by magnitude with the dense backward, not {unknown}: choose"
+            if by_kernels:
+                yield "backend", f"{known} auto or reference"
+            if stored:
+                yield "ffn_storage", f"{known} dense"
+        if stored and self.ffn != "relu2":
+            yield "ffn_storage", f"it needs ffn relu2, not {self.ffn}: choose dense"
+        if self.ffn_storage == "packed" and not hidden:
+            yield "ffn_storage", "it needs ffn_hidden in sparsity.placement: choose dense or recompute"
         if self.ffn_storage == "packed" and self.ffn_width % 8:
             allowed = f"it needs an FFN width divisible by 8, not {self.ffn_width}: choose dense or recompute"
-            raise refuse("ffn_storage", self.ffn_storage, allowed)
+            yield "ffn_storage", allowed
 
-    def _check_plain_sparsity(self) -> None:
-        unknown = self.sparsity.only_plain_pytorch
-        if "ffn_hidden" not in self.sparsity.placement or unknown is None:
-            return
-        allowed = f"it knows 2:4 by magnitude with the dense backward, not {unknown}: choose"
-        if self.backend not in ("auto", "reference"):
-            raise refuse("backend", self.backend, f"{allowed} auto or reference")
-        if self.ffn_storage != "dense":
-            raise refuse("ffn_storage", self.ffn_storage, f"{allowed} dense")
-
-    def _check_weights(self) -> None:
-        method = self.weights.method
-        ranks = {"attention_rank": self.attention_rank, "ffn_rank": self.ffn_rank}
-        if method == "oats" and any(ranks.values()):
-            raise refuse("weights.method", method, "it decomposes full-rank matrices: set both ranks to null")
-        if method in COMPOSED:
-            self._check_composed(method, ranks)
-
-    def _check_composed(self, method: str, ranks: dict[str, int | None]) -> None:
+    def _misfits_of_composed_weights(self) -> Iterator[tuple[str, str]]:
         """SLTrain and ReLoRA make one matrix of their factors, and start those as LoRA does."""
-        for key, rank in ranks.items():
-            if rank is None:
-                raise refuse(key, rank, f"weights.method {method} has factors: give their rank")
-        needs = f"weights.method {method} has nothing between its factors: "
+        method = f"weights.method {self.weights.method}"
+        for key in ("attention_rank", "ffn_rank"):
+            if getattr(self, key) is None:
+                yield key, f"{method} has factors: give their rank"
+        needs = f"{method} has nothing between its factors: "
         if self.bottleneck_activation is not None:
-            raise refuse("bottleneck_activation", self.bottleneck_activation, needs + "set it to null")
+            yield "bottleneck_activation", needs + "set it to null"
         if "ffn_bottleneck" in self.sparsity.placement:
-            raise refuse("sparsity.placement", list(self.sparsity.placement), needs + "leave it out")
+            yield "sparsity.placement", needs + "leave it out"
         if self.checkpointing == "bottleneck":
-            raise refuse("checkpointing", self.checkpointing, needs + "choose block")
+            yield "checkpointing", needs + "choose block"
         if self.initialization != "xavier":
-            allowed = f"the factors of weights.method {method} start as LoRA's: set it to xavier"
-            raise refuse("initialization", self.initialization, allowed)
+            yield "initialization", f"the factors of {method} start as LoRA's: set it to xavier"
 
-    def _check_experts(self) -> None:
-        count = self.experts.count
-        if count == 1:
-            return
+    def _misfits_of_experts(self) -> Iterator[tuple[str, str]]:
         if self.weights.method != "plain":
             allowed = f"weights.method {self.weights.method} knows one FFN a layer: set it to 1, or choose plain"
-            raise refuse("experts.count", count, allowed)
+            yield "experts.count", allowed
         if self.sparsity.stochastic and any(site.startswith("ffn") for site in self.sparsity.placement):
-            allowed = (
+            yield (
+                "experts.count",
                 f"sparsity.method {self.sparsity.method} draws by a token's place in its text, which an expert does "
-                "not see: set it to 1, or choose magnitude, soft_threshold or first"
+                "not see: set it to 1, or choose magnitude, soft_threshold or first",
             )
-            raise refuse("experts.count", count, allowed)

@@ -22,16 +22,11 @@ class Router(nn.Module):
     """Scores experts: ``softmax(W x)`` in float32 whatever the model's precision (arXiv 2101.03961, section 2.4).
 
     Attributes:
-        weight: ``(E, C)``. No ``nn.Linear``, since nothing that acts on a block's matrices is meant for it.
+        weight: ``(E, C)``, which ``initialize`` fills. No ``nn.Linear``, since nothing that acts on a block's matrices
+            is meant for it.
     """
 
     def __init__(self, width: int, experts: int) -> None:
-        """Allocate the weight; ``initialize`` fills it.
-
-        Args:
-            width: C.
-            experts: E.
-        """
         super().__init__()
         self.weight = nn.Parameter(torch.empty(experts, width))
 
@@ -64,12 +59,6 @@ class MixtureOfExperts(nn.Module):
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
-        """Build the router and the experts of one layer.
-
-        Args:
-            config: The model.
-            layer: Index of the layer.
-        """
         super().__init__()
         self.per_token = config.experts.per_token
         self.router = Router(config.hidden_size, config.experts.count)

@@ -27,15 +27,9 @@ _PACKS_FOR_ITSELF = ("hopper", "cusparselt_compress")
 
 
 class FFN(nn.Module):
-    """What the variants share: the sites, and the making of their matrices."""
+    """What the variants share: the sites, placed if the layer's index says so, and the making of their matrices."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
-        """Prepare the sites of one layer.
-
-        Args:
-            config: The model.
-            layer: Index of the layer, which decides whether its sites are placed.
-        """
         super().__init__()
         self.config = config
         self.layer = layer

@@ -25,23 +25,19 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
     """
     for module in model.modules():
         if isinstance(module, LowRankLinear):
-            _initialize_factors(module, config)
+            match config.initialization:
+                case "xavier":
+                    _xavier(module)
+                case "cola":
+                    _cola(module)
+                case "spectral":
+                    _spectral(module, config.initializer_range)
+                case "wide_lowrank":
+                    _wide_lowrank(module)
         elif isinstance(module, nn.Linear | nn.Embedding | Router):
             nn.init.normal_(module.weight, std=config.initializer_range)
         elif isinstance(module, nn.RMSNorm):
             nn.init.ones_(module.weight)
-
-
-def _initialize_factors(layer: LowRankLinear, config: ModelConfig) -> None:
-    match config.initialization:
-        case "xavier":
-            _xavier(layer)
-        case "cola":
-            _cola(layer)
-        case "spectral":
-            _spectral(layer, config.initializer_range)
-        case "wide_lowrank":
-            _wide_lowrank(layer)
 
 
 def _xavier(layer: LowRankLinear) -> None:

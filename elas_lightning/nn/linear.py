@@ -17,21 +17,19 @@ class LowRankLinear(nn.Module):
 
     Without σ this is LORO's and ELAS's layer (arXiv 2605.03667); with SiLU it is CoLA's (arXiv 2502.10940).
 
+    Args:
+        d_in: I.
+        d_out: O.
+        rank: R, at most the smaller of I and O.
+        silu: Whether SiLU stands between the factors.
+        site: Where 2:4 may be applied: after σ, on what the second factor reads. None: nowhere.
+
     Attributes:
-        A: ``(R, I)``.
-        B: ``(O, R)``.
+        A: ``(R, I)``, which ``initialize`` fills.
+        B: ``(O, R)``, likewise.
     """
 
     def __init__(self, d_in: int, d_out: int, rank: int, *, silu: bool, site: SparsitySite | None) -> None:
-        """Allocate the factors; ``initialize`` fills them.
-
-        Args:
-            d_in: I.
-            d_out: O.
-            rank: R, at most the smaller of I and O.
-            silu: Whether SiLU stands between the factors.
-            site: Where 2:4 may be applied: after σ, on what the second factor reads. None: nowhere.
-        """
         super().__init__()
         self.A = nn.Parameter(torch.empty(rank, d_in))
         self.B = nn.Parameter(torch.empty(d_out, rank))

@@ -79,12 +79,6 @@ class Attention(nn.Module):
     """Causal multi-head self-attention."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
-        """Build the attention of one layer.
-
-        Args:
-            config: The model.
-            layer: Index of the layer.
-        """
         super().__init__()
         self.head_dim = config.head_dim
         self.input_site = SparsitySite("attention_input", config, layer)
@@ -116,12 +110,6 @@ class Block(nn.Module):
     """Attention and feed-forward network, each on a normalised copy of the residual stream."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
-        """Build one layer.
-
-        Args:
-            config: The model.
-            layer: Its index.
-        """
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         self.self_attn = Attention(config, layer)
@@ -136,17 +124,18 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """The decoder: token ids in, logits of the next token out; :meth:`hidden` stops before the head."""
+    """The decoder: token ids in, logits of the next token out; :meth:`hidden` stops before the head.
+
+    It is made and initialised on torch's default device, every placed 2:4 site switched on.
+
+    Args:
+        config: What to build.
+
+    Raises:
+        UserError: The configured backend cannot run.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
-        """Build and initialise the model on torch's default device, every placed 2:4 site switched on.
-
-        Args:
-            config: What to build.
-
-        Raises:
-            UserError: The configured backend cannot run.
-        """
         super().__init__()
         self.config = config
         place = torch.get_default_device()

@@ -33,13 +33,6 @@ class SparsitySite(nn.Module):
     key: Tensor
 
     def __init__(self, site: Placement, config: ModelConfig, layer: int) -> None:
-        """Make a site, switched on if it is placed.
-
-        Args:
-            site: Its name.
-            config: The model.
-            layer: Index of the site's layer.
-        """
         super().__init__()
         self.site: Placement = site
         self.sparsity = sparsity = config.sparsity

@@ -55,7 +55,6 @@ class PlanCache:
     """The plans of the problems met last; the one that was used longest ago makes room for a new one."""
 
     def __init__(self, limit: int) -> None:
-        """Make an empty cache of at most ``limit`` plans."""
         self.limit = limit
         self.plans: OrderedDict[Problem, Plan] = OrderedDict()
 

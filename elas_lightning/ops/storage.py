@@ -106,7 +106,7 @@ def ffn_gradients(
     grads_z, sums = [], None
     chunks = _chunks(z_TR, _most(steps, up_FR, down_FO, sparse, keeps, backward=True))
     # Sums over chunks are kept in float32, so that their number does not show in the result.
-    wide = torch.promote_types(z.dtype, torch.float32) if len(chunks) > 1 else z.dtype
+    wide = torch.promote_types(z.dtype, torch.float32)
     for chunk in chunks:
         z_tR, grad_tO = _rows(z_TR, chunk), _rows(grad_TO, chunk)
         if keeps:

@@ -20,8 +20,6 @@ from elas_lightning.sweep.patience import PatientStorage
 
 _log = getLogger(__name__)
 ATTRIBUTE = "elas:heartbeat"
-INTERVAL_SECONDS = 30.0
-GRACE_SECONDS = 120.0
 
 
 class Heartbeat:
@@ -35,7 +33,7 @@ class Heartbeat:
         interval: Seconds from beat to beat.
     """
 
-    def __init__(self, storage: BaseStorage, trial_id: int, interval: float = INTERVAL_SECONDS) -> None:
+    def __init__(self, storage: BaseStorage, trial_id: int, interval: float) -> None:
         # Patience would hold the thread for minutes after the block has ended.
         self._storage = storage.impatient if isinstance(storage, PatientStorage) else storage
         self._trial_id = trial_id
@@ -89,11 +87,7 @@ class StaleWatch:
     """
 
     def __init__(
-        self,
-        storage: BaseStorage,
-        study_id: int,
-        grace: float = GRACE_SECONDS,
-        clock: Callable[[], float] = time.monotonic,
+        self, storage: BaseStorage, study_id: int, grace: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._storage = storage
         self._study_id = study_id

@@ -11,6 +11,7 @@ from typing import Any
 from elas_lightning.files import write_whole
 from elas_lightning.runner import RunResult
 from elas_lightning.sweep.plan import Plan, PlannedRun
+from elas_lightning.sweep.spec import Dimension
 from elas_lightning.trials_table import METRICS, STATES, columns
 
 
@@ -66,7 +67,7 @@ class Outcome:
             "pruner": spec.pruner,
             "objective": spec.objectives[0].name,
             "objectives": [objective.name for objective in spec.objectives],
-            "search": {dimension.name: self._search(dimension.name) for dimension in spec.search},
+            "search": {dimension.name: self._search(dimension) for dimension in spec.search},
             "seeds": list(spec.seeds),
             "plots": [dict(plot) for plot in spec.plots],
             "twins": dict(spec.twins),
@@ -76,10 +77,9 @@ class Outcome:
         }
         write_whole(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False))
 
-    def _search(self, name: str) -> dict[str, Any]:
-        dimension = next(d for d in self.plan.spec.search if d.name == name)
+    def _search(self, dimension: Dimension) -> dict[str, Any]:
         values = self.plan.values(dimension)
-        keys, label = list(dimension.keys), dimension.label or name.replace("_", " ")
+        keys, label = list(dimension.keys), dimension.label or dimension.name.replace("_", " ")
         if dimension.is_range:
             low, high = values
             return {"kind": "range", "low": low, "high": high, "log": dimension.log, "label": label, "keys": keys}

@@ -14,16 +14,14 @@ may have been carried out, so what a second attempt may do is decided call by ca
 import random
 import threading
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from logging import getLogger
 from typing import Any, TypeVar
 
-from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
-from optuna.study._frozen import FrozenStudy  # the type of a public method's answer, found nowhere else
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from sqlalchemy import exc
 
 from elas_lightning.errors import UserError
@@ -108,6 +106,15 @@ def reason_of(error: BaseException) -> str:
     return words if len(words) <= 200 else words[:200] + "…"
 
 
+def _asked(name: str) -> Any:
+    """A method of a storage whose second attempt may simply be the first one again."""
+
+    def method(self: "PatientStorage", *arguments: Any, **options: Any) -> Any:
+        return self._ask(lambda: getattr(self.impatient, name)(*arguments, **options))
+
+    return method
+
+
 class PatientStorage(BaseStorage):
     """Another storage, asked until it answers.
 
@@ -154,52 +161,30 @@ class PatientStorage(BaseStorage):
             pause = min(2 * pause, LONGEST_PAUSE)
             call = again or call
 
-    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        return self._ask(lambda: self.impatient.create_new_study(directions, study_name))
+    create_new_study = _asked("create_new_study")
+    create_new_trial = _asked("create_new_trial")
+    get_all_studies = _asked("get_all_studies")
+    get_all_trials = _asked("get_all_trials")
+    get_study_directions = _asked("get_study_directions")
+    get_study_id_from_name = _asked("get_study_id_from_name")
+    get_study_name_from_id = _asked("get_study_name_from_id")
+    get_study_system_attrs = _asked("get_study_system_attrs")
+    get_study_user_attrs = _asked("get_study_user_attrs")
+    get_trial = _asked("get_trial")
+    get_trial_id_from_study_id_trial_number = _asked("get_trial_id_from_study_id_trial_number")
+    set_study_system_attr = _asked("set_study_system_attr")
+    set_study_user_attr = _asked("set_study_user_attr")
+    set_trial_intermediate_value = _asked("set_trial_intermediate_value")
+    set_trial_param = _asked("set_trial_param")
+    set_trial_system_attr = _asked("set_trial_system_attr")
+    set_trial_user_attr = _asked("set_trial_user_attr")
 
     def delete_study(self, study_id: int) -> None:
         def again() -> None:
-            try:
+            with suppress(KeyError):  # gone: that was the first attempt
                 self.impatient.delete_study(study_id)
-            except KeyError:
-                return  # gone: that was the first attempt
 
         self._ask(lambda: self.impatient.delete_study(study_id), again)
-
-    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._ask(lambda: self.impatient.set_study_user_attr(study_id, key, value))
-
-    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._ask(lambda: self.impatient.set_study_system_attr(study_id, key, value))
-
-    def get_study_id_from_name(self, study_name: str) -> int:
-        return self._ask(lambda: self.impatient.get_study_id_from_name(study_name))
-
-    def get_study_name_from_id(self, study_id: int) -> str:
-        return self._ask(lambda: self.impatient.get_study_name_from_id(study_id))
-
-    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        return self._ask(lambda: self.impatient.get_study_directions(study_id))
-
-    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        return self._ask(lambda: self.impatient.get_study_user_attrs(study_id))
-
-    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        return self._ask(lambda: self.impatient.get_study_system_attrs(study_id))
-
-    def get_all_studies(self) -> list[FrozenStudy]:
-        return self._ask(lambda: self.impatient.get_all_studies())
-
-    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        return self._ask(lambda: self.impatient.create_new_trial(study_id, template_trial))
-
-    def set_trial_param(
-        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
-    ) -> None:
-        self._ask(lambda: self.impatient.set_trial_param(trial_id, param_name, param_value_internal, distribution))
-
-    def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
-        return self._ask(lambda: self.impatient.get_trial_id_from_study_id_trial_number(study_id, trial_number))
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         def again() -> bool:
@@ -212,23 +197,6 @@ class PatientStorage(BaseStorage):
                 raise
 
         return self._ask(lambda: self.impatient.set_trial_state_values(trial_id, state, values), again)
-
-    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        self._ask(lambda: self.impatient.set_trial_intermediate_value(trial_id, step, intermediate_value))
-
-    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._ask(lambda: self.impatient.set_trial_user_attr(trial_id, key, value))
-
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._ask(lambda: self.impatient.set_trial_system_attr(trial_id, key, value))
-
-    def get_trial(self, trial_id: int) -> FrozenTrial:
-        return self._ask(lambda: self.impatient.get_trial(trial_id))
-
-    def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
-        return self._ask(lambda: self.impatient.get_all_trials(study_id, deepcopy, states))
 
     def remove_session(self) -> None:
         self.impatient.remove_session()

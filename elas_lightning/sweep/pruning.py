@@ -9,7 +9,7 @@ seed is no reason to stop, unless the two together are worse than the median.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf, isnan
 from statistics import median
@@ -57,7 +57,8 @@ class PairedMedianPruner(BasePruner):
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether to stop a running trial now."""
-        if not trial.intermediate_values or _holds(self._baseline, trial.params):
+        is_baseline = bool(self._baseline) and self._baseline.items() <= trial.params.items()
+        if is_baseline or not trial.intermediate_values:
             return False
         seed_index, step = self._place(max(trial.intermediate_values))
         if step < self._pruning.min_fraction * self._max_steps:
@@ -66,7 +67,8 @@ class PairedMedianPruner(BasePruner):
         ratios = []
         for index in range(seed_index + 1):
             place = report_step(index, step, self._max_steps)
-            if place not in trial.intermediate_values or _reached(others, place) < self._pruning.startup_points:
+            reached = sum(place in point.values for point in others)
+            if place not in trial.intermediate_values or reached < self._pruning.startup_points:
                 continue
             figures = [point.at(place) for point in others]
             middle = median(figure for figure in figures if figure is not None)
@@ -81,10 +83,6 @@ class PairedMedianPruner(BasePruner):
         return seed_index, reported - seed_index * self._max_steps
 
 
-def _holds(part: Point, point: Mapping[str, Any]) -> bool:
-    return bool(part) and all(name in point and point[name] == value for name, value in part.items())
-
-
 @dataclass
 class _Other:
     """What is known of another point: a point whose worker was lost has several trials, and counts once."""
@@ -95,10 +93,6 @@ class _Other:
     def at(self, place: int) -> float | None:
         """Its figure, infinite if it was pruned or has diverged before; ``None`` if it has not got there yet."""
         return self.values.get(place, inf if self.is_lost else None)
-
-
-def _reached(points: Iterable[_Other], place: int) -> int:
-    return sum(place in point.values for point in points)
 
 
 def _points(study: Study, without: Mapping[str, Any]) -> list[_Other]:

@@ -109,26 +109,20 @@ class SweepRun:
         self._progress.begin()
 
     @property
-    def title(self) -> str:
-        """The question, and what it takes to answer it."""
-        plan = self.plan
-        return f"{plan.spec.question}\n{plan.planned_runs} runs of size {plan.size} on {plan.data}, into {plan.folder}/"
-
-    @property
     def missing(self) -> int:
         """Planned runs that have not ended."""
         return max(0, self.plan.planned_runs - self._progress.done - self.study.left_out())
 
     def announce(self) -> None:
-        """Print the title, once."""
+        """Say, once, what is asked and what it takes to answer it."""
         if self._announced:
             return
         self._announced = True
-        self._console.print(self.title, highlight=False)
-        if self._progress.done:
-            self._console.print(
-                f"{self._progress.done} of {self.plan.planned_runs} runs are there from before", highlight=False
-            )
+        plan, done = self.plan, self._progress.done
+        said = [plan.spec.question, f"{plan.planned_runs} runs of size {plan.size} on {plan.data}, into {plan.folder}/"]
+        if done:
+            said.append(f"{done} of {plan.planned_runs} runs are there from before")
+        self._console.print("\n".join(said), highlight=False)
 
     def refresh(self) -> None:
         """Take in the runs that have ended since, whoever made them."""

@@ -36,8 +36,15 @@ STUDY_NAME = "study.db"  # in the sweep's folder, where no URL is given
 BUSY_SECONDS = 60.0  # how long a writer waits for another on SQLite
 OPENING_SECONDS = 10  # how long a server may take to answer the first call
 KNOWN = "journal:///path, postgresql://user@host/database, mysql://user@host/database, grpc://host:port"
+_EVERYWHERE = "0.0.0.0"  # where the proxy listens
 # What a server says that starts or stops, and a table that another process made at the same moment.
 _PASSING = r"already exists|[Dd]uplicate|UNIQUE|starting up|shutting down"
+_REFUSALS = {
+    r"password|[Aa]ccess denied|authentication|no pg_hba.conf": "the server refuses this user or password",
+    r"database .* does not exist|Unknown database": "the server has no such database: create it (createdb NAME)",
+    r"role .* does not exist": "the server has no such user",
+    r"not a database|unable to open|readonly|malformed": "the file cannot be used as a database",
+}
 # Each process has one thread that works and one whose heart beats. A server has a hundred connections or so, and
 # a worker that trains for hours should not hold more than one of them.
 _POOL = {"pool_size": 1, "max_overflow": 3, "pool_pre_ping": True}
@@ -83,32 +90,30 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     return PatientStorage(_OPENERS[scheme](url, shown), shown)
 
 
-def serve(url: str | None, folder: Path, port: int, host: str = "0.0.0.0") -> None:
+def serve(url: str, port: int) -> None:
     """Answer ``grpc://host:port`` for a database until stopped, so that hundreds of workers share a few connections.
 
     Args:
         url: Of a database (Optuna's proxy does not take journals).
-        folder: As for :func:`open_storage`.
-        port: To listen on. Whoever reaches it can write to the study: keep it inside the cluster.
-        host: Address to listen on.
+        port: To listen on, at all addresses. Whoever reaches it can write to the study: keep it inside the cluster.
 
     Raises:
         UserError: As :func:`open_storage`, or the port is taken.
     """
-    if url is not None and url.startswith(("journal:", "grpc:")):
+    if url.startswith(("journal:", "grpc:")):
         raise UserError(f"storage {redact(url)}: the proxy serves a database: postgresql://… or mysql://…")
-    storage = open_storage(url, folder)
+    storage = open_storage(url, Path())
     # After a restart of the proxy its cache must know the trials that are under way, or their parameters are refused.
     for study in storage.get_all_studies():
         storage.get_all_trials(study._study_id, deepcopy=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
-            optuna.storages.run_grpc_proxy_server(storage, host=host, port=port)
+            optuna.storages.run_grpc_proxy_server(storage, host=_EVERYWHERE, port=port)
         except ImportError as error:
             raise UserError("the proxy needs grpcio: pip install 'elas-lightning[grpc]'") from error
         except RuntimeError as error:
-            raise UserError(f"port {port} of {host} cannot be listened on: {reason_of(error)}") from error
+            raise UserError(f"port {port} of {_EVERYWHERE} cannot be listened on: {reason_of(error)}") from error
 
 
 def _sqlite(url: str, shown: str) -> BaseStorage:
@@ -138,14 +143,18 @@ def _postgresql(url: str, shown: str) -> BaseStorage:
         "keepalives_count": 3,
         "tcp_user_timeout": 60_000,
     }
-    driven = f"{_DRIVERS['postgresql']}://" + url.partition("://")[2]
-    return optuna.storages.get_storage(_tables(driven, shown, {**_POOL, "connect_args": arguments}))
+    return _server(url, shown, arguments)
 
 
 def _mysql(url: str, shown: str) -> BaseStorage:
     arguments = {"connect_timeout": OPENING_SECONDS, "read_timeout": 60, "write_timeout": 60}
-    driven = f"{_DRIVERS['mysql']}://" + url.partition("://")[2]
-    return optuna.storages.get_storage(_tables(driven, shown, {**_POOL, "connect_args": arguments}))
+    return _server(url, shown, arguments)
+
+
+def _server(url: str, shown: str, arguments: dict[str, Any]) -> BaseStorage:
+    scheme, _, rest = url.partition("://")
+    tables = _tables(f"{_DRIVERS[scheme]}://{rest}", shown, {**_POOL, "connect_args": arguments})
+    return optuna.storages.get_storage(tables)
 
 
 def _tables(url: str, shown: str, engine: dict[str, Any]) -> RDBStorage:
@@ -176,15 +185,7 @@ def _tables(url: str, shown: str, engine: dict[str, Any]) -> RDBStorage:
 
 def _advice(reason: str) -> str | None:
     """What a refusal means; ``None`` where nobody was there to refuse."""
-    if re.search(r"password|[Aa]ccess denied|authentication|no pg_hba.conf", reason):
-        return "the server refuses this user or password"
-    if re.search(r"database .* does not exist|Unknown database", reason):
-        return "the server has no such database: create it (createdb NAME)"
-    if re.search(r"role .* does not exist", reason):
-        return "the server has no such user"
-    if re.search(r"not a database|unable to open|readonly|malformed", reason):
-        return "the file cannot be used as a database"
-    return None
+    return next((advice for said, advice in _REFUSALS.items() if re.search(said, reason)), None)
 
 
 def _scrubbed(reason: str, url: str) -> str:

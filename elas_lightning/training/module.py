@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -256,11 +257,9 @@ class ElasModule(L.LightningModule):
         """Step, then let the weights' rules act: before anything is saved or validated."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         place = self._place(self.global_step + 1)  # Lightning counts the step when this hook is over
-        self._weights.after_step(self.trainer.optimizers[0], place, self._sum_over_processes)
+        sum_over_processes = partial(self.trainer.strategy.reduce, reduce_op="sum")
+        self._weights.after_step(self.trainer.optimizers[0], place, sum_over_processes)
         self._weights_step = place.step
-
-    def _sum_over_processes(self, values: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(values, reduce_op="sum")
 
     def _terms(self) -> dict[str, Any]:
         """What the trainer decides about the numbers, besides the order of the data."""

@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from elas_lightning.training.hardware import PeakMemory, peak_flops
 from elas_lightning.training.interruption import is_between_steps
 from elas_lightning.training.module import ElasModule
 from elas_lightning.training.sharding import whole_model
-from elas_lightning.training.spikes import WINDOW, is_spike
+from elas_lightning.training.spikes import Spikes
 
 CURVE_FIELDS = (
     "step", "tokens", "seconds", "train_loss", "val_loss", "val_perplexity", "val_bits_per_byte", "lr",
@@ -35,6 +36,19 @@ TELEMETRY_FIELDS = (
     "effective_rank_down", "effective_rank_hidden", "busiest_expert",
 )  # fmt: skip
 _FILES = {"curve.csv": CURVE_FIELDS, "telemetry.csv": TELEMETRY_FIELDS}
+
+
+@dataclass
+class _Window:
+    """What this process adds up from one row of the curve to the next; losses stay on the device until then."""
+
+    nll: Tensor | float = 0.0
+    tokens: Tensor | int = 0
+    joules: float = 0.0
+    waited: float = 0.0
+
+    def plain(self) -> list[float]:
+        return [float(self.nll), int(self.tokens), self.joules, self.waited]
 
 
 class RunRecorder(L.Callback):
@@ -69,24 +83,18 @@ class RunRecorder(L.Callback):
         self._opened = False
         self._window_start: float | None = None  # None while nothing is trained
         self._window_seconds = 0.0
-        self._window_nll: Tensor | float = 0.0
-        self._window_tokens: Tensor | int = 0
-        self._window_joules = 0.0
-        self._window_waited = 0.0
+        self._window = _Window()
         self._waited_before = 0.0
         self.data_wait = DataWait()
         self._data: Any = None
         self._probe: dict[str, Tensor] | None = None
         self._selections: Selections = {}
         self._energy: EnergyMeter | None = None
-        self._losses: list[float] = []
-        self._spiking = False
-        self.loss_spikes = 0
+        self.spikes = Spikes()
 
     # sums travel with the checkpoint; the rows are in the files
     def state_dict(self) -> dict[str, Any]:
         self._measure()
-        window = [float(self._window_nll), int(self._window_tokens), self._window_joules, self._window_waited]
         for name in self._rows or ():
             _sync(self.directory / name)
         return {
@@ -98,7 +106,7 @@ class RunRecorder(L.Callback):
             "rate": self._rate,
             "recorded_step": self._recorded_step,
             "window_seconds": self._window_seconds,
-            "windows": of_every_rank(window),
+            "windows": of_every_rank(self._window.plain()),
             "rows": self._rows,
         }
 
@@ -114,8 +122,8 @@ class RunRecorder(L.Callback):
         windows, (mine, world_size) = state_dict["windows"], rank_and_world_size()
         if len(windows) != world_size:  # only their sum is ever looked at
             windows = [[sum(parts) for parts in zip(*windows, strict=True)]]
-            windows += [[0.0, 0, 0.0, 0.0]] * (world_size - 1)
-        self._window_nll, self._window_tokens, self._window_joules, self._window_waited = windows[mine]
+            windows += [_Window().plain()] * (world_size - 1)
+        self._window = _Window(*windows[mine])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ElasModule)
@@ -143,7 +151,9 @@ class RunRecorder(L.Callback):
                 for name, fields in _FILES.items()
             }
             self._rows = {name: len(rows) for name, rows in kept.items()}
-            self._look_back(kept["curve.csv"])
+            for row in kept["curve.csv"]:
+                if row["train_loss"]:
+                    self.spikes.add(float(row["train_loss"]))
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         # now, since at the end of the batch the schedule has gone on to the next step's
@@ -153,10 +163,11 @@ class RunRecorder(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # stays on the device: reading it out at each step would make the GPU wait for the host
-        self._window_nll = self._window_nll + outputs["nll"]
-        self._window_tokens = self._window_tokens + outputs["tokens"]
+        self._window.nll = self._window.nll + outputs["nll"]
+        self._window.tokens = self._window.tokens + outputs["tokens"]
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if is_between_steps(trainer) and (trainer.global_step % every == 0 or _is_done(trainer)):
+        is_last = 0 < trainer.max_steps <= trainer.global_step
+        if is_between_steps(trainer) and (trainer.global_step % every == 0 or is_last):
             self._close_window(trainer, pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -201,19 +212,16 @@ class RunRecorder(L.Callback):
         now = time.perf_counter()
         self._window_seconds += now - self._window_start
         self._window_start = now
-        self._window_joules += (self._energy.read() if self._energy else None) or 0.0
+        self._window.joules += (self._energy.read() if self._energy else None) or 0.0
         waited = self._data.waited_seconds
-        self._window_waited += waited - self._waited_before
+        self._window.waited += waited - self._waited_before
         self._waited_before = waited
 
     def _close_window(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._measure()
         elapsed, self._window_seconds = self._window_seconds, 0.0
-        counts = torch.as_tensor(
-            [float(self._window_nll), float(self._window_tokens), self._window_joules, self._window_waited],
-            dtype=torch.float64,
-        )
-        self._window_nll, self._window_tokens, self._window_joules, self._window_waited = 0.0, 0, 0.0, 0.0
+        counts = torch.as_tensor(self._window.plain(), dtype=torch.float64)
+        self._window = _Window()
         sums = trainer.strategy.reduce(counts.to(pl_module.device), reduce_op="sum")
         nll, tokens, drawn, waited = sums.tolist()
         if not tokens:
@@ -226,12 +234,11 @@ class RunRecorder(L.Callback):
         rate = tokens / elapsed
         share = self.data_wait.add(waited / trainer.world_size, elapsed)
         if trainer.is_global_zero:
-            spike = int(self._look_for_spike(self.last_train_loss))
             row = {
                 "train_loss": self.last_train_loss,
                 "lr": self._rate,
                 "tokens_per_second": rate,
-                "loss_spike": spike,
+                "loss_spike": int(self.spikes.add(self.last_train_loss)),
                 "data_wait_share": round(share, 4),
             }
             self._write("curve.csv", CURVE_FIELDS, [{**self._position(trainer), **row}])
@@ -241,21 +248,6 @@ class RunRecorder(L.Callback):
             figures["model_flops_utilisation"] = rate * self.flops_per_token / (peak * trainer.world_size)
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=trainer.global_step)
-
-    def _look_back(self, rows: list[dict[str, str]]) -> None:
-        """Take over the spikes of a curve that is gone on with."""
-        for row in rows:
-            if row["train_loss"]:
-                self._look_for_spike(float(row["train_loss"]))
-
-    def _look_for_spike(self, loss: float) -> bool:
-        """Whether the loss of a window is a spike; windows in a row are one."""
-        spike = is_spike(loss, self._losses)
-        self._losses.append(loss)
-        del self._losses[:-WINDOW]
-        self.loss_spikes += spike and not self._spiking
-        self._spiking = spike
-        return spike
 
     def _position(self, trainer: L.Trainer) -> dict[str, float]:
         return {"step": trainer.global_step, "tokens": self.tokens, "seconds": round(self.seconds, 3)}
@@ -271,10 +263,6 @@ class RunRecorder(L.Callback):
             raise not_written(path, error) from error
         if self._rows is not None:
             self._rows[name] += len(rows)
-
-
-def _is_done(trainer: L.Trainer) -> bool:
-    return 0 < trainer.max_steps <= trainer.global_step
 
 
 def _keep_rows(path: Path, fields: tuple[str, ...], count: int) -> list[dict[str, str]]:

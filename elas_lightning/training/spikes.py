@@ -26,3 +26,24 @@ def is_spike(loss: float, earlier: Sequence[float]) -> bool:
     centre = median(last)
     deviation = 1.4826 * median(abs(value - centre) for value in last)
     return loss > centre + DEVIATIONS * max(deviation, SMALLEST)
+
+
+class Spikes:
+    """Counts the spikes of a curve, of which windows in a row are one.
+
+    Attributes:
+        count: Spikes so far.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._losses: list[float] = []
+        self._spiking = False
+
+    def add(self, loss: float) -> bool:
+        """Take in the loss of the next window; whether it is a spike."""
+        spike = is_spike(loss, self._losses)
+        self._losses = [*self._losses, loss][-WINDOW:]
+        self.count += spike and not self._spiking
+        self._spiking = spike
+        return spike

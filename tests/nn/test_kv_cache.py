@@ -10,7 +10,7 @@ import torch
 
 from elas_lightning.nn import Llama, ModelConfig, SparsityConfig
 from elas_lightning.nn.cache import Cache, LayerCache
-from elas_lightning.nn.config import Placement
+from elas_lightning.nn.sparsity_config import Placement
 from elas_lightning.ops.patterns import STOCHASTIC
 
 

@@ -11,10 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from elas_lightning.errors import UserError
 from elas_lightning.nn import Llama, SparsityConfig
-from elas_lightning.nn.config import Placement
 from elas_lightning.nn.ffn import ffn_path
 from elas_lightning.nn.linear import LowRankLinear
 from elas_lightning.nn.sparsity import SparsitySite
+from elas_lightning.nn.sparsity_config import Placement
 from elas_lightning.ops import backend as backend_module
 from elas_lightning.ops import sparsify_24
 

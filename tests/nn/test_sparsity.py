@@ -11,9 +11,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from elas_lightning.nn import Llama, ModelConfig, SparsityConfig
-from elas_lightning.nn.config import Placement
 from elas_lightning.nn.ffn import ffn_path
 from elas_lightning.nn.sparsity import SparsitySite
+from elas_lightning.nn.sparsity_config import Placement
 from elas_lightning.ops import sparsify
 from elas_lightning.ops.kernels import sparsify as kernels
 from elas_lightning.ops.patterns import METHODS, PATTERNS, STOCHASTIC

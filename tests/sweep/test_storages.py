@@ -311,7 +311,7 @@ def test_the_proxy_serves_a_database(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = _context().Process(target=serve, args=(None, tmp_path, port, "127.0.0.1"))
+    server = _context().Process(target=serve, args=(f"sqlite:///{tmp_path / 'study.db'}", port))
     server.start()
     try:
         end = time.monotonic() + 60
@@ -330,7 +330,7 @@ def test_the_proxy_serves_a_database(tmp_path: Path) -> None:
 
 def test_the_proxy_takes_no_journal(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the proxy serves a database"):
-        serve("journal:///x/y", tmp_path, 13000)
+        serve("journal:///x/y", 13000)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 import signal
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import lightning as L
 import pytest
@@ -15,6 +16,7 @@ from elas_lightning.runner import RunRequest, run
 from elas_lightning.training import recorder as recorder_module
 from elas_lightning.training.interruption import Interrupted
 from elas_lightning.training.recorder import CURVE_FIELDS, TELEMETRY_FIELDS, RunRecorder, _keep_rows
+from elas_lightning.training.spikes import Spikes
 
 
 def test_curve_has_a_row_per_step_and_per_validation(overlay: Path, tmp_path: Path) -> None:
@@ -142,15 +144,18 @@ def test_a_resumed_run_has_one_row_without_drift(overlay: Path, tmp_path: Path) 
 def test_spikes_are_marked_and_counted_once_across_a_resume(tmp_path: Path) -> None:
     """A run of windows above the rest is one spike, also where a resume falls into it."""
     calm, high = [3.0] * 20, [9.0, 9.0]
-    straight = RunRecorder(tmp_path)
-    marks = [straight._look_for_spike(loss) for loss in [*calm, *high, 3.0, 9.0]]
+    straight = Spikes()
+    marks = [straight.add(loss) for loss in [*calm, *high, 3.0, 9.0]]
     assert [i for i, mark in enumerate(marks) if mark] == [20, 21, 23]
-    assert straight.loss_spikes == 2
+    assert straight.count == 2
+    rows = [f"{step},{loss}" for step, loss in enumerate([*calm, high[0], ""])]
+    (tmp_path / "curve.csv").write_text("\n".join(["step,train_loss", *rows]))
     resumed = RunRecorder(tmp_path)
-    resumed._look_back([{"train_loss": str(loss)} for loss in [*calm, high[0]]] + [{"train_loss": ""}])
+    resumed._rows = {"curve.csv": len(rows)}
+    resumed._open_files(cast(L.Trainer, SimpleNamespace(is_global_zero=True)))
     for loss in (high[1], 3.0, 9.0):
-        resumed._look_for_spike(loss)
-    assert resumed.loss_spikes == 2
+        resumed.spikes.add(loss)
+    assert resumed.spikes.count == 2
 
 
 def test_energy_is_summed_over_training_and_travels_with_the_checkpoint(
@@ -194,6 +199,6 @@ def test_a_window_that_a_checkpoint_cuts_through_is_finished(
         monkeypatch.setattr(recorder_module, "rank_and_world_size", lambda rank=rank: (rank, ranks))
         recorders.append(RunRecorder(tmp_path))
         recorders[-1].load_state_dict(saved)
-    windows = [(r._window_nll, r._window_tokens, r._window_joules, r._window_waited) for r in recorders]
+    windows = [tuple(r._window.plain()) for r in recorders]
     assert [sum(part) for part in zip(*windows, strict=True)] == [4.0, 30, 5.0, 1.5]
     assert windows[0] == ((1.5, 10, 2.0, 0.5) if ranks == 2 else (4.0, 30, 5.0, 1.5))

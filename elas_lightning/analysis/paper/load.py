@@ -110,9 +110,10 @@ def load_paper(folder: Path, benchmarks: Path | None = None) -> Paper:
     )
 
 
-def choices(results: SweepResults, name: str) -> list[str]:
-    """The values of a parameter that the sweep means to run, run or not, as tables name them."""
-    return [level_name(results.parameter(name), level) for level in results.parameter(name).levels]
+def method_names(results: SweepResults) -> list[str]:
+    """The choices of the first parameter, run or not, as tables name them."""
+    methods = results.parameters[0]
+    return [level_name(methods, level) for level in methods.levels]
 
 
 def seeds_of(results: SweepResults) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elas_lightning.analysis.load import SweepResults
-from elas_lightning.analysis.paper.load import Paper, choices
+from elas_lightning.analysis.paper.load import Paper, method_names
 from elas_lightning.analysis.paper.table import methods
 from elas_lightning.analysis.tables import Table
 from elas_lightning.analysis.wording import number
@@ -34,8 +34,7 @@ def memory_table(results: SweepResults) -> Table | None:
         return None
     names = [part for part in _PARTS if any(part in account for account in found.values())]
     rows = tuple(
-        (method, *(_megabytes(found.get(method, {}).get(part)) for part in names))
-        for method in choices(results, results.parameters[0].name)
+        (method, *(_megabytes(found.get(method, {}).get(part)) for part in names)) for method in method_names(results)
     )
     columns = ("Method", *(f"{name.capitalize()} (MB)" for name in names))
     caption = (

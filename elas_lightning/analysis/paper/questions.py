@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from elas_lightning.analysis.answer import USUAL_TOKENS_PER_PARAMETER, tokens_per_parameter
 from elas_lightning.analysis.load import SweepResults
-from elas_lightning.analysis.paper.load import EVALUATIONS, Paper, choices, seeds_of
+from elas_lightning.analysis.paper.load import EVALUATIONS, Paper, method_names, seeds_of
 from elas_lightning.analysis.paper.memory import accounts, memory_sentences
 from elas_lightning.analysis.paper.scaling import scaling_answers, scaling_series
 from elas_lightning.analysis.paper.speed import speed_answers
@@ -41,9 +41,9 @@ class Question:
 
     number: int
     asked: str
-    answered: list[str] = field(default_factory=list)
-    open: list[str] = field(default_factory=list)
-    sections: list[tuple[str, str]] = field(default_factory=list)
+    answered: list[str]
+    open: list[str]
+    sections: list[tuple[str, str]]
 
     @property
     def state(self) -> str:
@@ -55,21 +55,17 @@ class Question:
 
 def questions(paper: Paper) -> list[Question]:
     """All eight."""
-    return [
-        _question(paper, number, asked, answer, parts) for number, (asked, answer, parts) in enumerate(_ASKED, start=1)
-    ]
+    found = []
+    for place, (asked, answer, parts) in enumerate(_ASKED, start=1):
+        said = list(answer(paper))
+        links = [(f"part-{part}", part) for part in parts if part in paper.parts]
+        answered = [text for known, text in said if known]
+        open_ = [text for known, text in said if not known]
+        found.append(Question(place, asked, answered, open_, [*links, *_SECTIONS.get(place, ())]))
+    return found
 
 
 _Answer = Callable[[Paper], Iterator[tuple[bool, str]]]
-
-
-def _question(paper: Paper, number: int, asked: str, answer: _Answer, parts: tuple[str, ...]) -> Question:
-    said = list(answer(paper))
-    links = [(f"part-{part}", part) for part in parts if part in paper.parts]
-    links += [(name, label) for name, label in _SECTIONS.get(number, ())]
-    return Question(
-        number, asked, [text for known, text in said if known], [text for known, text in said if not known], links
-    )
 
 
 def _baselines(paper: Paper) -> Iterator[tuple[bool, str]]:
@@ -91,7 +87,7 @@ def _baselines(paper: Paper) -> Iterator[tuple[bool, str]]:
     for found in against_twins(results):
         if found.method == OURS:
             yield found.difference is not None, close_to_twin(found)
-    if waiting := [method for method in choices(results, results.parameters[0].name) if method not in done]:
+    if waiting := [method for method in method_names(results) if method not in done]:
         yield False, f"Without a finished run yet: {listing(waiting)}."
     yield from _part(paper, "activation_ablation", "Squared ReLU and 2:4 apart")
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from elas_lightning.analysis import style
 from elas_lightning.analysis.answer import answer, facts, losses
+from elas_lightning.analysis.load import planned_runs
 from elas_lightning.analysis.page import data_uri, drawn, render, table_html
 from elas_lightning.analysis.paper.forest import forest
 from elas_lightning.analysis.paper.load import Paper, load_paper
@@ -22,8 +23,8 @@ from elas_lightning.analysis.paper.table import against_twins, methods_table
 from elas_lightning.analysis.paper.tasks import tasks_table
 from elas_lightning.analysis.paper.verdicts import statistics_note, verdicts
 from elas_lightning.analysis.plots import write_plots
-from elas_lightning.analysis.report import write_report
-from elas_lightning.analysis.tables import Table, comparison_table, results_table
+from elas_lightning.analysis.report import loss_table, write_report
+from elas_lightning.analysis.tables import comparison_table, results_table
 
 
 def write_paper_plots(folder: str | Path) -> list[Path]:
@@ -86,7 +87,7 @@ def write_paper_report(folder: str | Path, benchmarks: Path | None = None) -> Pa
         sizes_table=table_html(sizes_table(paper), "Memory at the paper's sizes"),
         memory_table=table_html(memory_table(paper.table) if paper.table else None, "Memory by part"),
         tasks_table=table_html(tasks_table(paper), "Downstream tasks"),
-        losses=table_html(_loss_table(paper), "Divergences and failures"),
+        losses=table_html(loss_table("Part", _losses(paper)), "Divergences and failures"),
         statistics=statistics_note(),
         facts=facts(paper.table) if paper.table else [],
     )
@@ -150,18 +151,18 @@ def _published(section: str) -> list[tuple[str, Any]]:
     return [(title, table_html(table, title)) for title, table in published_tables(section)]
 
 
+def _losses(paper: Paper) -> list[tuple[str, str, str, str, str]]:
+    return [
+        (name, setting, seed, state, reason)
+        for name, results in paper.parts.items()
+        for _, setting, seed, state, reason in losses(results)
+    ]
+
+
 def _missing(paper: Paper) -> list[str]:
     said = [f"{name}: {reason}." for name, reason in paper.absent.items()]
     for name, results in paper.parts.items():
-        planned = int((results.summary.get("runs") or {}).get("planned") or 0)
+        planned = planned_runs(results.summary)
         if planned > len(results.trials):
             said.append(f"{name}: {planned - len(results.trials)} of {planned} runs.")
     return said
-
-
-def _loss_table(paper: Paper) -> Table | None:
-    rows = tuple((name, *rest) for name, results in paper.parts.items() for _, *rest in losses(results))
-    if not rows:
-        return None
-    columns = ("Part", "Setting", "Seed", "State", "Reason")
-    return Table("Runs without a result; they have no part in any mean.", columns, rows, 5)

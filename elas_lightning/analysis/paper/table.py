@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from elas_lightning.analysis.equivalence import MARGIN, Equivalence, pair, verdict
 from elas_lightning.analysis.load import SweepResults
 from elas_lightning.analysis.metrics import metric_of
-from elas_lightning.analysis.paper.load import choices, seeds_of
-from elas_lightning.analysis.points import Point, gather
+from elas_lightning.analysis.paper.load import method_names, seeds_of
+from elas_lightning.analysis.parameters import level_name
+from elas_lightning.analysis.points import Point, amount, gather
 from elas_lightning.analysis.statistics import Difference, holm
 from elas_lightning.analysis.tables import Table, p_text
-from elas_lightning.analysis.wording import decimals_of, interval, number, plural, plus_minus, signed
+from elas_lightning.analysis.wording import decimals_of, interval, lost, number, plural, plus_minus, signed
 
 NOT_RUN = "not run yet"
 # The paper's "weights + gradients" come to this at every size but one. It is what the tables of the GaLore family count
@@ -53,10 +54,9 @@ def methods(results: SweepResults, metric: str | None = None) -> dict[str, Point
 
     Methods are the choices of the first parameter; the others, if any, stand at their best.
     """
-    name = results.parameters[0].name
-    found = gather(results, [name], metric or results.objective)
-    names = dict(zip(results.parameter(name).levels, choices(results, name), strict=True))
-    return {names[point.levels[name]]: point for point in found}
+    parameter = results.parameters[0]
+    found = gather(results, [parameter.name], metric or results.objective)
+    return {level_name(parameter, point.levels[parameter.name]): point for point in found}
 
 
 def against_twins(results: SweepResults) -> list[Comparison]:
@@ -67,8 +67,7 @@ def against_twins(results: SweepResults) -> list[Comparison]:
 
 def against_baseline(results: SweepResults) -> list[Comparison]:
     """Each method against the one that is listed first: a family of its own, since it is another question."""
-    name = results.parameters[0].name
-    base, *others = choices(results, name)
+    base, *others = method_names(results)
     return _family(results, [(other, base) for other in others])
 
 
@@ -91,14 +90,17 @@ def methods_table(results: SweepResults) -> Table:
     """Every method of the sweep's file, in its order; those without a run stand in it as missing."""
     points, speed = methods(results), methods(results, "tokens_per_second")
     objective = metric_of(results.objective)
-    listed = choices(results, results.parameters[0].name)
+    listed = method_names(results)
     base = listed[0]
     by_twin = {found.method: found for found in against_twins(results)}
     by_base = {found.method: found for found in against_baseline(results)}
     rows = []
     for method in listed:
         point, twin, first = points.get(method), by_twin.get(method), by_base.get(method)
-        count = _amount(results, point, "parameters")
+        count, flops, memory = (
+            amount(results, point, column) if point else None
+            for column in ("parameters", "flops_per_token", "peak_memory_bytes")
+        )
         rows.append(
             (
                 method,
@@ -109,9 +111,9 @@ def methods_table(results: SweepResults) -> Table:
                 twin.against if twin else "",
                 *_difference(twin),
                 verdict(twin.equivalence, twin.difference, twin.p_equivalence) if twin and point else "",
-                _millions(_amount(results, point, "flops_per_token")),
+                _millions(flops),
                 _ratio(speed.get(method), speed.get(base)),
-                _millions(_amount(results, point, "peak_memory_bytes")),
+                _millions(memory),
             )
         )
     columns = (
@@ -135,11 +137,11 @@ def methods_table(results: SweepResults) -> Table:
 def _spread(point: Point | None, scale: float, planned: int) -> str:
     if point is None:
         return NOT_RUN
-    lost = [f"{point.counts[state]} {state}" for state in ("diverged", "failed", "pruned") if point.counts[state]]
+    absent = lost(point.counts)
     if missing := planned - sum(point.counts.values()):
-        lost.append(f"{missing} {NOT_RUN}")
+        absent.append(f"{missing} {NOT_RUN}")
     value = plus_minus(point.estimate, scale) if point.estimate else "none"
-    return f"{value} ({', '.join(lost)} of {plural(planned, 'seed')})" if lost else value
+    return f"{value} ({', '.join(absent)} of {plural(planned, 'seed')})" if absent else value
 
 
 def _difference(found: Comparison | None) -> tuple[str, str]:
@@ -151,13 +153,6 @@ def _difference(found: Comparison | None) -> tuple[str, str]:
         return "no shared seed", ""
     value = signed(d.value, decimals_of(d))
     return (value, "") if d.low is None else (f"{value} ({interval(d)})", p_text(found.p))
-
-
-def _amount(results: SweepResults, point: Point | None, column: str) -> float | None:
-    if point is None:
-        return None
-    values = results.trials.loc[results.trials["run"].isin(point.runs), column].dropna()
-    return float(values.max()) if len(values) else None
 
 
 def _millions(value: float | None) -> str:

@@ -6,10 +6,10 @@ from collections import Counter
 
 from elas_lightning.analysis.answer import USUAL_TOKENS_PER_PARAMETER, tokens_per_parameter
 from elas_lightning.analysis.equivalence import ALPHA, MARGIN, sentence_of
-from elas_lightning.analysis.load import SweepResults
-from elas_lightning.analysis.paper.load import Paper, choices
+from elas_lightning.analysis.load import SweepResults, planned_runs
+from elas_lightning.analysis.paper.load import Paper, method_names
 from elas_lightning.analysis.paper.table import Comparison, against_twins, methods
-from elas_lightning.analysis.points import Point, best, difference
+from elas_lightning.analysis.points import Point, best_of, difference
 from elas_lightning.analysis.statistics import Difference, holm
 from elas_lightning.analysis.tables import p_text
 from elas_lightning.analysis.wording import (
@@ -17,6 +17,7 @@ from elas_lightning.analysis.wording import (
     decimals_of,
     interval,
     listing,
+    lost,
     number,
     plural,
     plus_minus,
@@ -80,8 +81,7 @@ def close_to_twin(found: Comparison) -> str:
 
 def contenders(results: SweepResults) -> list[str]:
     """ELAS and its variants among the methods."""
-    name = results.parameters[0].name
-    return [method for method in choices(results, name) if method == OURS or method.startswith(f"{OURS} ")]
+    return [method for method in method_names(results) if method == OURS or method.startswith(f"{OURS} ")]
 
 
 def winner(results: SweepResults) -> str:
@@ -97,11 +97,9 @@ def winner(results: SweepResults) -> str:
     if len(done) == 1:
         (name,) = done
         return f"Of our own contenders only {name} has finished runs{rest}, so there is no winner among them."
-    top = best(list(done.values()), results.objective)
+    top, estimate = best_of(list(done.values()), results.objective)
     (first,) = [name for name, point in done.items() if point is top]
-    assert top is not None  # every point of `done` has a finished run
-    assert top.estimate is not None
-    value = f"{plus_minus(top.estimate)} ({seeds_phrase(top.estimate.n)})"
+    value = f"{plus_minus(estimate)} ({seeds_phrase(estimate.n)})"
     said = f"Among our own contenders {first} comes first with {value}{rest}"
     back = [_loss_of(name, point) for name, point in done.items() if _stands_back(point, top)]
     if back:
@@ -159,13 +157,12 @@ def budget(results: SweepResults) -> list[str]:
 
 def completeness(paper: Paper) -> str:
     """How much of what was planned is there, over all parts."""
-    planned = sum(int((part.summary.get("runs") or {}).get("planned") or 0) for part in paper.parts.values())
+    planned = sum(planned_runs(part.summary) for part in paper.parts.values())
     trials = paper.trials
     counts = Counter(trials["state"]) if len(trials) else Counter()
-    lost = [f"{counts[state]} {state}" for state in ("diverged", "failed", "pruned") if counts[state]]
     text = f"{counts['complete']} of {planned} planned runs in {plural(len(paper.parts), 'part')} completed"
-    if lost:
-        text += f"; {listing(lost)}, kept and shown below"
+    if said := lost(counts):
+        text += f"; {listing(said)}, kept and shown below"
     if waiting := planned - len(trials):
         text += f"; {waiting} not made yet"
     if paper.absent:

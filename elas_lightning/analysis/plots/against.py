@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from elas_lightning.analysis import style
 from elas_lightning.analysis.load import SweepResults
-from elas_lightning.analysis.metrics import Metric, metric_of
+from elas_lightning.analysis.metrics import Metric
 from elas_lightning.analysis.parameters import phrase, side_name, spoken
 from elas_lightning.analysis.plots.base import (
     Options,
@@ -18,9 +18,11 @@ from elas_lightning.analysis.plots.base import (
     cut_clause,
     draw_seeds,
     losses_clause,
+    metric_in,
     note_diverged,
     required,
     rest_clause,
+    shown_values,
     value_limits,
 )
 from elas_lightning.analysis.points import Point, baseline, best, difference, focus, gather
@@ -83,16 +85,14 @@ def _draw(
     results: SweepResults, options: Options, log_x: bool
 ) -> tuple[Figure, Metric, list[tuple[str, list[Point]]], bool]:
     x, series = required(options, "x"), options.get("series")
-    metric = metric_of(str(options.get("metric", results.objective)))
+    metric = metric_in(results, options)
     points = gather(results, [x, series] if series else [x], metric.column, options.get("filter"))
     done = complete_points(points, f"a value of {x}")
     figure = style.new_figure()
     ax = figure.add_subplot()
     scale = Scale(results.parameter(x), [point.levels[x] for point in points], log_x)
     scale.apply(ax)
-    values = [value * metric.scale for point in done for value in point.values.values()]
-    spans = [(e.low * metric.scale, e.high * metric.scale) for point in done if (e := point.estimate)]
-    cut = value_limits(ax, "y", values, spans)
+    cut = value_limits(ax, "y", *shown_values(done, metric))
     ax.set_ylabel(metric.label)
     lines = _lines(results, points, series)
     ends = []
@@ -203,7 +203,7 @@ def _against(results: SweepResults, options: Options, lines: Sequence[tuple[str,
     series, x = options.get("series"), str(options["x"])
     if not series or len(lines) < 2:
         return ""
-    metric = metric_of(str(options.get("metric", results.objective)))
+    metric = metric_in(results, options)
     by_name = dict(lines)
     ours, theirs = focus(results, series, options), baseline(results, series, options)
     if ours == theirs or ours not in by_name or theirs not in by_name:

@@ -10,11 +10,13 @@ from matplotlib.axes import Axes
 
 from elas_lightning.analysis import style
 from elas_lightning.analysis.load import SweepResults
+from elas_lightning.analysis.metrics import Metric, metric_of
 from elas_lightning.analysis.parameters import Level, Parameter, level_name, spoken
-from elas_lightning.analysis.points import Point
+from elas_lightning.analysis.points import Point, best_of, describe
 from elas_lightning.analysis.statistics import Difference
-from elas_lightning.analysis.wording import listing, plural
+from elas_lightning.analysis.wording import listing, lost, plural, plus_minus, seeds_phrase
 from elas_lightning.errors import UserError
+from elas_lightning.trials_table import STATES
 
 Options = Mapping[str, Any]
 # Beyond this many values ticks at each of them run into one another, and a tried value is rarely repeated.
@@ -26,6 +28,11 @@ TIME_LABELS = {"tokens": "Training tokens", "step": "Optimizer step", "seconds":
 
 class CannotDraw(Exception):
     """The files hold too little for a requested plot; the message says what is lacking."""
+
+
+def metric_in(results: SweepResults, options: Options) -> Metric:
+    """The metric that is asked for, else the sweep's objective."""
+    return metric_of(str(options.get("metric", results.objective)))
 
 
 def required(options: Options, key: str) -> str:
@@ -108,6 +115,12 @@ class Scale:
         ax.set_xlabel(self.parameter.label)
 
 
+def shown_values(points: Sequence[Point], metric: Metric) -> tuple[list[float], list[tuple[float, float]]]:
+    """Every seed's value and every point's interval, in the unit that is shown."""
+    values = [value * metric.scale for point in points for value in point.values.values()]
+    return values, [(e.low * metric.scale, e.high * metric.scale) for point in points if (e := point.estimate)]
+
+
 def value_limits(ax: Axes, which: str, values: Sequence[float], intervals: Sequence[tuple[float, float]]) -> bool:
     """Choose scale and limits of the axis that shows a metric.
 
@@ -135,6 +148,13 @@ def value_limits(ax: Axes, which: str, values: Sequence[float], intervals: Seque
     return min(ends_low) < shown[0] or max(ends_high) > shown[1]
 
 
+def best_clause(results: SweepResults, metric: Metric, done: Sequence[Point]) -> str:
+    """Say which of the finished points is best."""
+    top, estimate = best_of(done, metric.column)
+    value = f"{plus_minus(estimate, metric.scale)} ({seeds_phrase(estimate.n)})"
+    return f"{metric.noun} is best with {describe(results, top.levels)}: {value}"
+
+
 def cut_clause(cut: bool) -> str:
     """Say that an interval is longer than it looks."""
     return "an interval that reaches the edge of the figure goes on beyond it" if cut else ""
@@ -150,13 +170,8 @@ def picked_clause(found: Difference | None, what: str, count: int) -> str:
 def losses_clause(points: Sequence[Point]) -> str:
     """Say which runs of the figure have no value, and why."""
     total = sum(sum(point.counts.values()) for point in points)
-    said = []
-    for state in ("diverged", "failed", "pruned"):
-        if count := sum(point.counts[state] for point in points):
-            said.append(f"{count} {state}")
-    if not said:
-        return ""
-    return f"of {plural(total, 'run')} shown, {listing(said)}: these have no part in the means"
+    said = lost({state: sum(point.counts[state] for point in points) for state in STATES})
+    return f"of {plural(total, 'run')} shown, {listing(said)}: these have no part in the means" if said else ""
 
 
 def rest_clause(results: SweepResults, points: Sequence[Point]) -> str:

@@ -11,22 +11,25 @@ from matplotlib.figure import Figure
 
 from elas_lightning.analysis import style
 from elas_lightning.analysis.load import SweepResults
-from elas_lightning.analysis.metrics import Metric, metric_of
+from elas_lightning.analysis.metrics import Metric
 from elas_lightning.analysis.parameters import Level, Parameter, level_name, side_name
 from elas_lightning.analysis.plots.base import (
     Options,
+    best_clause,
     complete_points,
     cut_clause,
     draw_seeds,
     losses_clause,
+    metric_in,
     picked_clause,
     required,
     rest_clause,
+    shown_values,
     value_limits,
 )
-from elas_lightning.analysis.points import Point, baseline, best, describe, difference, focus, gather
+from elas_lightning.analysis.points import Point, baseline, best, difference, focus, gather
 from elas_lightning.analysis.statistics import Difference
-from elas_lightning.analysis.wording import compare, compare_many, plus_minus, seeds_phrase, sentence
+from elas_lightning.analysis.wording import compare, compare_many, sentence
 
 
 @style.styled
@@ -37,7 +40,7 @@ def bars(results: SweepResults, options: Options) -> tuple[Figure, str]:
         options: ``x``; optionally ``group``, ``metric`` (the objective), ``baseline``, ``focus``, ``filter``.
     """
     x, group = required(options, "x"), options.get("group")
-    metric = metric_of(str(options.get("metric", results.objective)))
+    metric = metric_in(results, options)
     points = gather(results, [x, group] if group else [x], metric.column, options.get("filter"))
     done = complete_points(points, f"a value of {x}")
     rows = _levels_of(points, results.parameter(x))
@@ -68,7 +71,7 @@ def bars(results: SweepResults, options: Options) -> tuple[Figure, str]:
             title=results.parameter(group).label,
             title_fontsize=9,
         )
-    clauses = [_lead(results, metric, done)]
+    clauses = [best_clause(results, metric, done)]
     if group and len(groups) > 1:
         clauses.append(_by_group(results, options, metric, done))
     elif len(done) > 1:
@@ -78,8 +81,7 @@ def bars(results: SweepResults, options: Options) -> tuple[Figure, str]:
 
 def _limit_values(ax: Axes, metric: Metric, done: list[Point]) -> bool:
     """Make room for values and intervals, from zero for an amount; whether an interval is cut off."""
-    values = [value * metric.scale for point in done for value in point.values.values()]
-    spans = [(e.low * metric.scale, e.high * metric.scale) for point in done if (e := point.estimate)]
+    values, spans = shown_values(done, metric)
     if not metric.from_zero:
         return value_limits(ax, "x", values, spans)
     ax.set_xlim(0, 1.1 * max(*values, *(high for _, high in spans)))
@@ -116,14 +118,6 @@ def _draw_group(
             style.cross(ax, (1.0, place), edge, look)
             text = "diverged" if count == 1 else f"{count} diverged"
             style.note(ax, text, (1.0, place), edge, (7, 0), va="center")
-
-
-def _lead(results: SweepResults, metric: Metric, done: list[Point]) -> str:
-    top = best(done, metric.column)
-    assert top is not None  # every point of `done` has a finished run
-    assert top.estimate is not None
-    value = f"{plus_minus(top.estimate, metric.scale)} ({seeds_phrase(top.estimate.n)})"
-    return f"{metric.noun} is best with {describe(results, top.levels)}: {value}"
 
 
 def _by_group(results: SweepResults, options: Options, metric: Metric, done: list[Point]) -> str:

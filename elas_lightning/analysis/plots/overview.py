@@ -18,14 +18,17 @@ from elas_lightning.analysis.parameters import Level, Parameter, level_name, spo
 from elas_lightning.analysis.plots.base import (
     CannotDraw,
     Options,
+    best_clause,
     complete_points,
     losses_clause,
+    metric_in,
     picked_clause,
     required,
     rest_clause,
 )
-from elas_lightning.analysis.points import Point, best, describe, difference, gather
+from elas_lightning.analysis.points import Point, best_of, describe, difference, gather
 from elas_lightning.analysis.wording import compare, listing, number, plural, plus_minus, seeds_phrase, sentence
+from elas_lightning.trials_table import STATES
 
 _MOST_TICKS = 9
 
@@ -38,7 +41,7 @@ def heatmap(results: SweepResults, options: Options) -> tuple[Figure, str]:
         options: ``x``, ``y``; optionally ``metric`` (the objective) and ``filter``.
     """
     x, y = required(options, "x"), required(options, "y")
-    metric = metric_of(str(options.get("metric", results.objective)))
+    metric = metric_in(results, options)
     points = gather(results, [y, x], metric.column, options.get("filter"))
     done = complete_points(points, f"values of {x} and {y}")
     columns, rows = results.parameter(x).levels, results.parameter(y).levels
@@ -74,16 +77,11 @@ def heatmap(results: SweepResults, options: Options) -> tuple[Figure, str]:
 
 def _ends(results: SweepResults, done: list[Point], metric: Metric) -> list[str]:
     """What the caption says of the best point and of the worst."""
-    top, bottom = best(done, metric.column), _worst(done, metric)
-    assert top is not None  # every point of `done` has a finished run
-    assert top.estimate is not None
-    assert bottom.estimate is not None
-    clauses = [
-        f"{metric.noun} is best with {describe(results, top.levels)}: "
-        f"{plus_minus(top.estimate, metric.scale)} ({seeds_phrase(top.estimate.n)})"
-    ]
+    top, _ = best_of(done, metric.column)
+    bottom, worst = max(((p, e) for p in done if (e := p.estimate)), key=lambda pair: metric.sign * pair[1].mean)
+    clauses = [best_clause(results, metric, done)]
     if bottom is not top:
-        clauses.append(f"worst with {describe(results, bottom.levels)}: {plus_minus(bottom.estimate, metric.scale)}")
+        clauses.append(f"worst with {describe(results, bottom.levels)}: {plus_minus(worst, metric.scale)}")
         found = difference(top, bottom, metric.column)
         clauses.append(compare(found, "the best", "the worst"))
         clauses.append(picked_clause(found, "they were picked as the two ends", len(done)))
@@ -105,9 +103,9 @@ def _norm(values: np.ndarray) -> Normalize:
 def _cell(ax: Axes, i: int, j: int, point: Point | None, metric: Metric, image: ScalarMappable) -> None:
     if point is None or point.estimate is None:
         counts = point.counts if point else {}
-        lost = next((state for state in ("diverged", "failed", "pruned") if counts.get(state)), "not run")
+        why = next((state for state in STATES if state != "complete" and counts.get(state)), "not run")
         ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor="#f4f4f4", edgecolor="#bbbbbb", hatch="///", lw=0))
-        ax.text(j, i, lost, ha="center", va="center", fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1.5})
+        ax.text(j, i, why, ha="center", va="center", fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1.5})
         return
     red, green, blue, _ = image.to_rgba(np.asarray(point.estimate.mean * metric.scale))
     dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45
@@ -117,10 +115,6 @@ def _cell(ax: Axes, i: int, j: int, point: Point | None, metric: Metric, image: 
     ax.text(j, i, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black", linespacing=1.05)
 
 
-def _worst(points: list[Point], metric: Metric) -> Point:
-    return max(points, key=lambda point: metric.sign * (point.estimate.mean if point.estimate else 0.0))
-
-
 @style.styled
 def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
     """Each point as a line across all searched parameters to the metric; the best one stands out.
@@ -128,7 +122,7 @@ def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
     Args:
         options: optionally ``metric`` (the objective) and ``filter``.
     """
-    metric = metric_of(str(options.get("metric", results.objective)))
+    metric = metric_in(results, options)
     names = [parameter.name for parameter in results.parameters]
     if not names:
         raise CannotDraw("the sweep searched no parameter")
@@ -138,7 +132,7 @@ def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
         raise CannotDraw("a comparison of whole settings needs at least two that have finished")
     means = {id(p): e.mean * metric.scale for p in done if (e := p.estimate)}
     norm = _norm(np.array(list(means.values())))
-    top = best(done, metric.column)
+    top, _ = best_of(done, metric.column)
     scales = [_unit_scale(parameter) for parameter in results.parameters]
     ticks = [_ticks(parameter, scale) for parameter, scale in zip(results.parameters, scales, strict=True)]
     lines = max(sum(1 + name.count("\n") for name in found) for found in ticks)
@@ -169,12 +163,10 @@ def parallel(results: SweepResults, options: Options) -> tuple[Figure, str]:
 
 
 def _parallel_caption(results: SweepResults, metric: Metric, points: list[Point], done: list[Point]) -> str:
-    top = best(done, metric.column)
-    assert top is not None  # `done` has only points with finished runs
-    assert top.estimate is not None
+    top, estimate = best_of(done, metric.column)
     clauses = [
         f"the best of {plural(len(done), 'finished point')} (thick orange line) is {describe(results, top.levels)}: "
-        f"{metric.noun} {plus_minus(top.estimate, metric.scale)} ({seeds_phrase(top.estimate.n)})"
+        f"{metric.noun} {plus_minus(estimate, metric.scale)} ({seeds_phrase(estimate.n)})"
     ]
     if lost := sum(not point.values for point in points):
         which = "the dotted grey line is" if lost == 1 else "dotted grey lines are"

@@ -12,7 +12,7 @@ from elas_lightning.analysis import style
 from elas_lightning.analysis.load import SweepResults
 from elas_lightning.analysis.metrics import Metric, metric_of
 from elas_lightning.analysis.parameters import side_name
-from elas_lightning.analysis.plots.base import CannotDraw, Options, cut_clause, losses_clause, value_limits
+from elas_lightning.analysis.plots.base import CannotDraw, Options, cut_clause, losses_clause, metric_in, value_limits
 from elas_lightning.analysis.points import Point, gather
 from elas_lightning.analysis.statistics import Estimate
 from elas_lightning.analysis.wording import listing, seeds_phrase, sentence
@@ -40,7 +40,7 @@ def pareto(results: SweepResults, options: Options) -> tuple[Figure, str]:
         CannotDraw: Fewer than two points have both, or all of them have a diverged run.
     """
     keys = [str(options["series"])] if "series" in options else results.names
-    metric = metric_of(str(options.get("metric", results.objective)))
+    metric = metric_in(results, options)
     cost = metric_of(str(options.get("x", "flops_per_token")))
     parameters = [results.parameter(key) for key in keys]
     points = gather(results, keys, metric.column, options.get("filter"))

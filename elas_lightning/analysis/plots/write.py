@@ -15,7 +15,7 @@ from elas_lightning.analysis.load import SweepResults, load_sweep
 from elas_lightning.analysis.metrics import metric_of
 from elas_lightning.analysis.parameters import lower_first, name_of
 from elas_lightning.analysis.plots.against import lr_curve, metric_by
-from elas_lightning.analysis.plots.base import CannotDraw
+from elas_lightning.analysis.plots.base import CannotDraw, metric_in
 from elas_lightning.analysis.plots.curves import curves
 from elas_lightning.analysis.plots.dots import bars
 from elas_lightning.analysis.plots.overview import heatmap, importance, parallel
@@ -105,7 +105,7 @@ def _unique(name: str, taken: set[str]) -> str:
 
 
 def _title(results: SweepResults, options: Mapping[str, Any]) -> str:
-    metric = metric_of(str(options.get("metric", results.objective))).noun
+    metric = metric_in(results, options).noun
 
     def label(key: str) -> str:
         name = str(options.get(key, "lr" if key == "x" else ""))

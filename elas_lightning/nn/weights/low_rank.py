@@ -20,19 +20,17 @@ from elas_lightning.nn.weights_config import WeightsConfig, sltrain_entries
 class LowRankPart(WeightRule):
     """The factors, which start as LoRA's do (arXiv 2106.09685): A uniform in ``±1/√I``, B zero.
 
+    Args:
+        weight_OI: The full-rank weight, for its shape and device.
+        rank: R.
+        config: The fields of the method.
+
     Attributes:
         A: ``(R, I)``.
         B: ``(O, R)``.
     """
 
     def __init__(self, weight_OI: Tensor, rank: int, config: WeightsConfig) -> None:
-        """Start the factors.
-
-        Args:
-            weight_OI: The full-rank weight, for its shape and device.
-            rank: R.
-            config: ``alpha``.
-        """
         super().__init__()
         rows, columns = weight_OI.shape
         self.scale = config.alpha / rank
@@ -47,19 +45,13 @@ class LowRankPart(WeightRule):
 class SparsePlusLowRank(LowRankPart):
     """SLTrain (arXiv 2406.02214): a product of factors plus a sparse matrix on a fixed random support.
 
-    What stands for the weight is the vector of the sparse entries; where they belong is a buffer.
+    What stands for the weight is the vector of the sparse entries, equally many whatever the seed; where they belong
+    is a buffer.
     """
 
     index: Tensor
 
     def __init__(self, weight_OI: Tensor, rank: int, config: WeightsConfig) -> None:
-        """Draw the support, the same number of entries whatever the seed.
-
-        Args:
-            weight_OI: The full-rank weight, for its shape and device.
-            rank: R.
-            config: ``alpha`` and ``sltrain_density``.
-        """
         super().__init__(weight_OI, rank, config)
         rows, columns = weight_OI.shape
         order = torch.randperm(rows * columns, device=weight_OI.device)
@@ -83,16 +75,9 @@ class Restarted(LowRankPart):
     and the optimizer forgets both. What stands for the weight is the full-rank matrix.
     """
 
-    seed: Tensor
+    seed: Tensor  # of all later starts of A
 
     def __init__(self, weight_OI: Tensor, rank: int, config: WeightsConfig) -> None:
-        """Start the factors and draw the seed of all later starts of A.
-
-        Args:
-            weight_OI: The full-rank weight.
-            rank: R.
-            config: ``alpha`` and ``relora_full_rank_cycles``.
-        """
         super().__init__(weight_OI, rank, config)
         self.cycles = config.relora_full_rank_cycles
         self.register_buffer("seed", torch.randint(2**62, (), dtype=torch.int64, device=weight_OI.device))

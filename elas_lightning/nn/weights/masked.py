@@ -42,12 +42,6 @@ class DecayingMask(WeightRule):
     mask: Tensor
 
     def __init__(self, weight_OI: Tensor, config: WeightsConfig) -> None:
-        """Choose the first mask.
-
-        Args:
-            weight_OI: The weight at its start.
-            config: The method and its ``decay``, ``mask_every`` and ``dense_end``.
-        """
         super().__init__()
         self.config = config
         self.register_buffer("mask", self._choose(weight_OI))
@@ -80,12 +74,6 @@ class PruneOnce(WeightRule):
     mask: Tensor
 
     def __init__(self, weight_OI: Tensor, config: WeightsConfig) -> None:
-        """Start dense.
-
-        Args:
-            weight_OI: The weight at its start.
-            config: ``asp_prune_at``.
-        """
         super().__init__()
         self.config = config
         self.register_buffer("mask", torch.ones_like(weight_OI, dtype=torch.bool))

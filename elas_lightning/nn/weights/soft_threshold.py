@@ -41,11 +41,6 @@ class SoftThreshold(WeightRule):
     scale: Tensor
 
     def __init__(self, weight_OI: Tensor) -> None:
-        """Find β.
-
-        Args:
-            weight_OI: The weight at its start.
-        """
         super().__init__()
         weight_OI = weight_OI.detach()
         sparse_OI = soft_threshold_24(weight_OI)

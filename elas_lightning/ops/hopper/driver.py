@@ -24,7 +24,6 @@ class TensorMap:
     """What a bulk copy knows of a tensor in memory: 128 bytes, aligned as the driver wants them."""
 
     def __init__(self) -> None:
-        """Make room."""
         self._room = ctypes.create_string_buffer(128 + 64)
         self.address = (ctypes.addressof(self._room) + 63) & ~63
 

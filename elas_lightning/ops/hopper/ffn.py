@@ -10,6 +10,7 @@ Shape suffixes: T tokens, R rank, F hidden features, O output rank.
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -114,22 +115,15 @@ def hidden(z_TR: Tensor, up_FR: Tensor, kept_TF: Tensor | None = None) -> tuple[
     """``S(relu(z upᵀ)**2)`` in the form of ``fragments.py``; z in whole multiples of 16 bytes, F of 16."""
     (tokens, rank), features = z_TR.shape, up_FR.shape[0]
     values, codes = empty_fragments(z_TR, tokens, features)
-    steps = _ceil(features, FEATURES)
     source = hidden_source(rank, kept_TF is not None, z_TR.dtype == torch.float16)
-    sets = _ceil(tokens, CLUSTER * TOKENS)
-    if rank <= RESIDENT_RANK:
-        stays, columns = round_up(rank, 128) * 2 * TOKENS, _ceil(features, 128)
-        parts = _parts(sets, columns, z_TR.device)
-        programs, shared = CLUSTER * sets * parts, stays + min(12, (_ROOM - stays) // _BOX) * _BOX
-        maps, last = (row_map(z_TR, TOKENS), group_map(up_FR, 128 // CLUSTER)), parts
-    else:
-        columns = _ceil(features, 256)
-        programs, shared = CLUSTER * min(_clusters(z_TR.device), sets * columns), 4 * 3 * _BOX
-        maps, last = (row_map(z_TR, TOKENS), group_map(up_FR, 256 // CLUSTER)), _ceil(rank, 64)
+    stays = round_up(rank, 128) * 2 * TOKENS if rank <= RESIDENT_RANK else None
+    plan = _plan(tokens, features, stays, 12, z_TR.device)
     launch(
-        source, programs, _THREADS, shared + _BESIDE, z_TR.device,
-        *maps, values, codes, values if kept_TF is None else kept_TF,
-        tokens, features if kept_TF is None else kept_TF.shape[1], columns, steps, last,
+        source, plan.programs, _THREADS, plan.shared_bytes, z_TR.device,
+        row_map(z_TR, TOKENS), group_map(up_FR, plan.tile // CLUSTER),
+        values, codes, values if kept_TF is None else kept_TF,
+        tokens, features if kept_TF is None else kept_TF.shape[1], plan.columns, _ceil(features, FEATURES),
+        _ceil(rank, 64) if stays is None else plan.parts,
     )  # fmt: skip
     return values, codes
 
@@ -167,29 +161,23 @@ def hidden_backward(
     hidden_TF, grad_TF = z_TR.new_empty((2, tokens, features)).unbind()
     rank = max(z_TR.shape[1], grad_TO.shape[1])
     source = backward_source(rank, masked, z_TR.dtype == torch.float16)
-    sets = _ceil(tokens, CLUSTER * TOKENS)
-    if rank <= FUSED_RANK:
-        stays, columns = 4 * fused_width(rank) * TOKENS, _ceil(features, 128)
-        slots, tile = min(10, (_ROOM - stays) // _BOX), 128
-        parts = _parts(sets, columns, z_TR.device)
-        programs, shared = CLUSTER * sets * parts, stays + slots * _BOX
-        sizes: tuple[int, ...] = (tokens, features, columns, parts)
-    else:
-        tile, columns = 256, _ceil(features, 256)
-        programs, shared = CLUSTER * min(_clusters(z_TR.device), sets * columns), 4 * 3 * _BOX
+    stays = 4 * fused_width(rank) * TOKENS if rank <= FUSED_RANK else None
+    plan = _plan(tokens, features, stays, 10, z_TR.device)
+    sizes: tuple[int, ...] = (tokens, features, plan.columns, plan.parts)
+    if stays is None:
         depths = _ceil(z_TR.shape[1], 64), _ceil(grad_TO.shape[1], 64)
-        sizes = (tokens, features, _ceil(tokens, TOKENS), columns, *depths)
+        sizes = (tokens, features, _ceil(tokens, TOKENS), plan.columns, *depths)
     launch(
         source,
-        programs,
+        plan.programs,
         _THREADS,
-        shared + _BESIDE,
+        plan.shared_bytes,
         z_TR.device,
         row_map(z_TR, TOKENS),
-        group_map(up_FR, tile // CLUSTER),
+        group_map(up_FR, plan.tile // CLUSTER),
         row_map(grad_TO, TOKENS),
-        group_map(down_FO, tile // CLUSTER),
-        *((hidden_TF,) if rank > FUSED_RANK else ()),  # nothing was kept
+        group_map(down_FO, plan.tile // CLUSTER),
+        *((hidden_TF,) if stays is None else ()),  # nothing was kept
         hidden_TF,
         grad_TF,
         *sizes,
@@ -202,20 +190,17 @@ def kept_backward(kept_TF: Tensor, down_FO: Tensor, grad_TO: Tensor, masked: boo
     tokens, features = kept_TF.shape
     grad_TO, down_FO = _aligned(grad_TO), _whole(down_FO)
     hidden_TF, grad_TF = kept_TF.new_empty((2, tokens, features)).unbind()
-    rank, sets = grad_TO.shape[1], _ceil(tokens, CLUSTER * TOKENS)
+    rank = grad_TO.shape[1]
     source = kept_backward_source(rank, masked, kept_TF.dtype == torch.float16)
-    if rank <= RESIDENT_RANK:
-        stays, columns = round_up(rank, 128) * 2 * TOKENS, _ceil(features, 128)
-        parts = _parts(sets, columns, kept_TF.device)
-        programs, shared = CLUSTER * sets * parts, stays + min(10, (_ROOM - stays) // _BOX) * _BOX
-        maps: tuple[TensorMap, ...] = (row_map(grad_TO, TOKENS), group_map(down_FO, 128 // CLUSTER))
-        sizes: tuple[int, ...] = (tokens, features, columns, parts)
-    else:
-        columns = _ceil(features, 256)
-        programs, shared = CLUSTER * min(_clusters(kept_TF.device), sets * columns), 4 * 3 * _BOX
-        maps = (row_map(grad_TO, TOKENS), group_map(down_FO, 256 // CLUSTER)) * 2  # z and up are not read
-        sizes = (tokens, features, _ceil(tokens, TOKENS), columns, 0, _ceil(rank, 64))
-    launch(source, programs, _THREADS, shared + _BESIDE, kept_TF.device, *maps, kept_TF, hidden_TF, grad_TF, *sizes)
+    stays = round_up(rank, 128) * 2 * TOKENS if rank <= RESIDENT_RANK else None
+    plan = _plan(tokens, features, stays, 10, kept_TF.device)
+    maps: tuple[TensorMap, ...] = (row_map(grad_TO, TOKENS), group_map(down_FO, plan.tile // CLUSTER))
+    sizes: tuple[int, ...] = (tokens, features, plan.columns, plan.parts)
+    if stays is None:
+        maps *= 2  # z and up are not read
+        sizes = (tokens, features, _ceil(tokens, TOKENS), plan.columns, 0, _ceil(rank, 64))
+    tensors = kept_TF, hidden_TF, grad_TF
+    launch(source, plan.programs, _THREADS, plan.shared_bytes, kept_TF.device, *maps, *tensors, *sizes)
     return hidden_TF, grad_TF
 
 
@@ -234,9 +219,34 @@ def _clusters(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count) // CLUSTER
 
 
-def _parts(sets: int, columns: int, device: torch.device) -> int:
-    """Into how many parts the features are split, so that few tokens fill the device."""
-    return max(1, min(columns, _clusters(device) // sets))
+class _Plan(NamedTuple):
+    """How a kernel goes through tokens and features.
+
+    Attributes:
+        tile: Features of a tile.
+        columns: Tiles beside each other.
+        parts: Into how many parts the features are split, so that few tokens fill the device.
+        programs: All of them.
+        shared_bytes: Of each.
+    """
+
+    tile: int
+    columns: int
+    parts: int
+    programs: int
+    shared_bytes: int
+
+
+def _plan(tokens: int, features: int, stays: int | None, slots: int, device: torch.device) -> _Plan:
+    """The plan of a kernel that holds its tokens, ``stays`` bytes, beside at most so many slots; or holds none."""
+    sets = _ceil(tokens, CLUSTER * TOKENS)
+    if stays is None:
+        columns = _ceil(features, 256)
+        return _Plan(256, columns, 1, CLUSTER * min(_clusters(device), sets * columns), 4 * 3 * _BOX + _BESIDE)
+    columns = _ceil(features, 128)
+    parts = max(1, min(columns, _clusters(device) // sets))
+    shared_bytes = stays + min(slots, (_ROOM - stays) // _BOX) * _BOX + _BESIDE
+    return _Plan(128, columns, parts, CLUSTER * sets * parts, shared_bytes)
 
 
 def _aligned(matrix: Tensor) -> Tensor:

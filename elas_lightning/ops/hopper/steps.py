@@ -9,7 +9,7 @@ Shape suffixes: t tokens of a chunk, R rank, F hidden features, O output rank.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import torch
@@ -76,32 +76,35 @@ class HopperSteps(TritonSteps):
 def _try_forward(device: torch.device, dtype: torch.dtype, rank: int, out_rank: int) -> None:
     z, up, down, _ = _trial(device, dtype, rank, out_rank)
     expected = PlainSteps().forward(z, up, down, True)
-    _hold("forward", device, lambda: [ffn.forward(z, up, down.t().contiguous())], [expected])
+    _hold(device, lambda: [ffn.forward(z, up, down.t().contiguous())], {"output": expected})
 
 
 @cache
 def _try_backward(device: torch.device, dtype: torch.dtype, rank: int, out_rank: int, masked: bool) -> None:
     z, up, down, grad = _trial(device, dtype, rank, out_rank)
-    expected = PlainSteps().hidden_backward(z, up, down, grad, True, masked)
-    _hold("backward", device, lambda: ffn.hidden_backward(z, up, down, grad, masked), expected)
+    hidden, grad_hidden = PlainSteps().hidden_backward(z, up, down, grad, True, masked)
+    expected = {"hidden features": hidden, "their gradient": grad_hidden}
+    _hold(device, lambda: ffn.hidden_backward(z, up, down, grad, masked), expected)
 
 
 @cache
 def _try_kept(device: torch.device, dtype: torch.dtype, rank: int, out_rank: int, masked: bool) -> None:
     z, up, down, grad = _trial(device, dtype, rank, out_rank)
     plain = PlainSteps()
-    expected = [
-        plain.forward(z, up, down, True),
-        torch.nn.functional.linear(z, up).relu(),
-        *plain.hidden_backward(z, up, down, grad, True, masked),
-    ]
+    hidden, grad_hidden = plain.hidden_backward(z, up, down, grad, True, masked)
+    expected = {
+        "output": plain.forward(z, up, down, True),
+        "what is kept": torch.nn.functional.linear(z, up).relu(),
+        "hidden features": hidden,
+        "their gradient": grad_hidden,
+    }
 
     def kept() -> list[Tensor]:
         room = z.new_empty((z.shape[0], up.shape[0]))
         out = ffn.forward_keeping(z, up, down.t().contiguous(), room)
         return [out, room, *ffn.kept_backward(room, down, grad, masked)]
 
-    _hold("kept", device, kept, expected)
+    _hold(device, kept, expected)
 
 
 def _trial(device: torch.device, dtype: torch.dtype, rank: int, out_rank: int) -> tuple[Tensor, ...]:
@@ -118,10 +121,8 @@ def _trial(device: torch.device, dtype: torch.dtype, rank: int, out_rank: int) -
     return z, up, drawn(-2, 2, _TRIAL_FEATURES, out_rank) / 8, drawn(-2, 2, _TRIAL_TOKENS, out_rank) / 8
 
 
-def _hold(what: str, device: torch.device, computed: Callable[[], object], expected: object) -> None:
-    names = {"forward": ("output",), "backward": ("hidden features", "their gradient")}
-    said = names.get(what, ("output", "what is kept", "hidden features", "their gradient"))
-    for name, mine, theirs in zip(said, computed(), expected, strict=True):  # type: ignore[call-overload]
+def _hold(device: torch.device, computed: Callable[[], Sequence[Tensor]], expected: Mapping[str, Tensor]) -> None:
+    for mine, (name, theirs) in zip(computed(), expected.items(), strict=True):
         error = float((mine.float() - theirs.float()).norm() / theirs.float().norm())
         if not error <= _TRIAL_TOLERANCE:
             raise UserError(

@@ -34,11 +34,11 @@ from elas_lightning.ops.kernels.selection import (
     join_codes,
     join_groups,
     join_members,
-    keep_24,
     member_major,
     pack,
     select,
     split_members,
+    zero_dropped,
 )
 from elas_lightning.ops.kernels.tiles import (
     backward_tiles,
@@ -147,11 +147,7 @@ def hidden_backward_kernel(
     grad = (2 * positive.to(tl.float32) * grad).to(DTYPE)
     a, b, c, d = split_members(grad)
     if SPARSE and MASKED:
-        h_a, h_b, h_c, h_d = split_members(hidden)
-        keep_a, keep_b, keep_c, keep_d = keep_24(h_a, h_b, h_c, h_d)
-        zero = tl.zeros_like(a)
-        a, b = tl.where(keep_a, a, zero), tl.where(keep_b, b, zero)
-        c, d = tl.where(keep_c, c, zero), tl.where(keep_d, d, zero)
+        a, b, c, d = zero_dropped(a, b, c, d, *split_members(hidden))
     store_columns(grad_hidden_ptr, join_groups(a, b, c, d), t, column, tokens, groups * 4)
     hidden = join_groups(*select(hidden, SPARSE))
     store_columns(hidden_ptr, hidden, t, column, tokens, groups * 4)

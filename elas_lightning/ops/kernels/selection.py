@@ -72,6 +72,15 @@ def keep_24(a, b, c, d):
 
 
 @triton.jit
+def zero_dropped(a, b, c, d, of_a, of_b, of_c, of_d):
+    """Four tiles, zero where 2:4 of four others drops the member."""
+    keep_a, keep_b, keep_c, keep_d = keep_24(of_a, of_b, of_c, of_d)
+    zero = tl.zeros_like(a)
+    a, b = tl.where(keep_a, a, zero), tl.where(keep_b, b, zero)
+    return a, b, tl.where(keep_c, c, zero), tl.where(keep_d, d, zero)
+
+
+@triton.jit
 def kept_two(a, b, c, d):
     """Of four keys the two that are kept, from left to right, and the code that ``ops/packing.py`` gives them."""
     largest, second = two_largest(a, b, c, d)

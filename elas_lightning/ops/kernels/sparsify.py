@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from elas_lightning.ops.kernels.selection import activate, join_groups, keep_24, split_groups
+from elas_lightning.ops.kernels.selection import activate, join_groups, split_groups, zero_dropped
 
 # Entries a program; ahead-of-time compiled in the tests, no configuration is chosen at run time.
 BLOCK = 4096
@@ -25,12 +25,7 @@ def sparsify_kernel(x_ptr, out_ptr, entries, RELU2: tl.constexpr, BLOCK: tl.cons
     if RELU2:
         _, x = activate(x, x.dtype)
     a, b, c, d = split_groups(x)
-    keep_a, keep_b, keep_c, keep_d = keep_24(a, b, c, d)
-    zero = tl.zeros_like(a)
-    kept = join_groups(
-        tl.where(keep_a, a, zero), tl.where(keep_b, b, zero), tl.where(keep_c, c, zero), tl.where(keep_d, d, zero)
-    )
-    tl.store(out_ptr + offsets, kept, mask=offsets < entries)
+    tl.store(out_ptr + offsets, join_groups(*zero_dropped(a, b, c, d, a, b, c, d)), mask=offsets < entries)
 
 
 @triton.jit
@@ -43,16 +38,8 @@ def sparsify_backward_kernel(
     grad = tl.load(grad_ptr + offsets, mask=offsets < entries, other=0.0)
     positive, hidden = activate(x, x.dtype)
     if MASKED:
-        a, b, c, d = split_groups(hidden if RELU2 else x)
-        keep_a, keep_b, keep_c, keep_d = keep_24(a, b, c, d)
-        grad_a, grad_b, grad_c, grad_d = split_groups(grad)
-        zero = tl.zeros_like(grad_a)
-        grad = join_groups(
-            tl.where(keep_a, grad_a, zero),
-            tl.where(keep_b, grad_b, zero),
-            tl.where(keep_c, grad_c, zero),
-            tl.where(keep_d, grad_d, zero),
-        )
+        a, b, c, d = split_groups(grad)
+        grad = join_groups(*zero_dropped(a, b, c, d, *split_groups(hidden if RELU2 else x)))
     if RELU2:
         slope = (2 * positive.to(tl.float32)).to(x.dtype)
         grad = (slope.to(tl.float32) * grad.to(tl.float32)).to(x.dtype)

@@ -13,15 +13,13 @@ class BlockOptimizer(torch.optim.Optimizer):
 
     Groups and state live here alone; a *delegate* is an optimizer of torch's that is lent some of them for a
     step. So the schedule, a checkpoint and its loading need not know that there are several.
+
+    Args:
+        adamw: Built on what it is to update; its groups are taken over.
+        groups: What the subclass updates by its own rule.
     """
 
     def __init__(self, adamw: torch.optim.AdamW, groups: list[dict[str, Any]]) -> None:
-        """Take over the groups of ``adamw`` and add others.
-
-        Args:
-            adamw: Built on what it is to update.
-            groups: What the subclass updates by its own rule.
-        """
         self._adamw = adamw
         super().__init__([*adamw.param_groups, *groups], {})
 

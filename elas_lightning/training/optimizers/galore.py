@@ -44,6 +44,15 @@ class GaLore(BlockOptimizer):
 
     Where parameters are sharded a matrix is gathered for its step, and its subspace and moments, which are small, lie
     on every process (``whole.py``).
+
+    Args:
+        adamw: Built on what it is to update.
+        group: The matrices, with their ``lr`` and ``weight_decay``.
+        rank: R, below the smaller dimension of each matrix.
+        update_every: Steps for which a subspace is kept.
+        scale: α.
+        betas: Decay of Adam's two moments.
+        eps: Adam's denominator term.
     """
 
     def __init__(
@@ -57,17 +66,6 @@ class GaLore(BlockOptimizer):
         betas: tuple[float, float],
         eps: float,
     ) -> None:
-        """Share parameters out.
-
-        Args:
-            adamw: Built on what it is to update.
-            group: The matrices, with their ``lr`` and ``weight_decay``.
-            rank: R, below the smaller dimension of each matrix.
-            update_every: Steps for which a subspace is kept.
-            scale: α.
-            betas: Decay of Adam's two moments.
-            eps: Adam's denominator term.
-        """
         own = {"rank": rank, "update_every": update_every, "scale": scale, "betas": betas, "eps": eps}
         super().__init__(adamw, [{**group, **own, "rule": "galore"}])
 

@@ -34,6 +34,13 @@ class LORO(BlockOptimizer):
     The count of steps is the optimizer's own, saved with it; a step that a float16 scaler skips is not counted,
     while the schedule's restarts count it. Where parameters are sharded the factors of a layer are gathered for their
     exact step (``whole.py``); moments stay sharded.
+
+    Args:
+        adamw: Built on everything; its last group holds ``B, A, B, A, …``, layer by layer.
+        restart_every: K.
+        direction: What the exact step takes for the factors' gradients.
+        reset: Whose moments are forgotten after it.
+        exact_lr_ratio: Rate of the exact step, by that of the factors.
     """
 
     def __init__(
@@ -45,15 +52,6 @@ class LORO(BlockOptimizer):
         reset: LoroReset,
         exact_lr_ratio: float,
     ) -> None:
-        """Take over AdamW's groups, of which the last is that of the factors.
-
-        Args:
-            adamw: Built on everything; its last group holds ``B, A, B, A, …``, layer by layer.
-            restart_every: K.
-            direction: What the exact step takes for the factors' gradients.
-            reset: Whose moments are forgotten after it.
-            exact_lr_ratio: Rate of the exact step, by that of the factors.
-        """
         super().__init__(adamw, [])
         own = {"direction": direction, "reset": reset, "exact_lr_ratio": exact_lr_ratio}
         self.param_groups[-1].update(rule="factors", restart_every=restart_every, steps=0, **own)

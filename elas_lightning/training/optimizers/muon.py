@@ -24,17 +24,15 @@ class Muon(BlockOptimizer):
     in bfloat16 on every device.
 
     Where parameters are sharded a matrix and its momentum are gathered for its step (``whole.py``).
+
+    Args:
+        adamw: Built on what it is to update.
+        group: The matrices, with their ``lr`` and ``weight_decay``.
+        momentum: Decay of the running average of gradients (Nesterov's form).
+        ns_steps: Newton-Schulz iterations.
     """
 
     def __init__(self, adamw: torch.optim.AdamW, group: dict[str, Any], *, momentum: float, ns_steps: int) -> None:
-        """Share parameters out.
-
-        Args:
-            adamw: Built on what it is to update.
-            group: The matrices, with their ``lr`` and ``weight_decay``.
-            momentum: Decay of the running average of gradients (Nesterov's form).
-            ns_steps: Newton-Schulz iterations.
-        """
         self._muon = torch.optim.Muon(
             [{**group, "rule": "muon"}], momentum=momentum, ns_steps=ns_steps, adjust_lr_fn="match_rms_adamw"
         )
