@@ -84,6 +84,11 @@ def test_every_figure_with_its_sentence(page, reported):
         assert base64.b64decode(data) == (reported / "plots" / f"{figure['name']}.svg").read_bytes()
 
 
+def test_the_tables_are_written_beside_the_page(reported):
+    written = {path.name for path in (reported / "tables").iterdir()}
+    assert written == {f"{name}{suffix}" for name in ("results", "comparisons") for suffix in (".md", ".html")}
+
+
 def test_the_page_asks_for_nothing_and_runs_nothing(page):
     assert all(resource.startswith("data:") for resource in page.resources)
     assert not {"script", "iframe", "object", "embed"} & set(page.tags)
