@@ -5,7 +5,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -20,8 +20,9 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 # What `elas bench --tune` once measured on this machine must not decide what the tests run.
 os.environ["ELAS_MEASUREMENTS"] = os.devnull
 
-from elas_lightning.data import C4DataModule
-from elas_lightning.data.tokenizer import END_OF_TEXT
+# Lightning takes seconds to import, which the process that only hands out the tests can do without.
+if TYPE_CHECKING:
+    from elas_lightning.data import C4DataModule
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,6 +50,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from elas_lightning.data.tokenizer import END_OF_TEXT
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -81,8 +84,9 @@ def _small_data(corpus: Path, tokenizer_file: Path, tmp_path: Path) -> dict[str,
 
 
 @pytest.fixture
-def make_data(corpus: Path, tokenizer_file: Path, tmp_path: Path) -> Callable[..., C4DataModule]:
+def make_data(corpus: Path, tokenizer_file: Path, tmp_path: Path) -> "Callable[..., C4DataModule]":
     """Makes data modules on the small corpus."""
+    from elas_lightning.data import C4DataModule
 
     def make(**changes: Any) -> C4DataModule:
         return C4DataModule(**{**_small_data(corpus, tokenizer_file, tmp_path), **changes})

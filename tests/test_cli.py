@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fitting import Forked, elas, wait_until
 
 from elas_lightning.cli import main
 
@@ -66,13 +67,14 @@ def test_fit_leaves_a_result_and_validate_measures_its_checkpoint(overlay: Path,
     arguments = ["--config", str(overlay), "--checkpoint.every_n_train_steps", "4"]
     fit = _elas("fit", *arguments, cwd=tmp_path)
     assert fit.returncode == 0, fit.stderr
+    assert fit.stderr == ""
     assert fit.stdout.splitlines()[-1] == "results: runs/fit/000"
     assert {p.name for p in (tmp_path / "runs/fit/000").iterdir()} >= {"result.json", "curve.csv", "telemetry.csv"}
     # the directory stands for its newest checkpoint, as it does for `elas eval`
-    validate = _elas("validate", *arguments, "--ckpt_path", "runs/fit/000", cwd=tmp_path)
-    assert validate.returncode == 0, validate.stderr
-    assert "val_perplexity" in validate.stdout
-    assert validate.stderr == ""
+    validate = ["validate", *arguments, "--ckpt_path", "runs/fit/000"]
+    assert Forked(elas, validate, tmp_path, "errors").end() == 0, (tmp_path / "errors").read_text()
+    assert "val_perplexity" in (tmp_path / "log").read_text()
+    assert (tmp_path / "errors").read_text() == ""
 
 
 def test_print_config_shows_the_whole_stack(overlay: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,19 +158,13 @@ def test_a_dry_run_lists_the_commands_of_its_runs_and_leaves_nothing(
 
 
 def test_sigterm_stops_a_fit_with_its_exit_code_and_a_checkpoint(overlay: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "elas_lightning", "fit", "--config", str(overlay)]
-    command += ["--trainer.max_steps=100000", "--trainer.default_root_dir=mine"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        curve = tmp_path / "mine/curve.csv"
-        deadline = time.monotonic() + 60
-        while not (curve.exists() and curve.read_text().count("\n") > 3):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        _, error = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
+    arguments = ["fit", "--config", str(overlay), "--trainer.max_steps=100000", "--trainer.default_root_dir=mine"]
+    process = Forked(elas, arguments, tmp_path)
+    curve = tmp_path / "mine/curve.csv"
+    assert wait_until(lambda: curve.exists() and curve.read_text().count("\n") > 3, process, seconds=60)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.end(seconds=60) == 128 + signal.SIGTERM
+    error = (tmp_path / "log").read_text()
     assert "stopped" in error
     assert "Traceback" not in error
     assert (tmp_path / "mine/checkpoints/last.ckpt").exists()

@@ -14,6 +14,7 @@ from elas_lightning.nn.config import ModelConfig
 from elas_lightning.runner import RunRequest, run
 from elas_lightning.sweep.composite import is_composite
 from elas_lightning.sweep.run import Request
+from elas_lightning.training.optimizers import OptimizerConfig
 
 EXPERIMENTS = shipped_folder("experiments")
 SIZES = sorted(p.stem for p in (EXPERIMENTS / "sizes").glob("*.yaml"))
@@ -74,10 +75,35 @@ def test_a_missing_overlay_is_refused(tmp_path: Path) -> None:
         resolve([tmp_path / "nowhere.yaml"], {})
 
 
-@pytest.mark.parametrize("size", SIZES)
+def _over(base: Any, overlay: Any) -> Any:
+    """What the parser makes of an overlay over a resolved configuration, without its tenth of a second."""
+    if not isinstance(base, dict) or not isinstance(overlay, dict):
+        return overlay
+    return base | {key: _over(base.get(key), value) for key, value in overlay.items()}
+
+
+@pytest.fixture(scope="module")
+def overlays() -> dict[str, Any]:
+    return {method: yaml.safe_load((EXPERIMENTS / f"methods/{method}.yaml").read_text()) for method in METHODS}
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_is_possible_at_every_size(size: str, method: str) -> None:
-    check(_stack(size, method), {})
+def test_every_method_is_possible(method: str, overlays: dict[str, Any]) -> None:
+    check(_stack("tiny", method), {})
+    size, _, data = _stack("tiny", method)
+    assert _over(resolve([size, data], {}), overlays[method]) == resolve(_stack("tiny", method), {})
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_method_is_possible_at_every_size(size: str, overlays: dict[str, Any]) -> None:
+    base = resolve([EXPERIMENTS / f"sizes/{size}.yaml", EXPERIMENTS / "data/pydocs.yaml"], {})
+    for method, overlay in overlays.items():
+        config = _over(base, overlay)
+        try:
+            ModelConfig.from_mapping(config["model"]["config"])
+            OptimizerConfig(**config["model"]["optimizer"]).check_length(config["trainer"]["max_steps"])
+        except UserError as error:
+            pytest.fail(f"{method}: {error}")
 
 
 @pytest.mark.parametrize("data", DATA)

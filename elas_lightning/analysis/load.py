@@ -148,6 +148,11 @@ def load_sweep(folder: str | Path) -> SweepResults:
     )
 
 
+def results_of(sweep: str | Path | SweepResults) -> SweepResults:
+    """A sweep's results as they were read before, or read now from its folder."""
+    return sweep if isinstance(sweep, SweepResults) else load_sweep(sweep)
+
+
 def _read_runs(
     home: Path, trials: pd.DataFrame, advice: str
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, dict[str, Any]], list[str]]:
@@ -158,11 +163,11 @@ def _read_runs(
     no_curve, no_result = [], []
     for run in trials["run"]:
         if (path := home / run / "curve.csv").is_file():
-            curves.append(read_numbers(path, advice).assign(run=run))
+            curves.append(_read_csv(path, advice).assign(run=run))
         else:
             no_curve.append(run)
         if (path := home / run / "telemetry.csv").is_file():
-            telemetry.append(read_numbers(path, advice).assign(run=run))
+            telemetry.append(_read_csv(path, advice).assign(run=run))
         if (path := home / run / "result.json").is_file():
             results[run] = read_json(path, advice)
         else:
@@ -198,8 +203,11 @@ def read_numbers(path: Path, advice: str) -> pd.DataFrame:
     Raises:
         UserError: The file is missing or no table; the message ends in ``advice``.
     """
-    cells = _read_csv(path, advice)
-    return cells.assign(**{name: _column(cells[name]) for name in cells.columns if name != "site"})
+    return _numbers(_read_csv(path, advice))
+
+
+def _numbers(cells: pd.DataFrame) -> pd.DataFrame:
+    return cells.assign(**{name: _column(cells[name]) for name in cells.columns if name not in ("site", "run")})
 
 
 def _read_csv(path: Path, advice: str) -> pd.DataFrame:
@@ -317,4 +325,5 @@ def _join(frames: list[pd.DataFrame], trials: pd.DataFrame) -> pd.DataFrame:
     if not frames:
         return pd.DataFrame(columns=list(trials.columns))
     joined = trials.rename(columns={name: f"{name}_searched" for name in frames[0].columns if name != "run"})
-    return pd.concat(frames, ignore_index=True).merge(joined, on="run", how="left", validate="many_to_one")
+    # the cells of all runs become numbers at once: a call for each file takes longer than to read it
+    return _numbers(pd.concat(frames, ignore_index=True)).merge(joined, on="run", how="left", validate="many_to_one")

@@ -7,20 +7,20 @@ from pathlib import Path
 
 from elas_lightning.analysis.answer import answer, facts, limits, losses
 from elas_lightning.analysis.front import front_table
-from elas_lightning.analysis.load import load_sweep
+from elas_lightning.analysis.load import SweepResults, results_of
 from elas_lightning.analysis.page import drawn, render, table_html
 from elas_lightning.analysis.plots import write_plots
 from elas_lightning.analysis.tables import Table, comparison_table, results_table, write_tables
 
 
-def write_report(folder: str | Path) -> Path:
+def write_report(sweep: str | Path | SweepResults) -> Path:
     """Redo plots and tables of a sweep and write ``report.html`` around them.
 
     The page depends on the result files alone (not on the time or the machine of the call), so the same
     results give the same bytes.
 
     Args:
-        folder: ``runs/<name>``.
+        sweep: ``runs/<name>``, or what ``load_sweep`` has read there.
 
     Returns:
         The path of ``report.html``.
@@ -28,9 +28,9 @@ def write_report(folder: str | Path) -> Path:
     Raises:
         UserError: if the results cannot be read or a plot is asked for wrongly.
     """
-    results = load_sweep(folder)
-    write_plots(folder)
-    write_tables(folder)
+    results = results_of(sweep)
+    write_plots(results)
+    write_tables(results)
     figures, not_drawn = drawn(results.folder)
     summary = results.summary
     # for those who want to repeat a single one

@@ -121,6 +121,8 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     png, svg = stem.with_suffix(".png"), stem.with_suffix(".svg")
     with house_style():
         figure.savefig(png, dpi=DPI, metadata={"Software": None})
+        # laid out is laid out: a second time takes as long as to draw it, and would be for another resolution
+        figure.set_layout_engine(None)
         figure.savefig(svg, metadata={"Date": None, "Creator": None})
     return [png, svg]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elas_lightning.analysis.equivalence import ALPHA
-from elas_lightning.analysis.load import SweepResults, load_sweep
+from elas_lightning.analysis.load import SweepResults, results_of
 from elas_lightning.analysis.metrics import metric_of
 from elas_lightning.analysis.parameters import level_name, side_name
 from elas_lightning.analysis.points import Point, amount, contrasts, describe, difference, gather
@@ -185,11 +185,11 @@ def _verdict(d: Difference, adjusted: float | None) -> str:
     return side if adjusted < ALPHA else f"{side}, but not after correction"
 
 
-def write_tables(folder: str | Path) -> list[Path]:
+def write_tables(sweep: str | Path | SweepResults) -> list[Path]:
     """Write ``tables/results`` and ``tables/comparisons`` as Markdown and as HTML fragments.
 
     Args:
-        folder: ``runs/<name>``.
+        sweep: ``runs/<name>``, or what ``load_sweep`` has read there.
 
     Returns:
         The written files.
@@ -197,7 +197,7 @@ def write_tables(folder: str | Path) -> list[Path]:
     Raises:
         UserError: if the results cannot be read.
     """
-    results = load_sweep(folder)
+    results = results_of(sweep)
     home = results.folder / "tables"
     home.mkdir(exist_ok=True)
     written = []

@@ -7,7 +7,7 @@ from typing import Any
 
 from elas_lightning.commands.arguments import add_set, at_least_one, minutes
 from elas_lightning.errors import UserError
-from elas_lightning.layout import sweep_folder
+from elas_lightning.layout import sweep_folder, sweep_path
 
 
 def add(commands: Any) -> None:
@@ -81,18 +81,20 @@ def _add_study(parser: argparse.ArgumentParser, besides: str = "") -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from elas_lightning.sweep.composite import Composite, is_composite
-    from elas_lightning.sweep.run import Request, run_sweep
-    from elas_lightning.sweep.worker import Timing
-
     if options.name == "status":
         return _status(options)
     if options.name == "serve":
         return _serve(options)
     if options.of is not None:
         raise UserError(f"sweep takes one name, not {options.name} and {options.of}; `elas sweep status` takes another")
+    sweep_path(options.name)  # a wrong name is told at once, before what takes seconds to import
+
+    from rich.console import Console
+
+    from elas_lightning.sweep.composite import Composite, is_composite
+    from elas_lightning.sweep.run import Request, run_sweep
+    from elas_lightning.sweep.worker import Timing
+
     request = Request(
         options.name,
         options.size,

@@ -64,7 +64,7 @@ def prepare(
         source: the text.
         tokenizer: of the runs to come.
         folder: where the shards go.
-        workers: processes, each on one shard at a time. They are spawned: a script calls this behind
+        workers: processes, each on one shard at a time. They import the script that calls this, which does so behind
             ``if __name__ == "__main__":``.
         report: called twice a second.
 
@@ -151,8 +151,10 @@ def _fill(
     report: Callable[[Progress], None],
 ) -> None:
     missing = [name for name in shards if not (folder / (name + _RECORD_SUFFIX)).exists()]
-    # spawned, since a fork would inherit the tokenizer's threads as locks that nobody opens
-    context = multiprocessing.get_context("spawn")
+    # forked by a server, since a fork of this process would inherit the tokenizer's threads as locks that nobody opens;
+    # the server imports once for all of them what takes seconds
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     documents = context.Value("q", 0)
     done = len(shards) - len(missing)
     pool = ProcessPoolExecutor(

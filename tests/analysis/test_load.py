@@ -17,6 +17,10 @@ from elas_lightning.errors import UserError
 
 def test_complete_sweep(rank_ablation):
     results = load_sweep(rank_ablation)
+    # whatever the runs' files hold is a number, and what they are of is as in trials.csv
+    for frame, words in ((results.curves, set()), (results.telemetry, {"site"})):
+        texts = set(frame.select_dtypes(exclude="number").columns)
+        assert texts == words | {"run", "state", "method"}
     assert results.missing == ()
     assert len(results.trials) == 24
     assert results.parameter("rank").levels == (4.0, 8.0, 16.0, 32.0)

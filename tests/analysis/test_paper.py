@@ -26,9 +26,9 @@ from elas_lightning.analysis.paper.verdicts import close_to_twin, completeness, 
 from elas_lightning.analysis.statistics import holm
 
 
-@pytest.fixture
-def paper(tmp_path):
-    return load_paper(write_paper(tmp_path))
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory):
+    return load_paper(write_paper(tmp_path_factory.mktemp("runs")))
 
 
 def _changed(tmp_path, **changes):

@@ -11,6 +11,7 @@ from test_report import Page
 
 from elas_lightning.analysis.paper.load import is_paper
 from elas_lightning.analysis.paper.report import write_paper_plots, write_paper_report
+from elas_lightning.analysis.parameters import lower_first
 from elas_lightning.errors import UserError
 
 
@@ -33,7 +34,7 @@ def test_the_page_asks_for_nothing_and_its_links_lead_somewhere(text):
     assert {"#part-warmup_ablation", "#protocol", "#scaling", "#speed"} <= links
 
 
-def test_every_section_is_there(text):
+def test_every_section_is_there(home, text):
     page = Page(text)
     for title in (
         "Answer",
@@ -53,6 +54,9 @@ def test_every_section_is_there(text):
     assert "The paper's dense warm-up (published)" in page.titles
     assert "placement_ablation: " in page.text
     assert "loss became nan at step" in page.text
+    # what the part's figure says, drawn by this very call, answers a question
+    drawn = json.loads((home.parent / "warmup_ablation/plots/captions.json").read_text())["figures"]
+    assert f"Dense warm-up: {lower_first(drawn[0]['caption'])}" in page.text
 
 
 def test_same_results_same_page(home, text):

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pandas as pd
 import pytest
-from synthetic import METHODS, RANKS, rank_sweep, write_sweep
+from synthetic import METHODS, RANK_PLOTS, RANKS, rank_sweep, write_sweep
 
 from elas_lightning.analysis.answer import answer
 from elas_lightning.analysis.load import load_sweep
@@ -60,32 +60,47 @@ def read(folder):
     return Page(write_report(folder).read_text(encoding="utf-8"))
 
 
-def test_every_figure_with_its_sentence(rank_ablation):
-    page = read(rank_ablation)
-    captions = json.loads((rank_ablation / "plots" / "captions.json").read_text())["figures"]
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """The folder of a complete sweep with its report."""
+    folder = rank_sweep(tmp_path_factory.mktemp("reported") / "rank_ablation")
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture
+def page(reported):
+    return Page((reported / "report.html").read_text(encoding="utf-8"))
+
+
+def test_every_figure_with_its_sentence(page, reported):
+    captions = json.loads((reported / "plots" / "captions.json").read_text())["figures"]
     assert len(page.images) == len(captions) == 3
     for image, figure in zip(page.images, captions, strict=True):
         assert image["alt"] == figure["caption"]
         assert page.text.count(figure["caption"]) >= 1
         kind, data = image["src"].split(",", 1)
         assert kind == "data:image/svg+xml;base64"
-        assert base64.b64decode(data) == (rank_ablation / "plots" / f"{figure['name']}.svg").read_bytes()
+        assert base64.b64decode(data) == (reported / "plots" / f"{figure['name']}.svg").read_bytes()
 
 
-def test_the_page_asks_for_nothing_and_runs_nothing(rank_ablation):
-    page = read(rank_ablation)
+def test_the_tables_are_written_beside_the_page(reported):
+    written = {path.name for path in (reported / "tables").iterdir()}
+    assert written == {f"{name}{suffix}" for name in ("results", "comparisons") for suffix in (".md", ".html")}
+
+
+def test_the_page_asks_for_nothing_and_runs_nothing(page):
     assert all(resource.startswith("data:") for resource in page.resources)
     assert not {"script", "iframe", "object", "embed"} & set(page.tags)
     assert not page.open
 
 
-def test_headings_descend_and_name_every_part(rank_ablation):
-    page = read(rank_ablation)
+def test_headings_descend_and_name_every_part(page, reported):
     levels = [int(tag[1]) for tag, _ in page.headings]
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(b - a <= 1 for a, b in pairwise(levels))
-    assert page.titles[0] == load_sweep(rank_ablation).summary["question"]
+    assert page.titles[0] == load_sweep(reported).summary["question"]
     for part in (
         "Answer",
         "Figures",
@@ -124,24 +139,24 @@ def test_no_difference_anywhere_is_no_matter_of_others(tmp_path):
 
 def test_what_did_not_finish_is_no_part_of_what_is_counted(tmp_path):
     lost = {1: "failed", 2: "failed", 3: "pruned", 9: "diverged", 10: "diverged", 11: "diverged"}
-    text = read(rank_sweep(tmp_path / "lost", states=lost)).text
+    text = read(rank_sweep(tmp_path / "lost", plots=RANK_PLOTS[:1], states=lost)).text
     assert "The best of 7 settings that finished reaches" in text
     assert "of 24 runs shown, 3 diverged, 2 failed and 1 pruned: these" in text
     assert "Both comparisons paired by seed" in text
     assert "Intervals rest on 2 to 3 seeds" in text
-    text = read(rank_sweep(tmp_path / "single", seeds=[1])).text
+    text = read(rank_sweep(tmp_path / "single", plots=RANK_PLOTS[:1], seeds=[1])).text
     assert "Differences in validation perplexity, paired by seed." in text  # and no p, of which there is none
 
 
-def test_the_best_point_is_told_once(rank_ablation):
+def test_the_best_point_is_told_once(reported):
     figures = [{"kind": kind, "caption": f"What {kind} finds."} for kind in ("parallel", "importance", "pareto")]
-    first, second, *_ = answer(load_sweep(rank_ablation), figures)
+    first, second, *_ = answer(load_sweep(reported), figures)
     assert first == "What importance finds."
     assert second.startswith("The best of 8 settings tried reaches")
 
 
-def test_answer_facts_and_limits_come_from_the_data(rank_ablation):
-    text = read(rank_ablation).text
+def test_answer_facts_and_limits_come_from_the_data(page):
+    text = page.text
     assert "Validation perplexity of elas falls from" in text
     assert "against 471 for guessing by token frequency alone" in text
     assert "All 24 planned runs completed." in text
@@ -192,7 +207,7 @@ def test_unfinished_sweep_with_losses(tmp_path):
 
 
 def test_why_a_run_on_another_machine_failed_is_known_from_the_table(tmp_path):
-    folder = rank_sweep(tmp_path / "elsewhere", states={0: "failed"})
+    folder = rank_sweep(tmp_path / "elsewhere", plots=[], states={0: "failed"})
     table = pd.read_csv(folder / "trials.csv", dtype=str)
     table.loc[0, "reason"] = "out of memory"
     table.to_csv(folder / "trials.csv", index=False)
@@ -228,15 +243,13 @@ def test_worse_than_the_baseline_is_said(tmp_path):
     assert "no better than the 471 of guessing by token frequency alone" in read(folder).text
 
 
-def test_same_results_same_page(rank_ablation):
-    assert write_report(rank_ablation).read_bytes() == write_report(rank_ablation).read_bytes()
+def test_same_results_same_page(reported):
+    before = (reported / "report.html").read_bytes()
+    assert write_report(reported).read_bytes() == before
 
 
-def test_words_from_the_files_are_escaped(rank_ablation):
-    summary = json.loads((rank_ablation / "summary.json").read_text())
-    summary["question"] = "Is a < b & <script>alert(1)</script>?"
-    (rank_ablation / "summary.json").write_text(json.dumps(summary))
-    page = read(rank_ablation)
+def test_words_from_the_files_are_escaped(tmp_path):
+    page = read(rank_sweep(tmp_path / "words", plots=[], question="Is a < b & <script>alert(1)</script>?"))
     assert "script" not in page.tags
     assert page.titles[0] == "Is a < b & <script>alert(1)</script>?"
 

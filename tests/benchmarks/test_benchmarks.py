@@ -32,21 +32,25 @@ TWIN = "low-rank ReLU²"
 H200 = ("ffn", "ffn_131072", "train_step", "prefill")
 
 
-def run(name: str, record: Path, **environment: str) -> dict[str, Any]:
+def line(name: str, record: Path) -> list[str]:
+    """The command line of a benchmark that leaves a record."""
     options = ["--shape", "smoke", "--rounds", "2", "--device", "cpu", "--json", str(record), *shlex.split(SIZES[name])]
-    command = [sys.executable, str(FOLDER / f"{name}.py"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    return [str(FOLDER / f"{name}.py"), *options]
+
+
+def python(*arguments: str, **environment: str) -> None:
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=os.environ | environment)
     assert done.returncode == 0, done.stderr
-    record_: dict[str, Any] = json.loads(record.read_text())
-    return record_
 
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One record of each benchmark, of this CPU, without Triton's interpreter."""
     folder = tmp_path_factory.mktemp("records")
-    for name in SIZES:
-        run(name, folder / f"{name}.json", TRITON_INTERPRET="0")
+    # one process for all of them, each as if it had been typed: to import torch takes longer than what they measure
+    each = "sys.argv = line; sys.path[0] = os.path.dirname(line[0]); runpy.run_path(line[0], run_name='__main__')"
+    lines = [line(name, folder / f"{name}.json") for name in SIZES]
+    python("-c", f"import os, runpy, sys\nfor line in {lines}: {each}", TRITON_INTERPRET="0")
     return folder
 
 
@@ -57,7 +61,8 @@ def read(records: Path, name: str) -> dict[str, Any]:
 
 def test_every_kernel_path_is_checked_named_and_timed(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="the kernels need Triton: pip install 'elas-lightning[gpu]'")
-    (case,) = run("ffn", tmp_path / "record.json", TRITON_INTERPRET="1")["cases"]
+    python(*line("ffn", tmp_path / "record.json"), TRITON_INTERPRET="1")
+    case = read(tmp_path, "record")
     rows = case["contenders"]
     ran = {name for name, row in rows.items() if "absent" not in row}
     assert {f"ELAS, {b}, {s}" for b in ("reference", "triton") for s in ("dense", "packed", "recompute")} <= ran

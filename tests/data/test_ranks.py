@@ -9,7 +9,7 @@ from elas_lightning.data import C4DataModule
 
 def run_rank(rank, folder, arguments, state_of_one):
     torch.set_num_threads(1)
-    # as in a rank that a launcher started; a spawned one would spawn its workers, which import everything anew
+    # as in a rank that a launcher started; else workers would be asked of a server of its own, which imports everything
     multiprocessing.set_start_method("fork", force=True)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
@@ -35,7 +35,9 @@ def test_two_ranks_take_turns_in_the_global_order_and_resume_each_other(make_dat
     whole = train_on_ids(make_data(), 160)
     one = make_data()
     train_on_ids(one, 7)  # an odd number: the two ranks begin in the middle of a pair
-    multiprocessing.spawn(run_rank, args=(str(tmp_path), arguments, one.state_dict()), nprocs=2)
+    # forked by a server that has imported everything, as the runs of a sweep are
+    ranks = (run_rank, (str(tmp_path), arguments, one.state_dict()))
+    multiprocessing.start_processes(*ranks, nprocs=2, start_method="forkserver")
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
     for workers in (0, 2):

@@ -262,6 +262,7 @@ def test_a_killed_preparation_goes_on_and_leaves_no_processes(corpus, tokenizer_
 
 
 def _children(pid: int) -> list[int]:
+    """Those of its server, too."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -269,7 +270,8 @@ def _children(pid: int) -> list[int]:
         except OSError:
             continue
         if int(fields[1]) == pid:
-            found.append(int(status.parent.name))
+            child = int(status.parent.name)
+            found += [child, *_children(child)]
     return found
 
 

@@ -1,12 +1,12 @@
-"""One of several processes that make runs together: ``rank_process.py JOBS.json``, with torchrun's variables set.
+"""One of several processes that make runs together, forked by a server that has imported everything.
 
 The jobs are made one after another in one process group, since most of what a process costs is its start.
 """
 
 import errno
 import json
+import multiprocessing
 import os
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,23 @@ def make(job: dict[str, Any]) -> None:
         mock.patch.stopall()
 
 
-if __name__ == "__main__":
+def work(jobs: Path, environment: dict[str, str], log: Path) -> None:
+    """Make the jobs of a file.
+
+    Args:
+        jobs: The file.
+        environment: torchrun's variables.
+        log: For what is printed, by libraries and their threads as well.
+    """
+    os.environ.update(environment)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    multiprocessing.set_start_method("fork", force=True)  # loader workers, as in a process of torchrun's
     torch.set_num_threads(1)
     quiet_lightning()
     # a process that waits for one that has died gives up soon
     distributed.init_process_group("gloo", timeout=timedelta(minutes=3))
-    for each in json.loads(Path(sys.argv[1]).read_text()):
+    for each in json.loads(jobs.read_text()):
         make(each)
     distributed.destroy_process_group()

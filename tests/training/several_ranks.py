@@ -1,22 +1,20 @@
 """Runs made by two real processes (gloo), many in one start, and what they leave."""
 
 import json
-import os
+import multiprocessing
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import rank_process
 import torch
 from csv_rows import column_of
 from torch import Tensor
 
 from elas_lightning.training.checkpoints import read
 
-SCRIPT = Path(__file__).with_name("rank_process.py")
 DDP = {"trainer.strategy": "ddp", "trainer.devices": 2}
 FSDP = {
     "trainer.strategy": {"class_path": "elas_lightning.training.sharding.FullyShardedStrategy"},
@@ -63,7 +61,7 @@ def environment(ranks: int) -> list[dict[str, str]]:
         "TORCHELASTIC_RUN_ID": "tests",
         "OMP_NUM_THREADS": "1",
     }
-    return [{**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
 def run_together(folder: Path, jobs: list[Job], ranks: int = 2, seconds: float = 480) -> None:
@@ -72,17 +70,22 @@ def run_together(folder: Path, jobs: list[Job], ranks: int = 2, seconds: float =
     listed = folder / "jobs.json"
     listed.write_text(json.dumps([asdict(job) for job in jobs]))
     logs = [folder / f"rank{rank}.log" for rank in range(ranks)]
-    processes = []
-    for own, path in zip(environment(ranks), logs, strict=True):
-        with path.open("w") as log:
-            command = [sys.executable, str(SCRIPT), str(listed)]
-            processes.append(subprocess.Popen(command, env=own, stdout=log, stderr=subprocess.STDOUT))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["elas_lightning.runner"])
+    processes = [
+        context.Process(target=rank_process.work, args=(listed, own, log))
+        for own, log in zip(environment(ranks), logs, strict=True)
+    ]
+    for process in processes:
+        process.start()
     try:
-        codes = [process.wait(timeout=seconds) for process in processes]
+        for process in processes:
+            process.join(seconds)
+        codes = [process.exitcode for process in processes]
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.join()
     assert codes == [0] * ranks, "\n".join(log.read_text()[-3000:] for log in logs)
 
 

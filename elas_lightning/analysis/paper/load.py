@@ -27,7 +27,6 @@ class Paper:
         summary: its ``summary.json``.
         parts: the sweeps whose files are there, by name, in the composite's order.
         absent: the other parts, each with the reason.
-        captions: what the figures of each part show, as they were drawn last.
         records: speed measured side by side: the benchmarks' files by name.
         evaluations: results of ``elas eval`` by file name.
     """
@@ -36,7 +35,6 @@ class Paper:
     summary: dict[str, Any]
     parts: dict[str, SweepResults]
     absent: dict[str, str]
-    captions: dict[str, list[str]]
     records: dict[str, dict[str, Any]]
     evaluations: dict[str, dict[str, Any]]
 
@@ -49,6 +47,11 @@ class Paper:
     def table_name(self) -> str | None:
         """The name of that part."""
         return next((name for name, part in self.parts.items() if part.summary.get("twins")), None)
+
+    def captions(self, part: str) -> list[str]:
+        """What the figures of a part show, as they were drawn last."""
+        drawn = self.parts[part].folder / "plots" / "captions.json"
+        return [figure["caption"] for figure in read_json(drawn, _ADVICE)["figures"]] if drawn.is_file() else []
 
     @property
     def trials(self) -> pd.DataFrame:
@@ -89,14 +92,10 @@ def load_paper(folder: Path, benchmarks: Path | None = None) -> Paper:
     summary = read_json(folder / "summary.json", _ADVICE)
     parts: dict[str, SweepResults] = {}
     absent: dict[str, str] = {}
-    captions: dict[str, list[str]] = {}
     for part in summary["parts"]:
         home = folder.parent / part["folder"]
         if (home / "summary.json").is_file():
             parts[part["name"]] = load_sweep(home)
-            drawn = home / "plots" / "captions.json"
-            found = read_json(drawn, _ADVICE)["figures"] if drawn.is_file() else []
-            captions[part["name"]] = [figure["caption"] for figure in found]
         else:
             absent[part["name"]] = f"{home} holds no results"
     return Paper(
@@ -104,7 +103,6 @@ def load_paper(folder: Path, benchmarks: Path | None = None) -> Paper:
         summary=summary,
         parts=parts,
         absent=absent,
-        captions=captions,
         records=_objects(benchmarks) if benchmarks else {},
         evaluations=_objects(folder / EVALUATIONS),
     )

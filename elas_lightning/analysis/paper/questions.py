@@ -135,8 +135,8 @@ def _part(paper: Paper, part: str, what: str) -> Iterator[tuple[bool, str]]:
         why = f"the sweep {part} has not been run" if part in paper.absent else "no part of this document asks it"
         yield False, f"{what}: {why}."
         return
-    if paper.captions[part] and (results.trials["state"] == "complete").any():
-        yield True, f"{what}: {lower_first(paper.captions[part][0])}"
+    if (captions := paper.captions(part)) and (results.trials["state"] == "complete").any():
+        yield True, f"{what}: {lower_first(captions[0])}"
     pairs: dict[tuple[str, str], dict[str, Difference]] = {}
     for where, level, base, difference in comparisons(results):
         if difference is not None:

@@ -40,7 +40,7 @@ def write_paper_plots(folder: str | Path) -> list[Path]:
         UserError: if results cannot be read.
     """
     paper = load_paper(Path(folder))
-    written = [path for results in paper.parts.values() for path in write_plots(results.folder)]
+    written = [path for results in paper.parts.values() for path in write_plots(results)]
     return [*written, *(path for paths, _ in _own_figures(paper).values() for path in paths)]
 
 
@@ -57,9 +57,9 @@ def write_paper_report(folder: str | Path, benchmarks: Path | None = None) -> Pa
     Raises:
         UserError: if results cannot be read.
     """
-    for results in load_paper(Path(folder)).parts.values():
-        write_report(results.folder)
     paper = load_paper(Path(folder), benchmarks)
+    for results in paper.parts.values():
+        write_report(results)
     own = _own_figures(paper)
     series, runs = scaling_series(paper), measured(paper)
     page = render(

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from elas_lightning.analysis import style
-from elas_lightning.analysis.load import SweepResults, load_sweep
+from elas_lightning.analysis.load import SweepResults, results_of
 from elas_lightning.analysis.metrics import metric_of
 from elas_lightning.analysis.parameters import lower_first, name_of
 from elas_lightning.analysis.plots.against import lr_curve, metric_by
@@ -39,7 +39,7 @@ KINDS: dict[str, Draw] = {
 _NAMING = ("x", "y", "series", "style", "group", "metric", "value", "site")
 
 
-def write_plots(folder: str | Path) -> list[Path]:
+def write_plots(sweep: str | Path | SweepResults) -> list[Path]:
     """Draw every plot that the sweep's ``summary.json`` lists.
 
     Writes ``plots/<kind>_<key>.png`` and ``.svg`` and ``plots/captions.json``:
@@ -48,7 +48,7 @@ def write_plots(folder: str | Path) -> list[Path]:
     two states of a sweep.
 
     Args:
-        folder: ``runs/<name>``.
+        sweep: ``runs/<name>``, or what ``load_sweep`` has read there.
 
     Returns:
         The written files, ``captions.json`` last.
@@ -57,7 +57,7 @@ def write_plots(folder: str | Path) -> list[Path]:
         UserError: if the results cannot be read or a plot is asked for wrongly (an unknown kind, parameter,
             metric or value). A plot that merely lacks runs is listed under ``not_drawn`` instead.
     """
-    results = load_sweep(folder)
+    results = results_of(sweep)
     home = results.folder / "plots"
     home.mkdir(exist_ok=True)
     written: list[Path] = []

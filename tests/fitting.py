@@ -4,7 +4,6 @@ A process forked by a server that has imported everything starts in a fraction o
 takes seconds to import. Both are real processes with real loader workers.
 """
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -15,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Started(Protocol):
@@ -56,7 +55,7 @@ class Fresh:
 
     def __init__(self, arguments: Sequence[str], cwd: Path) -> None:
         command = [sys.executable, "-m", "elas_lightning", *arguments]
-        path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tests/faults")])  # of the callbacks in watching.py
         self.log = cwd / f"log.{time.monotonic_ns()}"
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
@@ -71,15 +70,15 @@ class Fresh:
             self._process.kill()
 
 
-def elas(arguments: Sequence[str], cwd: Path) -> None:
-    """The command, in a forked process."""
-    from elas_lightning.cli import main
+def elas(arguments: Sequence[str], cwd: Path, errors: str = "log") -> None:
+    """The command, in a forked process; what is printed goes to ``log``, and to standard error into ``errors``."""
+    from elas_lightning.lightning_command import main  # as ``python -m elas_lightning`` does
 
     multiprocessing.set_start_method("fork", force=True)  # loader workers, as in any other process
     os.chdir(cwd)
-    with (cwd / "log").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        code = main(list(arguments))
-    sys.exit(code)
+    for descriptor, name in ((1, "log"), (2, errors)):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), descriptor)
+    sys.exit(main(list(arguments)))
 
 
 def wait_until(true: Callable[[], bool], process: Started, seconds: float = 300) -> bool:
