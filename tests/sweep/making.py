@@ -1,5 +1,6 @@
 """What a test lets a run's process do instead of training, or while it trains. Processes find these by name."""
 
+import errno
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from elas_lightning.errors import UserError
 from elas_lightning.layout import hold
 from elas_lightning.runner import RunRequest, RunResult, run
 from elas_lightning.sweep.isolated import Make
+from elas_lightning.training.checkpoints import not_written
 from elas_lightning.training.interruption import Interrupted
 
 
@@ -100,6 +102,12 @@ def hang_first(request: RunRequest) -> RunResult:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(600)
     return finish(request)
+
+
+def find_the_disk_full(request: RunRequest) -> RunResult:
+    """As a checkpoint's writer says it, with the cause behind it."""
+    no_space = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    raise not_written(request.directory / "checkpoints/last.ckpt", no_space) from no_space
 
 
 def refuse(request: RunRequest) -> RunResult:
