@@ -1,6 +1,7 @@
 """What stands for a mistake of the user's, or of the machine's, rather than of ours."""
 
 import errno
+import os
 
 # Of an OSError: where there is no room, no right to write, or no folder.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -19,8 +20,15 @@ def is_full_disk(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
+        if getattr(error, "sqlite_errorname", None) == "SQLITE_FULL":
+            return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def no_room(place: object) -> OSError:
+    """What the system would say of a file for which there is no room."""
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))
 
 
 def not_usable(error: OSError) -> str:

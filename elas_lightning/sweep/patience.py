@@ -26,7 +26,7 @@ from optuna.study._frozen import FrozenStudy  # the type of a public method's an
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import exc
 
-from elas_lightning.errors import UserError
+from elas_lightning.errors import UserError, is_full_disk, no_room
 
 _log = getLogger(__name__)
 T = TypeVar("T")
@@ -111,6 +111,8 @@ def reason_of(error: BaseException) -> str:
 class PatientStorage(BaseStorage):
     """Another storage, asked until it answers.
 
+    A file on a disk without room is not waited for.
+
     Args:
         storage: The storage itself.
         name: What messages call it, without a password.
@@ -118,7 +120,8 @@ class PatientStorage(BaseStorage):
         clock: Seconds, for tests.
         sleep: Waits that many seconds, for tests.
 
-    Every method raises ``UserError`` when an outage has lasted longer than the patience.
+    Every method raises ``UserError`` when an outage has lasted longer than the patience, and ``OSError`` where the disk
+    of a file is full.
     """
 
     def __init__(
@@ -130,6 +133,7 @@ class PatientStorage(BaseStorage):
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.impatient = storage
+        self._name = name
         self._outage = Outage(name, patience, clock)
         self._clock = clock
         self._sleep = sleep
@@ -142,6 +146,8 @@ class PatientStorage(BaseStorage):
             try:
                 answer = call()
             except Exception as error:
+                if is_full_disk(error):  # of this machine: the runs lie there, too, and would fail next
+                    raise no_room(self._name) from error
                 if not is_outage(error):
                     self._outage.is_over(asked)
                     raise

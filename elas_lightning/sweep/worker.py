@@ -5,8 +5,6 @@ storage. A single ``elas sweep`` is one; ``--workers`` starts more (``crew.py``)
 """
 
 import csv
-import errno
-import os
 import signal
 import threading
 import time
@@ -17,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from elas_lightning.errors import UserError, is_full_disk
+from elas_lightning.errors import UserError, is_full_disk, no_room
 from elas_lightning.runner import RESULT_NAME, RunResult
 from elas_lightning.sweep import claims
 from elas_lightning.sweep.heartbeat import Heartbeat
@@ -200,7 +198,7 @@ class Worker:
             if code == HELD:
                 raise _Held(f"another process was at work in {directory}")
             if code == FULL:  # which the next run's first file would say again
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+                raise no_room(directory)
             if self._asked_by is not None and not (directory / RESULT_NAME).exists():
                 raise Interrupted(self._asked_by)
             if code >= 0 and code != STOPPED:

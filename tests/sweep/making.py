@@ -1,6 +1,5 @@
 """What a test lets a run's process do instead of training, or while it trains. Processes find these by name."""
 
-import errno
 import json
 import os
 import signal
@@ -11,7 +10,7 @@ from typing import Any
 
 import lightning as L
 
-from elas_lightning.errors import UserError
+from elas_lightning.errors import UserError, no_room
 from elas_lightning.layout import hold
 from elas_lightning.runner import RunRequest, RunResult, run
 from elas_lightning.sweep.isolated import Make
@@ -106,8 +105,8 @@ def hang_first(request: RunRequest) -> RunResult:
 
 def find_the_disk_full(request: RunRequest) -> RunResult:
     """As a checkpoint's writer says it, with the cause behind it."""
-    no_space = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    raise not_written(request.directory / "checkpoints/last.ckpt", no_space) from no_space
+    error = no_room("last.ckpt")
+    raise not_written(request.directory / "checkpoints/last.ckpt", error) from error
 
 
 def refuse(request: RunRequest) -> RunResult:

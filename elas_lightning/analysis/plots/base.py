@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
 
 from elas_lightning.analysis import style
 from elas_lightning.analysis.load import SweepResults
+from elas_lightning.analysis.metrics import Metric
 from elas_lightning.analysis.parameters import Level, Parameter, level_name, spoken
 from elas_lightning.analysis.points import Point
 from elas_lightning.analysis.statistics import Difference
@@ -133,6 +135,20 @@ def value_limits(ax: Axes, which: str, values: Sequence[float], intervals: Seque
     (ax.set_xlim if which == "x" else ax.set_ylim)(*shown)
     style.plain_numbers(ax, which)
     return min(ends_low) < shown[0] or max(ends_high) > shown[1]
+
+
+def colours_of(metric: Metric) -> str:
+    """The colour map of a metric, from its better to its worse end."""
+    # One hue from light to dark that also reads in grey; yellow stands for the better end.
+    return "cividis_r" if metric.lower_is_better else "cividis"
+
+
+def norm_of(values: np.ndarray) -> Normalize:
+    """From values to shares of a scale, 0 to 1; logarithmic as an axis would be."""
+    low, high = float(values.min()), float(values.max())
+    if low > 0 and high / low > 5:
+        return LogNorm(low, high)
+    return Normalize(low, high if high > low else low + 1e-9 + abs(low) * 1e-3)
 
 
 def cut_clause(cut: bool) -> str:
