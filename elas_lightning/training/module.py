@@ -111,7 +111,7 @@ class ElasModule(L.LightningModule):
         self._weights_step = 0
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
         """As Lightning has it, of one file.
 
         Raises:
