@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from elas_lightning import __version__
 from elas_lightning.commands import cost, data, model, study
 from elas_lightning.commands.arguments import Parser
-from elas_lightning.errors import NOT_WRITABLE, UserError
+from elas_lightning.errors import NOT_WRITABLE, UserError, not_usable
 from elas_lightning.layout import handed_over
 
 _DESCRIPTION = "Pre-train low-rank language models with 2:4 sparse activations, and sweep over how."
@@ -48,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
             raise
-        what = f"{error.filename or 'a file'} cannot be used ({error.strerror})"
-        print(f"error: {what}: make room or see to its rights, then the same command goes on", file=sys.stderr)
+        print(f"error: {not_usable(error)}", file=sys.stderr)
         return 2
     except BaseException as stop:
         if hasattr(stop, "signal_number"):  # Interrupted, whose module would import torch

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from elas_lightning.configuration import ElasCLI, command_line, quiet_lightning
 from elas_lightning.continuation import Beginning, begin, given_checkpoint
 from elas_lightning.errors import NOT_WRITABLE, UserError
+from elas_lightning.file_fields import RESULT_FIELDS, wrong_field
 from elas_lightning.layout import (
     RESULT_NAME,
     RUNS,
@@ -94,9 +95,13 @@ class RunResult:
         """
         path = directory / RESULT_NAME
         try:
-            return cls(**json.loads(path.read_text()))
+            content = json.loads(path.read_text())
+            result = cls(**content)
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{path} cannot be read ({error}): delete {directory} to run it again") from error
+        if wrong := wrong_field(content, RESULT_FIELDS):
+            raise UserError(f"{path}: {wrong}; correct it, or delete {directory} to run it again")
+        return result
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,10 @@ ALLOWED = {
     "continuation": ({"training", "layout"}, {"lightning"}),
     "commands/account": ({"configuration", "training", "nn", "layout"}, set()),
     "commands/corpus": ({"configuration", "data"}, set()),
-    "runner": ({"configuration", "continuation", "training", "nn", "ops", "data", "layout"}, {"torch", "lightning"}),
+    "runner": (
+        {"configuration", "continuation", "training", "nn", "ops", "data", "layout", "file_fields"},
+        {"torch", "lightning"},
+    ),
     "inference": (
         # analysis: a model card's interval over seeds is the report's
         {"inference", "runner", "continuation", "configuration", "layout", "training", "data", "nn", "ops", "analysis"},
@@ -33,10 +36,11 @@ ALLOWED = {
         {"sweep", "runner", "configuration", "layout", "training", "data", "plot_options", "settings", "trials_table"},
         {"torch", "lightning", "optuna"},
     ),
-    "analysis": ({"analysis", "trials_table"}, {"pandas", "scipy", "matplotlib"}),
+    "analysis": ({"analysis", "trials_table", "file_fields"}, {"pandas", "scipy", "matplotlib"}),
     "plots": ({"analysis", "plot_options"}, {"matplotlib"}),
     "plot_options": ({"trials_table"}, set()),
     "trials_table": (set(), set()),
+    "file_fields": ({"trials_table"}, set()),
     "layout": (set(), set()),
     "ranks": (set(), {"torch"}),
     "files": (set(), set()),

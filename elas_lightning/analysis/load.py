@@ -27,6 +27,7 @@ from elas_lightning.analysis.parameters import (
 )
 from elas_lightning.analysis.wording import plural
 from elas_lightning.errors import UserError
+from elas_lightning.file_fields import RESULT_FIELDS, SUMMARY_FIELDS, Fields, wrong_field
 from elas_lightning.trials_table import METRICS, STATES
 
 KEY_COLUMNS = ("trial", "seed", "state", "run")
@@ -122,7 +123,7 @@ def load_sweep(folder: str | Path) -> SweepResults:
     advice = f"run `make sweep EXP={folder.name}` first (`elas sweep FILE` for a file of your own), or correct the name"
     if not folder.is_dir():
         raise UserError(f"no sweep in {folder}: the directory does not exist; {advice}.")
-    summary = read_json(folder / "summary.json", advice)
+    summary = read_json(folder / "summary.json", advice, SUMMARY_FIELDS)
     if parts := summary.get("parts"):
         names = ", ".join(str(folder.with_name(part["folder"])) for part in parts)
         raise UserError(f"{folder} is of several sweeps: name one of {names}")
@@ -169,7 +170,7 @@ def _read_runs(
         if (path := home / run / "telemetry.csv").is_file():
             telemetry.append(_read_csv(path, advice).assign(run=run))
         if (path := home / run / "result.json").is_file():
-            results[run] = read_json(path, advice)
+            results[run] = read_json(path, advice, RESULT_FIELDS)
         else:
             no_result.append(run)
     notes = []
@@ -180,8 +181,13 @@ def _read_runs(
     return _join(curves, trials), _join(telemetry, trials), results, notes
 
 
-def read_json(path: Path, advice: str) -> dict[str, Any]:
+def read_json(path: Path, advice: str, fields: Fields | None = None) -> dict[str, Any]:
     """Read an object.
+
+    Args:
+        path: The file.
+        advice: What the user can do, for the message.
+        fields: What its fields are held to.
 
     Raises:
         UserError: The file is missing or holds something else; the message ends in ``advice``.
@@ -194,6 +200,8 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({type(error).__name__}: {error}); delete it and {advice}.") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not an object; delete it and {advice}.")
+    if wrong := wrong_field(content, fields or {}):
+        raise UserError(f"{path}: {wrong}; correct it, or delete it and {advice}.")
     return content
 
 

@@ -13,6 +13,7 @@ from elas_lightning.analysis.load import read_json, read_numbers
 from elas_lightning.analysis.metrics import metric_of
 from elas_lightning.analysis.wording import number
 from elas_lightning.errors import UserError
+from elas_lightning.file_fields import RESULT_FIELDS
 
 _NEEDED = ("run", "state", "seed", "config", "metrics")
 _SHOWN = (
@@ -106,11 +107,9 @@ def load_run(folder: str | Path) -> RunResults:
     """
     folder = Path(folder)
     advice = "give the directory of a run that has ended, which `elas fit` printed behind `results:`"
-    result = read_json(folder / "result.json", advice)
+    result = read_json(folder / "result.json", advice, RESULT_FIELDS)
     if absent := [key for key in _NEEDED if key not in result]:
         raise UserError(f"{folder / 'result.json'} has no {', '.join(absent)}: it is no result of a run")
-    if not all(isinstance(result[key], dict) for key in ("config", "metrics")):
-        raise UserError(f"{folder / 'result.json'} has no table as config or metrics: it is no result of a run")
     return RunResults(folder, result, _table(folder / "curve.csv"), _table(folder / "telemetry.csv"))
 
 

@@ -7,6 +7,7 @@ and line styles repeat the distinction for grey print.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from matplotlib.ticker import (
     FixedFormatter,
     FixedLocator,
     FuncFormatter,
+    LogLocator,
     MaxNLocator,
     NullFormatter,
     NullLocator,
@@ -40,6 +42,7 @@ _MOST_HEIGHT = 1.5
 # Names along x: letters that fit level, and how many names of how many letters fit slanting.
 _MOST_LETTERS, _MOST_TURNED, _LONGEST_TURNED = 42, 6, 22
 _LEGEND_ROW = 0.19  # inches
+_RAISED = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ((5, 1.5), (5, 1.5, 1, 1.5), (1.2, 1.2), (8, 2), (3, 1))
@@ -151,12 +154,22 @@ def turn_long_names(ax: Axes, names: Sequence[str]) -> None:
 
 
 def plain_numbers(ax: Axes, which: str) -> None:
-    """Round tick values in plain figures (0.001, 250, 1,200,000), on linear and on log axes."""
+    """Round tick values in plain figures (0.001, 250, 1,200,000), on linear and on log axes.
+
+    Call it when the limits of a log axis are final: a few powers of ten where they are wide apart, and where there may
+    be one in them or none, what lies between, too.
+    """
     axis = ax.xaxis if which == "x" else ax.yaxis
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}" if value >= 1e-4 else f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
     if axis.get_scale() == "linear":
         axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+        return
+    low, high = sorted(axis.get_view_interval())
+    decades = math.log10(high / low)
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0,), numticks=6))
+    if decades > 5:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: "10" + f"{math.log10(value):.0f}".translate(_RAISED)))
 
 
 def large_numbers(ax: Axes) -> None:

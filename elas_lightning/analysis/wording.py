@@ -57,10 +57,14 @@ def seeds_span(counts: Sequence[int]) -> str:
 
 def decimals_of(difference: Difference) -> int:
     """Decimals that a difference deserves: two digits of its half-width, no more than three decimals unless the
-    difference itself is that small; without an interval a digit other than zero, where one of three decimals is."""
+    difference itself is that small; without an interval a digit other than zero, where one of three decimals is, and
+    with one of no width such a digit in any case: it is a difference that is found."""
     size = math.floor(math.log10(abs(difference.value))) if difference.value else 0
-    if difference.low is None or difference.high is None or difference.high <= difference.low:
-        return min(3, max(1, -size)) if difference.unit == "%" else 3
+    least = 1 if difference.unit == "%" else 3
+    if difference.low is None or difference.high is None:
+        return min(3, max(least, -size))
+    if difference.high <= difference.low:
+        return min(9, max(least, -size))
     half = (difference.high - difference.low) / 2
     most = min(9, max(3, 1 - size))
     return min(most, max(0, 1 - math.floor(math.log10(half))))

@@ -5,7 +5,7 @@ Nothing is built: all figures come from ``elas_lightning.nn.account``.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from elas_lightning.nn.account import (
     parameter_account,
 )
 from elas_lightning.nn.config import ModelConfig
+from elas_lightning.nn.weights_config import WeightsConfig
 from elas_lightning.training.optimizers import OptimizerConfig, optimizer_state_entries
 
 # what trainer.precision may also say; None is the trainer's own default
@@ -73,16 +74,32 @@ class StepRequest:
 def account(config: ModelConfig, optimizer: OptimizerConfig, step: TrainingStep) -> dict[str, Any]:
     """All accounts of one model, optimizer and step, as plain types."""
     remembered = optimizer_state_entries(optimizer, config)
+    memory = memory_account(config, step, remembered["total"])
     return {
         "model": asdict(config),
         "step": asdict(step),
         "parameters": parameter_account(config),
         "flops_per_token": flops_by_part(config, step.sequence, step.checkpointing),
         "optimizer": {"name": optimizer.name, "entries": remembered},
-        "memory": memory_account(config, step, remembered["total"]),
+        "memory": memory,
+        "full_rank_steps": _full_rank_steps(config, optimizer, step, memory),
         "kept": [asdict(tensor) for tensor in activations(config, step)],
         "kv_cache_bytes_per_sequence": kv_cache_bytes(config, 1, step.sequence, step.product_bytes),
     }
+
+
+def _full_rank_steps(
+    config: ModelConfig, optimizer: OptimizerConfig, step: TrainingStep, memory: dict[str, Any]
+) -> dict[str, int] | None:
+    """What learns in ReLoRA's steps before its factors do, and its bytes; the rest is as in the steps with factors."""
+    if config.weights.method != "relora" or not config.weights.relora_full_rank_cycles:
+        return None
+    full = replace(config, attention_rank=None, ffn_rank=None, weights=WeightsConfig())
+    trained = parameter_account(full)["trained"]["total"]
+    gradients = step.parameter_bytes * trained
+    state = step.parameter_bytes * optimizer_state_entries(optimizer, full)["total"]
+    total = memory["total"] - memory["gradients"] - memory["optimizer"] + gradients + state
+    return {"trained": trained, "gradients": gradients, "optimizer": state, "total": total}
 
 
 def account_of(
@@ -98,6 +115,13 @@ def account_of(
     console = Console()
     for table in (_parts_table(found), _memory_table(found)):
         console.print(table)
+    if full := found["full_rank_steps"]:
+        console.print(
+            f"This is of the steps with factors. In those at full rank before them {full['trained']:,} parameters "
+            f"learn: gradients {_size(full['gradients'])}, optimizer state {_size(full['optimizer'])}, at most "
+            f"{_size(full['total'])} at once",
+            highlight=False,
+        )
     _write(json_path, found)
 
 
@@ -121,6 +145,8 @@ def account_of_all(overrides: dict[str, Any], request: StepRequest, json_path: P
     console = Console()
     console.width = max(console.width, 170)  # a column cut off says nothing; a terminal wraps
     console.print(_all_table(rows))
+    if any(row["method"] == "relora" for row in rows):
+        console.print("relora: of its steps with factors; --config says what those at full rank before them take")
     for line in refused:
         console.print(f"not possible: {line}", markup=False)
     _write(json_path, rows)

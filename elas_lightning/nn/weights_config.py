@@ -129,7 +129,7 @@ def kept_24(rows: int, columns: int, both_ways: bool = False) -> int:
 
 
 def oats_shape(weights: WeightsConfig, d_in: int, d_out: int) -> tuple[int, int]:
-    """How OATS divides what is left of a matrix (arXiv 2409.13652, section 2.4).
+    """How OATS divides what is left of a matrix (arXiv 2409.13652).
 
     Returns:
         Rank of the low-rank part, and entries of the sparse part in each row.

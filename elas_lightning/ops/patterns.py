@@ -151,9 +151,15 @@ def _check(x: Tensor, pattern: Pattern, method: Method, key: Tensor | int | None
 class _StraightThrough(torch.autograd.Function):
     """Backward is the identity, so nothing is saved."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, groups: Tensor, k: int, method: str, bits: Tensor | None) -> Tensor:
+    def forward(groups: Tensor, k: int, method: str, bits: Tensor | None) -> Tensor:
         return _select(groups, k, method, bits)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:

@@ -19,9 +19,15 @@ Gradient = Literal["ste", "masked"]
 class _StraightThrough24(torch.autograd.Function):
     """Backward is the identity, so nothing is saved."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
+    def forward(x: Tensor, dim: int) -> Tensor:
         return zero_dropped(x, keep_mask_24(x, dim))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -31,10 +37,15 @@ class _StraightThrough24(torch.autograd.Function):
 class KeptOnly(torch.autograd.Function):
     """Backward lets through what forward kept, and can itself be differentiated; one byte an entry is saved."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, keep: Tensor) -> Tensor:
-        ctx.save_for_backward(keep)
+    def forward(x: Tensor, keep: Tensor) -> Tensor:
         return zero_dropped(x, keep)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -45,12 +56,17 @@ class KeptOnly(torch.autograd.Function):
 class _Relu2StraightThrough24(torch.autograd.Function):
     """Saves the pre-activation alone, which the linear layer before it does not keep."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
+    def forward(x: Tensor) -> Tensor:
         activated = x.relu()
         activated = activated * activated
         return zero_dropped(activated, keep_mask_24(activated, x.dim() - 1))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

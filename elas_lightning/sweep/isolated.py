@@ -20,13 +20,13 @@ from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
-from elas_lightning.errors import UserError
-from elas_lightning.layout import hold
+from elas_lightning.errors import UserError, is_full_disk
+from elas_lightning.layout import Occupied, hold
 from elas_lightning.runner import RESULT_NAME, RunRequest, RunResult, run
 from elas_lightning.training.interruption import Interrupted
 
 # How a run's process says how it ended; a signal's death is negative, a clean stop is STOPPED
-DONE, RAISED, REFUSED, STOPPED, HELD = 0, 1, 2, 3, 4
+DONE, RAISED, REFUSED, STOPPED, HELD, FULL = 0, 1, 2, 3, 4, 5
 # A run whose worker has gone may save itself that long; then it is removed, that the next worker can go on with it.
 ORPHAN_SECONDS = 120.0
 # For how long a run waits for an orphan of an earlier worker to leave its directory.
@@ -125,20 +125,21 @@ def _make(request: RunRequest, make: Make, lifeline: Connection, inherited: Conn
     try:
         with hold(request.directory, HELD_SECONDS):
             (request.directory / TRACEBACK_NAME).unlink(missing_ok=True)
-    except UserError:
-        _leave(HELD)
-    _write_into(request)
-    # Lightning starts the other ranks of a run by this process's own command
-    sys.modules["__main__"] = import_module("elas_lightning.__main__")
-    own = ["--trainer.default_root_dir", str(request.directory), "--trainer.enable_progress_bar", "false"]
-    sys.argv = [*shlex.split(request.command), *own]
-    try:
+        _write_into(request)
+        # Lightning starts the other ranks of a run by this process's own command
+        sys.modules["__main__"] = import_module("elas_lightning.__main__")
+        own = ["--trainer.default_root_dir", str(request.directory), "--trainer.enable_progress_bar", "false"]
+        sys.argv = [*shlex.split(request.command), *own]
         make(request)
     except Interrupted:
         _leave(STOPPED)
-    except UserError as error:
-        _leave(REFUSED, request, str(error))
+    except Occupied:
+        _leave(HELD)
     except Exception as error:
+        if is_full_disk(error):
+            _leave(FULL)  # and no result: the run goes on from its checkpoint when there is room
+        if isinstance(error, UserError):
+            _leave(REFUSED, request, str(error))
         (request.directory / TRACEBACK_NAME).write_text(traceback.format_exc())
         _leave(RAISED, request, f"{type(error).__name__}: {error}")
     _leave(DONE)

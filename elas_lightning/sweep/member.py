@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Any
 
-from elas_lightning.errors import UserError
+from elas_lightning.errors import NOT_WRITABLE, UserError, not_usable
 from elas_lightning.sweep.crew import BUDGET_SPENT, DONE, REFUSED
 from elas_lightning.sweep.isolated import ORPHAN_SECONDS
 from elas_lightning.sweep.run import Request, rejoin_study
@@ -42,6 +42,11 @@ def main() -> int:
         return work(job)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return REFUSED
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        print(f"error: {not_usable(error)}", file=sys.stderr)
         return REFUSED
     except Interrupted as stop:
         return 128 + stop.signal_number

@@ -24,7 +24,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from sqlalchemy import exc
 
-from elas_lightning.errors import UserError
+from elas_lightning.errors import UserError, is_full_disk, no_room
 
 _log = getLogger(__name__)
 T = TypeVar("T")
@@ -118,6 +118,8 @@ def _asked(name: str) -> Any:
 class PatientStorage(BaseStorage):
     """Another storage, asked until it answers.
 
+    A file on a disk without room is not waited for.
+
     Args:
         storage: The storage itself.
         name: What messages call it, without a password.
@@ -125,7 +127,8 @@ class PatientStorage(BaseStorage):
         clock: Seconds, for tests.
         sleep: Waits that many seconds, for tests.
 
-    Every method raises ``UserError`` when an outage has lasted longer than the patience.
+    Every method raises ``UserError`` when an outage has lasted longer than the patience, and ``OSError`` where the disk
+    of a file is full.
     """
 
     def __init__(
@@ -137,6 +140,7 @@ class PatientStorage(BaseStorage):
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.impatient = storage
+        self._name = name
         self._outage = Outage(name, patience, clock)
         self._clock = clock
         self._sleep = sleep
@@ -149,6 +153,8 @@ class PatientStorage(BaseStorage):
             try:
                 answer = call()
             except Exception as error:
+                if is_full_disk(error):  # of this machine: the runs lie there, too, and would fail next
+                    raise no_room(self._name) from error
                 if not is_outage(error):
                     self._outage.is_over(asked)
                     raise

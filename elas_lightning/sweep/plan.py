@@ -98,8 +98,10 @@ class Plan:
         """Refuse before the first run what a later one would trip over.
 
         Raises:
-            UserError: A point of the grid is no possible configuration, or a key is set that the sweep itself sets.
+            UserError: A point of the grid is no possible configuration, a key is set that the sweep itself sets, or the
+                file names an overlay that is not there, for this kind of machine or the other.
         """
+        self._check_machines()
         self._check_overrides()
         self._check_lengths()
         if self.spec.is_search:
@@ -123,6 +125,15 @@ class Plan:
                     resolve(request.overlays, request.overrides)
                 except UserError as error:
                     raise UserError(f"sweep {self.spec.name}: {error}") from error
+
+    def _check_machines(self) -> None:
+        """Also of the machine that this one is not: whoever writes a sweep on a laptop starts it on a GPU."""
+        for kind, names in self.spec.machines.items():
+            for name in self.spec.base:
+                try:
+                    overlay_path(name.format(**names))
+                except UserError as error:
+                    raise UserError(f"sweep {self.spec.name}, machines.{kind}: {error}") from error
 
     def _check_overrides(self) -> None:
         """Of a factor's own key the value is what it multiplies; any other that a point sets would be lost, or would

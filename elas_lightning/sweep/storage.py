@@ -29,7 +29,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.storages.journal._file import get_lock_file  # holds the lock for a with block
 from sqlalchemy import event, exc
 
-from elas_lightning.errors import UserError
+from elas_lightning.errors import UserError, is_full_disk, no_room
 from elas_lightning.sweep.patience import PatientStorage, reason_of
 
 STUDY_NAME = "study.db"  # in the sweep's folder, where no URL is given
@@ -170,6 +170,8 @@ def _tables(url: str, shown: str, engine: dict[str, Any]) -> RDBStorage:
         except (exc.ArgumentError, ValueError) as error:
             raise UserError(f"{shown}: this is no URL: {reason_of(error)}; give {KNOWN}") from error
         except (exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            if is_full_disk(error):
+                raise no_room(shown) from error
             reason = reason_of(error)
             if attempt < 9 and re.search(_PASSING, reason):
                 time.sleep(random.uniform(0.1, 0.5) * (attempt + 1))

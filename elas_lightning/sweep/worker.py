@@ -15,11 +15,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from elas_lightning.errors import UserError
+from elas_lightning.errors import UserError, is_full_disk, no_room
 from elas_lightning.runner import RESULT_NAME, RunResult
 from elas_lightning.sweep import claims
 from elas_lightning.sweep.heartbeat import Heartbeat
-from elas_lightning.sweep.isolated import HELD, ORPHAN_SECONDS, REFUSED, STOPPED, IsolatedRun, failed, has_result
+from elas_lightning.sweep.isolated import FULL, HELD, ORPHAN_SECONDS, REFUSED, STOPPED, IsolatedRun, failed, has_result
 from elas_lightning.sweep.plan import PlannedRun
 from elas_lightning.sweep.study import Claim, Study, TrialLost
 from elas_lightning.training.interruption import Interrupted
@@ -120,6 +120,7 @@ class Worker:
             Interrupted: Stopped by the user; the run in progress has saved itself.
             BudgetSpent: The time is over.
             UserError: Two runs in a row cannot be run, for the same reason.
+            OSError: There is no room on the disk; the run keeps what it has saved.
         """
         with handled_signals(self._ask):
             while True:
@@ -170,6 +171,10 @@ class Worker:
         except BudgetSpent:
             study.release(claim, "the time was over")
             raise
+        except OSError as error:
+            if is_full_disk(error):
+                study.release(claim, "there was no room on the disk")
+            raise
         except Interrupted as stop:
             study.release(claim, str(stop))
             raise
@@ -192,6 +197,8 @@ class Worker:
             judge.look()
             if code == HELD:
                 raise _Held(f"another process was at work in {directory}")
+            if code == FULL:  # which the next run's first file would say again
+                raise no_room(directory)
             if self._asked_by is not None and not (directory / RESULT_NAME).exists():
                 raise Interrupted(self._asked_by)
             if code >= 0 and code != STOPPED:

@@ -1,11 +1,12 @@
 """The LightningModule: steps, metrics and logging; the model itself lives in ``elas_lightning.nn``."""
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -18,6 +19,7 @@ from elas_lightning.nn.folder import starting_weights
 from elas_lightning.nn.llama import Llama
 from elas_lightning.nn.weights.rule import Place
 from elas_lightning.training.checkpoints import not_finite
+from elas_lightning.training.folder_checkpoints import files_of
 from elas_lightning.training.interruption import RunEnded
 from elas_lightning.training.metrics import TokenLoss
 from elas_lightning.training.optimizers import OptimizerConfig, build_optimizer
@@ -108,6 +110,22 @@ class ElasModule(L.LightningModule):
         self.val_metric = TokenLoss()
         self._accumulated_loss: Tensor | float = 0.0
         self._weights_step = 0
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """As Lightning has it, of one file.
+
+        Raises:
+            UserError: The path is a folder, a sharded checkpoint's or a run's, or a file of a sharded checkpoint.
+        """
+        path = Path(checkpoint_path) if isinstance(checkpoint_path, str | os.PathLike) else None
+        if path is not None and (path.is_dir() or files_of(path.parent)):
+            raise UserError(
+                f"{path} is {'a folder' if path.is_dir() else 'a part of a sharded checkpoint'}, of which "
+                "load_from_checkpoint reads nothing: elas_lightning.inference.load.load_model takes the folder of a "
+                "sharded checkpoint or of a run, as `elas eval` and `elas export` do"
+            )
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Logits ``(B, T, V)`` of token ids ``(B, T)``."""

@@ -51,7 +51,7 @@ def test_a_run_without_curve_or_result(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no run, state, seed, config, metrics"):
         load_run(folder)
     (folder / "result.json").write_text('{"run": "a", "state": "complete", "seed": 0, "config": {}, "metrics": null}')
-    with pytest.raises(UserError, match="has no table as config or metrics"):
+    with pytest.raises(UserError, match="metrics is None, where a mapping belongs"):
         load_run(folder)
     with pytest.raises(UserError, match="give the directory of a run that has ended"):
         load_run(tmp_path / "nothing")

@@ -15,6 +15,7 @@ from matplotlib.image import imread
 from scipy import stats
 from synthetic import METHODS, RANKS, rank_sweep, write_sweep
 
+from elas_lightning.analysis import style
 from elas_lightning.analysis.load import load_sweep
 from elas_lightning.analysis.plots import KINDS, write_plots
 from elas_lightning.analysis.plots.base import CannotDraw
@@ -286,9 +287,10 @@ def test_a_comparison_of_what_was_picked_by_its_value_says_so(rank_ablation, kin
 def test_parallel_draws_every_point_and_marks_the_best(search_sweep):
     figure, caption = draw(search_sweep, "parallel")
     (ax,) = figure.axes
-    lines = [line for line in ax.lines if len(line.get_xdata()) in (3, 4)]
-    assert sum(len(line.get_xdata()) == 4 for line in lines) == 12
-    assert sum(len(line.get_xdata()) == 3 for line in lines) == 2
+    # two places for each of the three parameters, and one for the metric
+    lines = [line for line in ax.lines if len(line.get_xdata()) in (6, 7)]
+    assert sum(len(line.get_xdata()) == 7 for line in lines) == 12
+    assert sum(len(line.get_xdata()) == 6 for line in lines) == 2
     (best,) = [line for line in lines if line.get_linewidth() == 3.0]
     assert best.get_ydata()[-1] == 0.0
     assert {"full rank", "8", "16", "yes", "no"} <= set(texts(ax))
@@ -296,6 +298,61 @@ def test_parallel_draws_every_point_and_marks_the_best(search_sweep):
     winner = trials.loc[trials["val_perplexity"].idxmin()]
     assert f"peak learning rate {winner['lr']:.3g}" in caption
     assert "dotted grey lines are 2 points without a finished run" in caption
+
+
+def _overlap(texts):
+    boxes = [text.get_window_extent() for text in texts]
+    return any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+
+
+def test_no_line_of_parallel_goes_slanting_through_a_name(tmp_path):
+    placements = ["dense", "FFN hidden (ELAS)", "FFN hidden + input", "FFN hidden + attention input"]
+    search = {"rank": RANKS, "placement": {"kind": "choices", "values": placements, "label": "placement"}}
+    figure, _ = draw(write_sweep(tmp_path / "joint", search, [], seeds=[1]), "parallel")
+    figure.canvas.draw()
+    (ax,) = figure.axes
+    level_until = ax.lines[-1].get_xdata()[1::2]
+    assert len(level_until) == 2
+    for text in ax.texts:
+        box = text.get_window_extent().transformed(ax.transData.inverted())
+        behind = max(x for x in ax.xaxis.get_ticklocs() if x < box.x0)
+        assert behind == ax.xaxis.get_ticklocs()[-1] or box.x1 <= min(x for x in level_until if x > behind)
+    assert not _overlap(ax.texts)
+
+
+def test_marks_of_the_metric_differ_where_its_values_hardly_do(tmp_path):
+    folder = rank_sweep(tmp_path / "close", loss=lambda p, s: 5.4 + 1e-7 * p["rank"])
+    figure, _ = draw(folder, "parallel")
+    marks = [text for text in texts(figure.axes[0]) if text.startswith("221.")]
+    assert len(set(marks)) == 3
+
+
+@pytest.mark.parametrize(("low", "high"), [(10.1, 85.0), (3.0, 30.0), (10.0, 1e8), (1e-7, 1.0)])
+def test_a_log_axis_has_a_few_numbers_that_stand_apart(low, high):
+    with style.house_style():
+        figure = style.new_figure()
+        ax = figure.add_subplot()
+        ax.set_xscale("log")
+        ax.set_xlim(low, high)
+        style.plain_numbers(ax, "x")
+        figure.canvas.draw()
+        places = zip(ax.xaxis.get_ticklocs(), ax.xaxis.get_ticklabels(), strict=True)
+        shown = [label for place, label in places if low <= place <= high]
+        assert 2 <= len([label for label in shown if label.get_text()]) <= 7
+        assert not _overlap(shown)
+
+
+def test_a_heatmap_of_many_long_names_has_room_for_its_numbers(tmp_path):
+    methods = {"kind": "choices", "values": [f"a method with a long name, number {i}" for i in range(12)], "label": "m"}
+    sizes = {"kind": "choices", "values": [1, 2], "label": "size"}
+    folder = write_sweep(tmp_path / "many", {"method": methods, "size": sizes}, [], seeds=(1, 2))
+    for axes in ({"x": "method", "y": "size"}, {"x": "size", "y": "method"}):
+        figure, _ = draw(folder, "heatmap", **axes)
+        figure.canvas.draw()
+        ax = figure.axes[0]
+        assert not _overlap(ax.texts)
+        assert not _overlap(ax.get_xticklabels())
+        assert not _overlap(ax.get_yticklabels())
 
 
 def test_importance_bars_are_sorted_shares(search_sweep):

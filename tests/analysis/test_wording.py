@@ -5,7 +5,21 @@ from __future__ import annotations
 import pytest
 
 from elas_lightning.analysis.statistics import Difference, Estimate, paired_difference
-from elas_lightning.analysis.wording import compare, compare_many, number, plus_minus, seeds_phrase, sentence, signed
+from elas_lightning.analysis.wording import (
+    compare,
+    compare_many,
+    decimals_of,
+    number,
+    plus_minus,
+    seeds_phrase,
+    sentence,
+    signed,
+)
+
+
+def test_a_found_difference_without_a_width_is_not_rounded_to_nothing():
+    assert decimals_of(Difference(1e-5, 1e-5, 1e-5, 0.0, 2, "%")) == 5
+    assert decimals_of(Difference(12.5, 12.5, 12.5, 0.0, 2, "%")) == 1
 
 
 @pytest.mark.parametrize(

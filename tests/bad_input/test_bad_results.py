@@ -1,6 +1,7 @@
 """``plots``, ``report``, ``compare`` of result files that are torn or of another format; ``account`` and ``bench``."""
 
 import json
+import re
 import resource
 import shutil
 from pathlib import Path
@@ -8,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from elas_lightning import load_run
 from elas_lightning.cli import main
+from elas_lightning.errors import UserError
+from elas_lightning.runner import RunResult
 
 READERS = {"plots": ("plots", "grid"), "report": ("report", "grid"), "compare": ("compare", "runs/grid")}
 
@@ -28,7 +32,7 @@ def sweep_here(place: Any, finished_run: Path) -> Path:
                 "question": "?",
                 "objective": "val_perplexity",
                 "size": "small",
-                "data": "own",
+                "data": {"source": "own"},
                 "seeds": [0],
                 "sampler": "grid",
                 "plots": [{"kind": "bars", "x": "rank"}],
@@ -52,6 +56,13 @@ DAMAGE: dict[str, tuple[str, Any, str]] = {
     "summary-empty": ("summary.json", "", "summary.json"),
     "summary-bare": ("summary.json", "{}", "summary.json"),
     "summary-binary": ("summary.json", b"\xff\xfe", "summary.json"),
+    "summary-search": ("summary.json", '{"name": "grid", "search": {"rank": [4]}}', "summary.json: search.rank is [4]"),
+    "summary-plots": (
+        "summary.json",
+        '{"name": "grid", "search": {}, "plots": ["bars"]}',
+        "summary.json: plots.0 is 'bars', where a mapping belongs",
+    ),
+    "summary-seeds": ("summary.json", '{"name": "grid", "search": {}, "seeds": ["a"]}', "summary.json: seeds.0 is 'a'"),
     "trials-empty": ("trials.csv", "", "trials.csv"),
     "trials-columns": ("trials.csv", "a,b\n1,2\n", "trials.csv"),
     "trials-state": ("trials.csv", "trial,rank,seed,state,run\n0,4,0,happy,x\n", "trials.csv…happy"),
@@ -82,6 +93,34 @@ def test_result_files(place: Any, sweep_here: Path, kind: str, command: str) -> 
 def test_run_files(place: Any, run_here: Path, name: str, content: Any) -> None:
     place.write(f"mine/{name}", content)
     place.refuses("compare", "mine", "mine", saying=name)
+
+
+WRONG_FIELDS = {
+    "seed": ("1", "seed is '1', where a whole number belongs"),
+    "state": ("happy", "state is 'happy', where complete or diverged or failed or pruned belongs"),
+    "metrics": ([], "metrics is [], where a mapping belongs"),
+    "metrics.val_loss": ("3.5", "metrics.val_loss is '3.5', where a number or null belongs"),
+    "metrics.account": ([1], "metrics.account is [1], where a mapping or null belongs"),
+    "backend": ("triton", "backend is 'triton', where a mapping or null belongs"),
+    "environment.command": (["elas"], "environment.command is ['elas'], where a text or null belongs"),
+    "data": (True, "data is True, where a mapping or null belongs"),
+}
+
+
+@pytest.mark.parametrize("field", WRONG_FIELDS)
+def test_a_field_of_another_kind(place: Any, sweep_here: Path, field: str) -> None:
+    """In every reader: the sweep's own, the analysis', and a notebook's."""
+    home = sweep_here / "runs/rank=4-s0"
+    result = json.loads((home / "result.json").read_text())
+    *outer, last = field.split(".")
+    wrong, said = WRONG_FIELDS[field]
+    (result[outer[0]] if outer else result)[last] = wrong
+    place.write(str(home / "result.json"), json.dumps(result))
+    for command in READERS.values():
+        place.refuses(*command, saying=f"rank=4-s0/result.json: {said}")
+    for read in (load_run, RunResult.read):
+        with pytest.raises(UserError, match=re.escape(f"result.json: {said}")):
+            read(home)
 
 
 @pytest.mark.parametrize(

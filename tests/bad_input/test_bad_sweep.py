@@ -29,6 +29,15 @@ FILES = {
     "machines-list": (_changed(machines=["cpu"]), "mine.yaml…machines"),
     "machines-half": (_changed(machines={"cpu": {"size": "small"}, "gpu": {}}), "mine.yaml…machines"),
     "machines-text": (_changed(machines={"cpu": "small", "gpu": "small"}), "mine.yaml…machines"),
+    "machines-size": (
+        _changed(machines={"cpu": {"size": "small", "data": "own"}, "gpu": {"size": "smal", "data": "own"}}),
+        "mine, machines.gpu: there is no overlay experiments/sizes/smal.yaml: choose one of small",
+    ),
+    "machines-data": (
+        _changed(base=["sizes/{size}", "data/{data}"],
+                 machines={"cpu": {"size": "small", "data": "own"}, "gpu": {"size": "small", "data": "c5"}}),
+        "mine, machines.gpu: there is no overlay experiments/data/c5.yaml: choose one of own",
+    ),
     "search-list": (_changed(search=["rank"]), "mine.yaml…search"),
     "search-empty": (_changed(search={}), "mine.yaml…search"),
     "search-null": (_changed(search=None), "mine.yaml…search"),

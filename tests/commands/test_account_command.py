@@ -11,6 +11,9 @@ from elas_lightning.cli import main
 from elas_lightning.commands import account
 from elas_lightning.nn.account import TrainingStep, flops_by_part, memory_account, parameter_account
 from elas_lightning.nn.config import ModelConfig
+from elas_lightning.nn.llama import Llama
+from elas_lightning.nn.weights.attach import weight_rules
+from elas_lightning.nn.weights.rule import Place
 
 ROOT = Path(__file__).resolve().parents[2]
 STACK = [f"--config={ROOT}/experiments/{name}.yaml" for name in ("sizes/60m", "methods/elas")]
@@ -59,6 +62,21 @@ def test_an_optimizer_brings_its_own_state(tmp_path: Path) -> None:
     muon = _account(tmp_path, *STACK, "--set", "model.optimizer.name=muon")
     blocks = sum(adamw["parameters"]["trained"][part] for part in ("attention", "ffn"))
     assert adamw["memory"]["optimizer"] - muon["memory"]["optimizer"] == 4 * blocks
+
+
+def test_relora_learns_more_before_its_factors_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stack = [f"--config={ROOT}/experiments/{name}.yaml" for name in ("sizes/tiny_xs", "methods/relora")]
+    found = _account(tmp_path, *stack)
+    model = Llama(ModelConfig.from_mapping(found["model"]))
+    for rule, parameter in weight_rules(model):
+        rule.enter(parameter, Place(step=0, total=9, restart_every=3))
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    full, memory = found["full_rank_steps"], found["memory"]
+    assert learning > found["parameters"]["trained"]["total"]
+    assert (full["trained"], full["gradients"], full["optimizer"]) == (learning, 4 * learning, 8 * learning)
+    assert full["total"] - memory["total"] == 12 * (learning - found["parameters"]["trained"]["total"])
+    assert f"at full rank before them {learning:,} parameters learn" in " ".join(capsys.readouterr().out.split())
+    assert _account(tmp_path, *stack, "--set=model.config.weights.relora_full_rank_cycles=0")["full_rank_steps"] is None
 
 
 def test_all_sizes_and_methods_in_one_table(

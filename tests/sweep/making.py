@@ -10,10 +10,11 @@ from typing import Any
 
 import lightning as L
 
-from elas_lightning.errors import UserError
+from elas_lightning.errors import UserError, no_room
 from elas_lightning.layout import hold
 from elas_lightning.runner import RunRequest, RunResult, run
 from elas_lightning.sweep.isolated import Make
+from elas_lightning.training.checkpoints import not_written
 from elas_lightning.training.interruption import Interrupted
 
 
@@ -100,6 +101,12 @@ def hang_first(request: RunRequest) -> RunResult:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(600)
     return finish(request)
+
+
+def find_the_disk_full(request: RunRequest) -> RunResult:
+    """As a checkpoint's writer says it, with the cause behind it."""
+    error = no_room("last.ckpt")
+    raise not_written(request.directory / "checkpoints/last.ckpt", error) from error
 
 
 def refuse(request: RunRequest) -> RunResult:

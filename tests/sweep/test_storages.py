@@ -17,6 +17,7 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from postgres import Postgres
+from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError, OperationalError, PendingRollbackError
 
 from elas_lightning.errors import UserError
@@ -243,6 +244,16 @@ def test_patience_has_an_end_and_is_told_twice_at_most(caplog: pytest.LogCapture
     flaky.cut = 1000
     with pytest.raises(UserError, match="nothing is lost; the same command goes on when it is back"):
         patient.set_trial_state_values(trial, TrialState.FAIL)
+
+
+def test_a_file_for_which_there_is_no_room_is_not_waited_for(tmp_path: Path) -> None:
+    storage = open_storage(None, tmp_path)
+    study = storage.create_new_study(MINIMIZE, "a")
+    engine = storage.impatient._backend.engine  # type: ignore[attr-defined]
+    # SQLite says the same where the file may not grow as where the disk is full
+    event.listen(engine, "checkout", lambda connection, *_: connection.execute("PRAGMA max_page_count = 1"))
+    with pytest.raises(OSError, match=r"No space left on device: .*study\.db"):
+        storage.set_study_user_attr(study, "long", "x" * 100_000)
 
 
 def test_an_answer_that_was_under_way_when_an_outage_began_does_not_end_it(caplog: pytest.LogCaptureFixture) -> None:

@@ -135,6 +135,18 @@ def test_a_complaint_about_every_point_ends_the_sweep(study: Study) -> None:
     assert _states(study) == ["failed"] * 2
 
 
+def test_a_full_disk_ends_the_sweep_at_the_first_run_and_loses_nothing(planned: Callable[..., Plan]) -> None:
+    study = _open(planned(seeds=[0]))
+    with pytest.raises(OSError, match=r"No space left on device: .*seed-0"):
+        _work(study, making.find_the_disk_full)
+    assert _states(study) == ["stopped"]
+    assert not list(study.plan.folder.glob("runs/*/result.json"))
+    again = _open(study.plan)
+    _work(again, making.finish)  # as if there were room now
+    assert again.is_settled()
+    assert {result.state for result in _results(again).values()} == {"complete"}
+
+
 def test_a_stopped_worker_stops_its_run_and_gives_the_place_back(study: Study) -> None:
     def stop_when_it_runs() -> None:
         while not list(study.plan.folder.glob("runs/*/progress.json")):

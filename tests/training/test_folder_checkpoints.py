@@ -10,6 +10,7 @@ import torch
 from elas_lightning.errors import UserError
 from elas_lightning.training.checkpoints import TornCheckpoint, take_up, verify
 from elas_lightning.training.folder_checkpoints import files_of, put_together, rows_of, shard_name, take_apart
+from elas_lightning.training.module import ElasModule
 
 
 @pytest.mark.parametrize("before", [1, 2, 3, 5])
@@ -109,3 +110,14 @@ def test_a_folder_may_be_torn_twice(tmp_path: Path) -> None:
         _write(tmp_path / "last.ckpt", 1)[1].unlink()
         assert take_up(tmp_path) == tmp_path / "previous.ckpt"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.torn", "previous.ckpt"]
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "last.ckpt/whole.pt", "."])
+def test_lightnings_own_loading_says_what_reads_a_folder(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "last.ckpt"
+    folder.mkdir()
+    whole, rows = take_apart({"global_step": 4, "state_dict": {"w": torch.ones(2)}})
+    torch.save(whole, folder / "whole.pt")
+    torch.save(rows, folder / shard_name(0, 1))
+    with pytest.raises(UserError, match=r"elas_lightning\.inference\.load\.load_model takes the folder"):
+        ElasModule.load_from_checkpoint(tmp_path / name, weights_only=True)

@@ -12,6 +12,7 @@ import pandas as pd
 
 from elas_lightning.analysis.load import SweepResults, load_sweep, planned_seeds, read_json
 from elas_lightning.analysis.parameters import level_name
+from elas_lightning.file_fields import SUMMARY_FIELDS
 
 # Where `elas eval --json` puts what the document is to show.
 EVALUATIONS = "evaluations"
@@ -89,7 +90,7 @@ def load_paper(folder: Path, benchmarks: Path | None = None) -> Paper:
     Raises:
         UserError: if a file cannot be read. A part without files is not an error but missing.
     """
-    summary = read_json(folder / "summary.json", _ADVICE)
+    summary = read_json(folder / "summary.json", _ADVICE, SUMMARY_FIELDS)
     parts: dict[str, SweepResults] = {}
     absent: dict[str, str] = {}
     for part in summary["parts"]:

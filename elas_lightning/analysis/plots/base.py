@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
 
 from elas_lightning.analysis import style
 from elas_lightning.analysis.load import SweepResults
@@ -153,6 +154,20 @@ def best_clause(results: SweepResults, metric: Metric, done: Sequence[Point]) ->
     top, estimate = best_of(done, metric.column)
     value = f"{plus_minus(estimate, metric.scale)} ({seeds_phrase(estimate.n)})"
     return f"{metric.noun} is best with {describe(results, top.levels)}: {value}"
+
+
+def colours_of(metric: Metric) -> str:
+    """The colour map of a metric, from its better to its worse end."""
+    # One hue from light to dark that also reads in grey; yellow stands for the better end.
+    return "cividis_r" if metric.lower_is_better else "cividis"
+
+
+def norm_of(values: np.ndarray) -> Normalize:
+    """From values to shares of a scale, 0 to 1; logarithmic as an axis would be."""
+    low, high = float(values.min()), float(values.max())
+    if low > 0 and high / low > 5:
+        return LogNorm(low, high)
+    return Normalize(low, high if high > low else low + 1e-9 + abs(low) * 1e-3)
 
 
 def cut_clause(cut: bool) -> str:

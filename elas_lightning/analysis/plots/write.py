@@ -18,7 +18,8 @@ from elas_lightning.analysis.plots.against import lr_curve, metric_by
 from elas_lightning.analysis.plots.base import CannotDraw, metric_in
 from elas_lightning.analysis.plots.curves import curves
 from elas_lightning.analysis.plots.dots import bars
-from elas_lightning.analysis.plots.overview import heatmap, importance, parallel
+from elas_lightning.analysis.plots.overview import heatmap, importance
+from elas_lightning.analysis.plots.parallel import parallel
 from elas_lightning.analysis.plots.pareto import pareto
 from elas_lightning.analysis.plots.telemetry import telemetry
 from elas_lightning.errors import UserError

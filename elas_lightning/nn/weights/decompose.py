@@ -46,7 +46,7 @@ def sparse_plus_low_rank(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Alternate between the best low-rank part for a sparse one and the best sparse part for a low-rank one.
 
-    Neither half-step can make the squared error larger (algorithm 1 of the paper).
+    Neither half-step can make the squared error larger (the paper's alternating thresholding).
 
     Args:
         matrix_OI: What to approximate.

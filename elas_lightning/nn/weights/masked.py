@@ -33,7 +33,7 @@ def magnitude_mask(weight_OI: Tensor) -> Tensor:
 class DecayingMask(WeightRule):
     """A mask chosen again and again; dropped weights keep their gradient and decay.
 
-    SR-STE (arXiv 2102.04010, equation 8): the gradient of the dense weight W is that of the sparse one plus
+    SR-STE (arXiv 2102.04010): the gradient of the dense weight W is that of the sparse one plus
     ``λ (1 - mask) W``. Here the term joins the averaged and clipped gradient, so that it counts once a step and
     Adam scales it along; Hu et al. (arXiv 2404.01847, section 4) found that to be what works with Adam. Theirs
     is the same with a transposable mask, chosen every few steps, and a dense end.

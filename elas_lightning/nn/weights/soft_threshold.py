@@ -12,7 +12,7 @@ from elas_lightning.nn.weights.rule import WeightRule, straight_through
 
 
 def soft_threshold_24(weight_OI: Tensor) -> Tensor:
-    """Shrink every four inputs of an output by the third largest of their magnitudes (section 4.1).
+    """Shrink every four inputs of an output by the third largest of their magnitudes.
 
     Two of four become zero, and unlike a choice of two, the result moves continuously with the weight: where two
     magnitudes meet and swap, both are zero.
@@ -34,7 +34,7 @@ def soft_threshold_24(weight_OI: Tensor) -> Tensor:
 class SoftThreshold(WeightRule):
     """``β soft_threshold_24(W)`` with the identity for its gradient and β fixed at the start.
 
-    β makes the start's sparse weight the best approximation of the dense one in the mean square (section 4.2):
+    β makes the start's sparse weight the best approximation of the dense one in the mean square:
     ``β = <W, S(W)> / <S(W), S(W)>``. The paper freezes it, since a β that followed the weights oscillated.
     """
 
