@@ -160,14 +160,17 @@ def test_sigterm_stops_a_fit_with_its_exit_code_and_a_checkpoint(overlay: Path, 
     command += ["--trainer.max_steps=100000", "--trainer.default_root_dir=mine"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        curve = tmp_path / "mine/curve.csv"
-        deadline = time.monotonic() + 60
-        while not (curve.exists() and curve.read_text().count("\n") > 3):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        _, error = process.communicate(timeout=60)
+        try:
+            curve = tmp_path / "mine/curve.csv"
+            deadline = time.monotonic() + 180
+            while not (curve.exists() and curve.read_text().count("\n") > 3):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            _, error = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == 128 + signal.SIGTERM
     assert "stopped" in error
     assert "Traceback" not in error
