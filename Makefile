@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# the versions to install: constraints-oldest.txt holds the lowest that pyproject.toml admits
+CONSTRAINTS ?= constraints.txt
 
 EXP ?=
 SIZE ?=
@@ -24,19 +26,19 @@ $(error EXP is missing: name a file of sweeps/, e.g. `make $(firstword $(about_e
 endif
 which_study = $(EXP) $(if $(SIZE),--size $(SIZE)) $(if $(DATA),--data $(DATA)) $(ARGS)
 
-.PHONY: help setup sweep plots report test test-slow test-gpu lint format bench docs store clean
+.PHONY: help setup sweep plots report test test-slow test-gpu test-oldest lint format bench docs store clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo "  EXP=name of a file in sweeps/, SIZE=60m and DATA=c4 choose the model size and the corpus"
 	@echo "  WORKERS=4 runs of a sweep at a time; STORAGE=URL of its study, the same on several machines"
 
 setup: $(READY)  ## Make the virtual environment
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[dev]'
 	$(BIN)/python -m elas_lightning.lightning_command
 	@touch $@
 
@@ -57,6 +59,10 @@ test-slow: $(READY)  ## Run the proofs that take minutes
 
 test-gpu: $(READY)  ## Run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
+
+# their warnings, of which newer versions have mended many, fail no test
+test-oldest:  ## Run the tests with the lowest versions admitted, in .venv-oldest
+	@$(MAKE) --no-print-directory test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt ARGS='-o filterwarnings=default $(ARGS)'
 
 lint: $(READY)  ## Check style and types; edits nothing
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -161,9 +161,9 @@ def test_sigterm_stops_a_fit_with_its_exit_code_and_a_checkpoint(overlay: Path, 
     arguments = ["fit", "--config", str(overlay), "--trainer.max_steps=100000", "--trainer.default_root_dir=mine"]
     process = Forked(elas, arguments, tmp_path)
     curve = tmp_path / "mine/curve.csv"
-    assert wait_until(lambda: curve.exists() and curve.read_text().count("\n") > 3, process, seconds=60)
+    assert wait_until(lambda: curve.exists() and curve.read_text().count("\n") > 3, process)
     os.kill(process.pid, signal.SIGTERM)
-    assert process.end(seconds=60) == 128 + signal.SIGTERM
+    assert process.end() == 128 + signal.SIGTERM
     error = (tmp_path / "log").read_text()
     assert "stopped" in error
     assert "Traceback" not in error

@@ -99,7 +99,7 @@ def test_workers_leave_when_the_crews_process_is_killed(tmp_path: Path) -> None:
 
 
 def _wait_for(condition: object) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline
         time.sleep(0.02)

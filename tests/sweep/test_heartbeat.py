@@ -20,9 +20,9 @@ class Clock:
 
 
 def _wait_for(storage: optuna.storages.BaseStorage, trial_id: int, count: int) -> None:
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while storage.get_trial(trial_id).system_attrs.get(ATTRIBUTE, {"count": 0})["count"] < count:
-        assert time.monotonic() < until, "no beat in 10 s"
+        assert time.monotonic() < until, "no beat in 60 s"
         time.sleep(0.01)
 
 
@@ -68,7 +68,7 @@ def test_it_knows_when_its_trial_was_taken_away() -> None:
     with Heartbeat(storage, trial._trial_id, interval=0.01) as heart:
         _wait_for(storage, trial._trial_id, 1)
         storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while not heart.lost:
             assert time.monotonic() < until
             time.sleep(0.01)

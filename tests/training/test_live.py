@@ -45,7 +45,7 @@ def _judge(directory: Path, ending_at: int) -> threading.Thread:
 
     def answer() -> None:
         answered = -1
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while answered < ending_at and time.monotonic() < deadline:
             progress = read_progress(directory) or {"validated_step": -1}
             if progress["validated_step"] > answered:
@@ -88,7 +88,7 @@ def test_a_run_that_is_stopped_while_it_waits_leaves(
     write_verdict(tmp_path / "run", -1, None)
 
     def stop() -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while (read_progress(tmp_path / "run") or {"validated_step": -1})["validated_step"] < 5:
             assert time.monotonic() < deadline
             time.sleep(0.01)
