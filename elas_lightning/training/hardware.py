@@ -60,7 +60,8 @@ def package_versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    # with the build, such as +cu130 or +cpu, which the installed package does not always say
+    return {**found, "torch": str(torch.__version__)}
 
 
 def describe_environment(device: torch.device, command: str) -> dict[str, Any]:
