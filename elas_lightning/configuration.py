@@ -12,9 +12,10 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning as L
 import yaml
@@ -73,6 +74,7 @@ class ElasCLI(LightningCLI):
         self._callbacks = list(callbacks)
         self.arguments = list(sys.argv[1:] if args is None else args)
         one_line: dict[str, Any] = {"exit_on_error": False}
+        _whole_numbers_first()
         try:
             super().__init__(
                 ElasModule,
@@ -241,6 +243,18 @@ def resolve(overlays: Sequence[Path], overrides: dict[str, Any]) -> dict[str, An
     except argparse.ArgumentError as error:
         raise UserError(_in_one_line(str(error))) from error
     return cli.resolved
+
+
+def _whole_numbers_first() -> None:
+    """Let ``trainer.limit_val_batches=1`` be one batch, and ``1.0`` all of them, whatever was imported before.
+
+    jsonargparse tries the types of a union in their order, and ``typing`` gives whoever asks for
+    ``Optional[Union[int, float]]`` an earlier ``Optional[Union[float, int]]``, such as Lightning has too.
+    """
+    hints = L.Trainer.__init__.__annotations__
+    for name, hint in hints.items():
+        if {int, float} <= set(get_args(hint)):
+            hints[name] = reduce(or_, get_args(hint), int)
 
 
 @cache

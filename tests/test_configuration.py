@@ -1,10 +1,12 @@
 """The stack of overlays that makes a run, and what this project ships of them."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args
 
+import lightning as L
 import pytest
 import yaml
+from fitting import Forked
 
 from elas_lightning.configuration import ElasCLI, check, command_line, resolve
 from elas_lightning.errors import UserError
@@ -68,6 +70,21 @@ def test_what_cannot_be_run_is_refused_in_one_line(overrides: dict[str, Any], me
     with pytest.raises(UserError, match=message) as refusal:
         check(_stack("tiny", "elas"), overrides)
     assert "\n" not in str(refusal.value)
+
+
+def _parse_with_fractions_first(written: Path) -> None:
+    hints = L.Trainer.__init__.__annotations__
+    for name, hint in hints.items():
+        if set(get_args(hint)) == {int, float, type(None)}:
+            hints[name] = Union[float, int, None]  # noqa: UP007  # as typing hands it to Lightning if made before
+    read = [ElasCLI([f"--trainer.limit_val_batches={text}"], run=False).config["trainer"] for text in ("1", "1.0")]
+    written.write_text(str([trainer["limit_val_batches"] for trainer in read]))
+
+
+def test_a_whole_number_of_batches_is_one_whatever_was_imported_first(tmp_path: Path) -> None:
+    # in a process of its own: jsonargparse remembers the types it has seen
+    assert Forked(_parse_with_fractions_first, tmp_path / "read").end() == 0
+    assert (tmp_path / "read").read_text() == "[1, 1.0]"
 
 
 def test_a_missing_overlay_is_refused(tmp_path: Path) -> None:

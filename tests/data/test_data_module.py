@@ -1,3 +1,4 @@
+import inspect
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,8 +166,8 @@ def test_overlays_are_arguments_of_the_data_module(overlay, no_network, tmp_path
 def test_every_argument_is_documented():
     parser = ArgumentParser()
     parser.add_class_arguments(C4DataModule, "data")
-    documented = C4DataModule.__doc__ or ""
+    documented = inspect.getdoc(C4DataModule) or ""
     names = [action.dest.removeprefix("data.") for action in parser._actions if action.dest.startswith("data.")]
     assert len(names) == 15
     for name in names:
-        assert f"        {name}: " in documented
+        assert f"    {name}: " in documented
