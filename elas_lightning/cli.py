@@ -10,7 +10,7 @@ from elas_lightning import __version__
 from elas_lightning.commands import cost, data, model, study
 from elas_lightning.commands.arguments import Parser
 from elas_lightning.errors import NOT_WRITABLE, UserError, not_usable
-from elas_lightning.layout import handed_over
+from elas_lightning.processes import handed_over
 
 _DESCRIPTION = "Pre-train low-rank language models with 2:4 sparse activations, and sweep over how."
 _DIVERGED = 3

@@ -22,19 +22,10 @@ from elas_lightning.configuration import ElasCLI, command_line, quiet_lightning
 from elas_lightning.continuation import Beginning, begin, given_checkpoint
 from elas_lightning.errors import NOT_WRITABLE, UserError
 from elas_lightning.file_fields import RESULT_FIELDS, wrong_field
-from elas_lightning.layout import (
-    RESULT_NAME,
-    RUNS,
-    Before,
-    Occupied,
-    checkpoint_folder,
-    handed_over,
-    handing_over,
-    hold,
-    is_first_rank,
-)
+from elas_lightning.layout import RESULT_NAME, RUNS, Before, checkpoint_folder
 from elas_lightning.nn.account import Device, Precision, TrainingStep, count_parameters, flops_per_token, memory_account
 from elas_lightning.nn.ffn import ffn_choice, ffn_path
+from elas_lightning.processes import Occupied, handed_over, handing_over, hold, is_first_rank
 from elas_lightning.training.checkpoints import newest_usable, not_written, take_up, write_atomically
 from elas_lightning.training.hardware import describe_environment, peak_flops
 from elas_lightning.training.interruption import Interrupted, RunEnded

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
 from elas_lightning.errors import UserError, is_full_disk
-from elas_lightning.layout import Occupied, hold
+from elas_lightning.processes import Occupied, hold
 from elas_lightning.runner import RESULT_NAME, RunRequest, RunResult, run
 from elas_lightning.training.interruption import Interrupted
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from elas_lightning.configuration import as_yaml
 from elas_lightning.data.module import C4DataModule
 from elas_lightning.errors import UserError
-from elas_lightning.layout import hold, sweep_folder, sweep_path
+from elas_lightning.layout import sweep_folder, sweep_path
+from elas_lightning.processes import hold
 from elas_lightning.runner import device_kind
 from elas_lightning.sweep.crew import Crew, devices_of
 from elas_lightning.sweep.outcome import Outcome

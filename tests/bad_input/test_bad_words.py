@@ -52,6 +52,18 @@ def test_make_without_a_sweep(target: str, tmp_path: Path) -> None:
     assert "rank_ablation" in line
 
 
+def test_make_with_an_older_python(tmp_path: Path) -> None:
+    older = tmp_path / "python3.10"
+    pretends = "import sys; sys.version_info, sys.version = (3, 10, 13), '3.10.13 (main)'"
+    older.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} -c "{pretends}\n$2"\nexit 99\n')
+    older.chmod(0o755)
+    command = ["make", "setup", f"VENV={tmp_path / 'made'}", f"PYTHON={older}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert not (tmp_path / "made").exists()
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: this is Python 3.10.13: give 3.11 or newer, e.g. PYTHON=python3.12\n")
+
+
 def test_make_with_an_unknown_sweep(tmp_path: Path) -> None:
     done = _make(tmp_path / "ready", "sweep", "EXP=gird")
     assert done.returncode == 2

@@ -21,7 +21,7 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from elas_lightning.layout import hold
+from elas_lightning.processes import hold
 from elas_lightning.runner import RESULT_NAME, RunRequest, RunResult
 from elas_lightning.sweep.isolated import IsolatedRun
 from elas_lightning.sweep.run import Request, open_study, rejoin_study

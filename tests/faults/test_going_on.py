@@ -20,7 +20,7 @@ from stopped_runs import curve
 from elas_lightning import runner
 from elas_lightning.cli import main
 from elas_lightning.continuation import Beginning, begin
-from elas_lightning.layout import hold
+from elas_lightning.processes import hold
 from elas_lightning.training.checkpoints import read, verify
 
 Fit = Callable[..., tuple[int, str, str]]

@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 
 from elas_lightning.errors import UserError, no_room
-from elas_lightning.layout import hold
+from elas_lightning.processes import hold
 from elas_lightning.runner import RunRequest, RunResult, run
 from elas_lightning.sweep.isolated import Make
 from elas_lightning.training.checkpoints import not_written
