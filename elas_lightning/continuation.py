@@ -11,9 +11,10 @@ import yaml
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from elas_lightning.errors import UserError
+from elas_lightning.files import write_atomically
 from elas_lightning.layout import CONFIG_NAME, RESULT_NAME, RUNS, checkpoint_folder, new_run_directory
 from elas_lightning.processes import handed_over, handing_over, hold, is_first_rank
-from elas_lightning.training.checkpoints import candidates, newest_usable, read, take_up, verify, write_atomically
+from elas_lightning.training.checkpoints import candidates, newest_usable, read, take_up, verify
 from elas_lightning.training.folder_checkpoints import files_of
 
 # What ``--ckpt_path`` may say besides a path.

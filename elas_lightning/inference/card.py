@@ -12,8 +12,9 @@ from elas_lightning import __version__
 from elas_lightning.errors import UserError
 from elas_lightning.inference.load import TrainedModel
 from elas_lightning.inference.mask_effect import MaskEffect
+from elas_lightning.layout import RESULT_NAME
 from elas_lightning.nn.config import ModelConfig
-from elas_lightning.runner import RESULT_NAME, RunResult
+from elas_lightning.result import RunResult
 
 _FFN = {"swiglu": "SwiGLU", "relu2": "squared ReLU", "relu": "ReLU", "gelu": "GELU", "silu": "SiLU"}
 _CORPORA = {

@@ -18,7 +18,7 @@ from elas_lightning.errors import UserError
 from elas_lightning.files import write_whole
 from elas_lightning.inference.evaluate_text import TextScore, evaluate_text
 from elas_lightning.inference.load import TrainedModel, load_model
-from elas_lightning.runner import finite
+from elas_lightning.result import finite
 from elas_lightning.training.hardware import describe_environment
 
 _OFF = "2:4 off"

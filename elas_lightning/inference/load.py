@@ -10,10 +10,11 @@ from elas_lightning.continuation import checkpoint_of
 from elas_lightning.data.module import C4DataModule
 from elas_lightning.data.tokenizer import TextTokenizer, read_tokenizer
 from elas_lightning.errors import UserError
+from elas_lightning.layout import RESULT_NAME
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.folder import is_model_folder, read_facts, read_weights
 from elas_lightning.nn.llama import Llama
-from elas_lightning.runner import RESULT_NAME, RunResult
+from elas_lightning.result import RunResult
 from elas_lightning.training.checkpoints import read, verify
 
 TOKENIZER_NAME = "tokenizer.json"

@@ -16,12 +16,13 @@ from rich.console import Console
 
 from elas_lightning.errors import UserError
 from elas_lightning.files import write_whole
-from elas_lightning.layout import sweep_folder, sweep_path
-from elas_lightning.runner import RESULT_NAME, RunResult, device_kind
+from elas_lightning.layout import RESULT_NAME, sweep_folder, sweep_path
+from elas_lightning.result import RunResult
 from elas_lightning.sweep.progress import duration
 from elas_lightning.sweep.run import Request, SweepRun, fill
 from elas_lightning.sweep.shape import build, is_a, read_fields
 from elas_lightning.sweep.worker import Budget
+from elas_lightning.training.hardware import device_kind
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,10 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
 from elas_lightning.errors import UserError, is_full_disk
+from elas_lightning.layout import RESULT_NAME
 from elas_lightning.processes import Occupied, hold
-from elas_lightning.runner import RESULT_NAME, RunRequest, RunResult, run
+from elas_lightning.result import RunResult
+from elas_lightning.runner import RunRequest, run
 from elas_lightning.training.interruption import Interrupted
 
 # How a run's process says how it ended; a signal's death is negative, a clean stop is STOPPED

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from elas_lightning.files import write_whole
-from elas_lightning.runner import RunResult
+from elas_lightning.result import RunResult
 from elas_lightning.sweep.plan import Plan, PlannedRun
 from elas_lightning.sweep.spec import Dimension
 from elas_lightning.trials_table import METRICS, STATES, columns

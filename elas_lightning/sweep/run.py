@@ -13,7 +13,6 @@ from elas_lightning.data.module import C4DataModule
 from elas_lightning.errors import UserError
 from elas_lightning.layout import sweep_folder, sweep_path
 from elas_lightning.processes import hold
-from elas_lightning.runner import device_kind
 from elas_lightning.sweep.crew import Crew, devices_of
 from elas_lightning.sweep.outcome import Outcome
 from elas_lightning.sweep.patience import PATIENCE_SECONDS
@@ -23,6 +22,7 @@ from elas_lightning.sweep.spec import SweepSpec
 from elas_lightning.sweep.storage import Unreachable, open_storage, redact
 from elas_lightning.sweep.study import Study
 from elas_lightning.sweep.worker import Budget, BudgetSpent, Timing, Worker
+from elas_lightning.training.hardware import device_kind
 from elas_lightning.training.live import read_progress
 
 _OPENING_SECONDS = 60.0

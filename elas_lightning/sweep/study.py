@@ -18,7 +18,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from elas_lightning.runner import RunResult, finite
+from elas_lightning.result import RunResult, finite
 from elas_lightning.sweep import claims
 from elas_lightning.sweep.heartbeat import StaleWatch
 from elas_lightning.sweep.isolated import failed, has_result

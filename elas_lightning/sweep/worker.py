@@ -16,7 +16,8 @@ from types import FrameType
 from typing import Any
 
 from elas_lightning.errors import UserError, is_full_disk, no_room
-from elas_lightning.runner import RESULT_NAME, RunResult
+from elas_lightning.layout import RESULT_NAME
+from elas_lightning.result import RunResult
 from elas_lightning.sweep import claims
 from elas_lightning.sweep.heartbeat import Heartbeat
 from elas_lightning.sweep.isolated import FULL, HELD, ORPHAN_SECONDS, REFUSED, STOPPED, IsolatedRun, failed, has_result

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from elas_lightning.errors import UserError
+from elas_lightning.files import TEMPORARY, write_atomically
 from elas_lightning.training.folder_checkpoints import WHOLE_NAME, files_of, put_together, steps_of
 from elas_lightning.training.interruption import can_go_on_after_batch, can_go_on_after_validation
 
@@ -32,66 +33,12 @@ logger = logging.getLogger(__name__)
 PREVIOUS_NAME = "previous.ckpt"
 # what the standard library makes of archives with a wrong bit somewhere
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError)
-TEMPORARY = ".tmp"
 _KEYS = {"state_dict", "global_step", "pytorch-lightning_version"}
 _SUFFIX, _TORN = ".ckpt", ".torn"
 
 
 class TornCheckpoint(UserError):
     """The file is not what was written."""
-
-
-def write_atomically(
-    path: Path, write: Callable[[BinaryIO], object], accept: Callable[[Path], None] | None = None
-) -> None:
-    """Write a file whole or not at all, also when the process is killed, the disk is full or the power goes.
-
-    It is written beside its place, forced to the disk, and put in its place by a rename.
-
-    Args:
-        path: Its place; what is there stays until the new file is complete.
-        write: Writes the content.
-        accept: Looks at the complete file before it takes its place; an exception of it leaves all as it was.
-
-    Raises:
-        UserError: The disk is full, or the folder cannot be written to.
-    """
-    temporary = path.with_name(path.name + TEMPORARY)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-                # so that whoever reads it back reads the disk and not the memory
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            if accept is not None:
-                accept(temporary)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
-    except OSError as error:
-        raise not_written(path, error) from error
-
-
-def not_written(path: Path, error: OSError) -> UserError:
-    """What to say of a run's file that could not be written."""
-    return UserError(
-        f"{path} cannot be written ({error.strerror or error}): what was saved before is untouched; make room or "
-        "give another --trainer.default_root_dir, then the same command goes on"
-    )
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to the disk: without it a rename may be undone by a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def verify(path: Path) -> None:

@@ -102,3 +102,8 @@ class PeakMemory:
         status = Path("/proc/self/status")
         match = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
         return int(match.group(1)) * 1024 if match else None
+
+
+def device_kind() -> str:
+    """``gpu`` or ``cpu``: which of a sweep's machine defaults applies."""
+    return "gpu" if torch.cuda.is_available() else "cpu"

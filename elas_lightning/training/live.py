@@ -14,8 +14,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
-from elas_lightning.files import write_whole
-from elas_lightning.training.checkpoints import not_written
+from elas_lightning.files import not_written, write_whole
 from elas_lightning.training.interruption import RunEnded, StopBetweenSteps
 from elas_lightning.training.recorder import RunRecorder
 

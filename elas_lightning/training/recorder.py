@@ -14,10 +14,10 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from elas_lightning.files import not_written, write_atomically
 from elas_lightning.nn.account import flops_per_token
 from elas_lightning.nn.telemetry import Selections, layer_statistics
 from elas_lightning.ranks import of_every_rank, rank_and_world_size
-from elas_lightning.training.checkpoints import not_written, write_atomically
 from elas_lightning.training.data_wait import DataWait
 from elas_lightning.training.energy import EnergyMeter
 from elas_lightning.training.hardware import PeakMemory, peak_flops

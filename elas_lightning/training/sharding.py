@@ -32,20 +32,11 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
 from elas_lightning.errors import UserError
+from elas_lightning.files import TEMPORARY, not_written, sync_folder, write_atomically
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.experts import MixtureOfExperts
 from elas_lightning.nn.llama import Llama
-from elas_lightning.training.checkpoints import (
-    TEMPORARY,
-    not_written,
-    read,
-    remove,
-    retire,
-    sync_folder,
-    verify,
-    write_archive,
-    write_atomically,
-)
+from elas_lightning.training.checkpoints import read, remove, retire, verify, write_archive
 from elas_lightning.training.folder_checkpoints import WHOLE_NAME, each_tensor, rows_of, shard_name, take_apart
 from elas_lightning.training.optimizers.whole import shard_like, whole
 

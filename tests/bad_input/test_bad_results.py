@@ -12,7 +12,7 @@ import pytest
 from elas_lightning import load_run
 from elas_lightning.cli import main
 from elas_lightning.errors import UserError
-from elas_lightning.runner import RunResult
+from elas_lightning.result import RunResult
 
 READERS = {"plots": ("plots", "grid"), "report": ("report", "grid"), "compare": ("compare", "runs/grid")}
 

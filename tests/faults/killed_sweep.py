@@ -21,8 +21,10 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
+from elas_lightning.layout import RESULT_NAME
 from elas_lightning.processes import hold
-from elas_lightning.runner import RESULT_NAME, RunRequest, RunResult
+from elas_lightning.result import RunResult
+from elas_lightning.runner import RunRequest
 from elas_lightning.sweep.isolated import IsolatedRun
 from elas_lightning.sweep.run import Request, open_study, rejoin_study
 from elas_lightning.sweep.study import Study

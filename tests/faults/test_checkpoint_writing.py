@@ -14,16 +14,9 @@ import torch
 from fitting import Forked
 
 from elas_lightning.errors import UserError
+from elas_lightning.files import write_atomically
 from elas_lightning.training import checkpoints
-from elas_lightning.training.checkpoints import (
-    SafeCheckpointIO,
-    TornCheckpoint,
-    newest_usable,
-    read,
-    take_up,
-    verify,
-    write_atomically,
-)
+from elas_lightning.training.checkpoints import SafeCheckpointIO, TornCheckpoint, newest_usable, read, take_up, verify
 
 
 def _content(step: int) -> dict[str, Any]:

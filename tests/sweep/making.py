@@ -11,10 +11,11 @@ from typing import Any
 import lightning as L
 
 from elas_lightning.errors import UserError, no_room
+from elas_lightning.files import not_written
 from elas_lightning.processes import hold
-from elas_lightning.runner import RunRequest, RunResult, run
+from elas_lightning.result import RunResult
+from elas_lightning.runner import RunRequest, run
 from elas_lightning.sweep.isolated import Make
-from elas_lightning.training.checkpoints import not_written
 from elas_lightning.training.interruption import Interrupted
 
 

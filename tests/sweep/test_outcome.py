@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from csv_rows import rows_of
 
-from elas_lightning.runner import RunResult
+from elas_lightning.result import RunResult
 from elas_lightning.sweep.outcome import Outcome
 from elas_lightning.sweep.plan import Plan
 from elas_lightning.trials_table import METRICS

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from elas_lightning.runner import RunResult
+from elas_lightning.result import RunResult
 from elas_lightning.sweep import progress as progress_module
 from elas_lightning.sweep.plan import Plan
 from elas_lightning.sweep.progress import RunBars, SweepProgress, duration

@@ -18,7 +18,7 @@ from making import Started
 from rich.console import Console
 
 from elas_lightning.errors import UserError
-from elas_lightning.runner import RunResult
+from elas_lightning.result import RunResult
 from elas_lightning.sweep.run import Request, open_study, run_sweep
 from elas_lightning.training.interruption import Interrupted
 

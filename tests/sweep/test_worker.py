@@ -15,7 +15,8 @@ import pytest
 from optuna.trial import TrialState
 
 from elas_lightning.errors import UserError
-from elas_lightning.runner import RunRequest, RunResult
+from elas_lightning.result import RunResult
+from elas_lightning.runner import RunRequest
 from elas_lightning.sweep import claims, isolated
 from elas_lightning.sweep.isolated import DONE, HELD, IsolatedRun
 from elas_lightning.sweep.origin import here

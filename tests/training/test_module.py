@@ -16,11 +16,12 @@ from lightning.pytorch.callbacks import Callback
 from elas_lightning.configuration import ElasCLI, command_line
 from elas_lightning.data import C4DataModule
 from elas_lightning.errors import UserError
+from elas_lightning.files import write_atomically
 from elas_lightning.nn.config import ModelConfig, SparsityConfig
 from elas_lightning.nn.llama import Llama
 from elas_lightning.nn.sparsity import SparsitySite
 from elas_lightning.runner import execute
-from elas_lightning.training.checkpoints import verify, write_archive, write_atomically
+from elas_lightning.training.checkpoints import verify, write_archive
 from elas_lightning.training.module import ElasModule
 
 

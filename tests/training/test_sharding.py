@@ -28,7 +28,8 @@ from elas_lightning.errors import UserError
 from elas_lightning.inference.load import load_model
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.nn.weights_config import WeightsConfig
-from elas_lightning.runner import RunResult, execute
+from elas_lightning.result import RunResult
+from elas_lightning.runner import execute
 from elas_lightning.training.checkpoints import TornCheckpoint, newest_usable, read, take_up, verify
 from elas_lightning.training.sharding import FullyShardedStrategy, check_strategy
 
