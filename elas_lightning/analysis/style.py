@@ -37,13 +37,16 @@ DPI = 200
 WIDTH, HEIGHT = 4.8, 3.3
 GREY = "#666666"
 FAINT = 0.35
-# Labels at the ends of lines, in heights of their axis: beyond that they would push it out of the figure.
-_MOST_HEIGHT = 1.5
+# Labels at the ends of lines: beyond so many heights of their axis, or such a share of the figure's height with what
+# stands above them, they would push the axis out of the figure.
+_MOST_HEIGHT, _MOST_OF_FIGURE = 1.5, 0.9
+_LABEL_LINE = 13.5  # points
 # Names along x: letters that fit level, and how many names of how many letters fit slanting.
 _MOST_LETTERS, _MOST_TURNED, _LONGEST_TURNED = 42, 6, 22
 _LEGEND_ROW = 0.19  # inches
 _RAISED = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+_GREYS = ("#b0b0b0", "#7d7d7d", "#4a4a4a")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ((5, 1.5), (5, 1.5, 1, 1.5), (1.2, 1.2), (8, 2), (3, 1))
 _LINES: tuple[Any, ...] = ("-", *((0, dashes) for dashes in _DASHES), "-")
@@ -90,6 +93,11 @@ def look(index: int) -> Look:
     """The look of series ``index``; markers shift after seven, so that 49 combinations differ."""
     n = len(_COLOURS)
     return Look(_COLOURS[index % n], _MARKERS[(index + index // n) % n], _LINES[(index + index // n) % n])
+
+
+def grey(index: int) -> str:
+    """The grey of series ``index`` where colour stands for something else; with markers 21 combinations differ."""
+    return _GREYS[index // len(_MARKERS) % len(_GREYS)]
 
 
 @contextmanager
@@ -213,8 +221,11 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, Look]], title: str = "
         ((float(to_axes.transform(ax.transData.transform((1.0, y)))[1]), wrap(name), style) for y, name, style in ends),
         key=lambda item: item[0],
     )
-    heights = [(1 + text.count("\n")) * 13.5 / height for _, text, _ in wrapped]
-    if sum(heights) > _MOST_HEIGHT:
+    heights = [(1 + text.count("\n")) * _LABEL_LINE / height for _, text, _ in wrapped]
+    above = wrap(title, 18) if title else ""
+    lines = sum(1 + text.count("\n") for text in (above, *(text for _, text, _ in wrapped)) if text)
+    room = figure.get_size_inches()[1] * 72 * _MOST_OF_FIGURE
+    if sum(heights) > _MOST_HEIGHT or lines * _LABEL_LINE > room:
         by_end = sorted(ends, key=lambda item: item[0], reverse=True)
         _legend_below(figure, [(name, style) for _, name, style in by_end], title)
         return
@@ -226,7 +237,7 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, Look]], title: str = "
         ax.text(1.12, y, text, transform=ax.transAxes, va="center", ha="left", fontsize=9, linespacing=1.0)
     if title:
         top = max(places[-1] + heights[-1] / 2 + 9 / height, 0.0)
-        ax.text(1.03, top, wrap(title, 18), transform=ax.transAxes, va="bottom", ha="left", fontsize=9, color=GREY)
+        ax.text(1.03, top, above, transform=ax.transAxes, va="bottom", ha="left", fontsize=9, color=GREY)
 
 
 def _legend_below(figure: Figure, entries: Sequence[tuple[str, Look]], title: str) -> None:

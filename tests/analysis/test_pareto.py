@@ -6,6 +6,8 @@ from pathlib import Path
 
 import matplotlib.colors
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from synthetic_runs import three_methods, write_run
 
 from elas_lightning.analysis.compare import compare
@@ -45,6 +47,30 @@ def test_beaten_points_are_grey_and_named(tmp_path: Path) -> None:
     figure.canvas.draw()
     assert figure.axes[0].yaxis.label.get_window_extent().height <= figure.bbox.height
     assert [x for x, colour in drawn if colour != grey] == [1.85]
+
+
+def _ranks(home: Path, count: int) -> Figure:
+    """So many contenders, of which the first beats all others."""
+    for rank in range(1, count + 1):
+        cost = {"flops_per_token": 1_000_000 * rank, "loss": 4.0 + 0.01 * rank}
+        write_run(home / f"rank-{rank}", f"rank-{rank}", config={"ffn_rank": rank}, **cost)
+    return pareto(as_sweep(compare([str(home)]).contenders), {"series": "contender"})[0]
+
+
+def test_twenty_beaten_points_are_told_apart(tmp_path: Path) -> None:
+    points = [container.lines[0] for container in _ranks(tmp_path, 21).axes[0].containers]
+    assert len({(point.get_color(), point.get_marker()) for point in points}) == len(points) == 21
+
+
+@pytest.mark.parametrize("count", [13, 14, 20])
+def test_no_name_is_cut_off(tmp_path: Path, count: int) -> None:
+    figure = _ranks(tmp_path, count)
+    figure.canvas.draw()
+    names = [text for text in figure.findobj(Text) if text.get_text().startswith(("rank-", "In colour"))]
+    assert len(names) == count + 1
+    for name in names:
+        box = name.get_window_extent()
+        assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1, name.get_text()
 
 
 def test_one_point_has_no_front(tmp_path: Path) -> None:

@@ -57,8 +57,9 @@ def pareto(results: SweepResults, options: Options) -> tuple[Figure, str]:
     ax = figure.add_subplot()
     ends = []
     for one in drawn:
-        look = style.look(parameters[0].levels.index(one.point.levels[parameters[0].name]))
-        look = look._replace(color=look.color if one in best else "#b0b0b0", linestyle="none")
+        index = parameters[0].levels.index(one.point.levels[parameters[0].name])
+        look = style.look(index)
+        look = look._replace(color=look.color if one in best else style.grey(index), linestyle="none")
         _dot(ax, one, look, cost, metric, one in best)
         ends.append((one.value.mean * metric.scale, one.name, look))
     ax.set_xlabel(f"{cost.label}, {cost.better} is better")
