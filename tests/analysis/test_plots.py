@@ -91,6 +91,19 @@ def test_caption_does_not_claim_a_trend_the_seeds_do_not_show(tmp_path):
     assert "rises" not in caption
 
 
+def test_a_change_smaller_than_the_means_intervals_is_told_by_its_pairs(tmp_path):
+    def loss(point, seed):
+        return 5.0 + 0.1 * seed - 0.0002 * point["rank"] - 0.00005 * (point["rank"] * seed % 7)
+
+    _, caption = draw(write_sweep(tmp_path / "slight", {"rank": RANKS}, [], loss=loss), "metric_by", x="rank")
+    pattern = (
+        r"Validation perplexity is [\d.]+ ± [\d.]+ at rank 4 and [\d.]+ ± [\d.]+ at rank 32 "
+        r"\(mean ± 95 % interval over 3 seeds\); rank 32 is ([\d.]+) % \(95 % interval [\d.]+ to [\d.]+\) below "
+        r"rank 4, paired over 3 seeds\."
+    )
+    assert float(re.fullmatch(pattern, caption)[1]) == pytest.approx(0.56, abs=0.1)
+
+
 def test_one_seed_has_no_interval_and_says_so(tmp_path):
     folder = rank_sweep(tmp_path / "single", seeds=[1])
     figure, caption = draw(folder, "metric_by", x="rank", series="method")

@@ -192,8 +192,10 @@ def _trend(results: SweepResults, options: Options, metric: Metric, line: tuple[
             f"{start_text} and {end_text}{how}"
         )
     change = difference(last, first, metric.column)
-    if change is not None and change.n > 1 and not change.found:
-        return compare(change, at(last), at(first)) + f" in {noun}: {start_text}, {end_text}{how}"
+    # a change that the two means' own intervals hide is told by the pairs
+    overlap = max(start.low, end.low) <= min(start.high, end.high)
+    if change is not None and change.n > 1 and (overlap or not change.found):
+        return f"{noun} is {start_text} and {end_text}{how}; {compare(change, at(last), at(first))}"
     verb = "falls" if end.mean < start.mean else "rises"
     return f"{noun} {verb} from {start_text} to {end_text}{how}"
 
