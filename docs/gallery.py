@@ -2,6 +2,7 @@
 
 A stored sweep is a folder of ``docs/results/`` with the ``summary.json``, ``trials.csv``, ``plots/`` and ``tables/``
 of a folder of ``runs/``; ``make store EXP=rank_ablation`` copies them. Nothing on the page is typed.
+They stand in the order of ``sweeps/paper.yaml``, the most important first.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from mkdocs.structure.files import File, Files
 
 from elas_lightning.analysis import style
@@ -48,7 +50,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def _sweeps() -> Iterator[str]:
-    for folder in sorted(path.parent for path in STORED.glob("*/summary.json")):
+    order = yaml.safe_load((ROOT / "sweeps" / "paper.yaml").read_text(encoding="utf-8"))["parts"]
+    folders = sorted(path.parent for path in STORED.glob("*/summary.json"))
+    for folder in sorted(folders, key=lambda f: order.index(f.name) if f.name in order else len(order)):
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         environment = summary.get("environment") or {}
         versions = ", ".join(f"{key} {value}" for key, value in (environment.get("versions") or {}).items())
@@ -57,10 +61,15 @@ def _sweeps() -> Iterator[str]:
             f"`{summary['command']}`: size `{summary['size']}`, corpus `{(summary.get('data') or {}).get('source')}`, "
             f"{environment.get('hardware')}; {versions}."
         )
-        drawn = json.loads((folder / "plots" / "captions.json").read_text(encoding="utf-8"))
-        for figure in drawn["figures"]:
-            yield f"![{figure['title']}](assets/results/{folder.name}/{figure['name']}.svg){{ .figure }}"
-            yield f"*{figure['caption']}*"
+        drawn = json.loads((folder / "plots" / "captions.json").read_text(encoding="utf-8"))["figures"]
+        shown = [
+            f"![{figure['title']}](assets/results/{folder.name}/{figure['name']}.svg){{ .figure }}\n\n"
+            f"*{figure['caption']}*"
+            for figure in drawn
+        ]
+        yield from shown[:1]
+        if more := shown[1:]:
+            yield _folded(f"Figures: {len(more)} more", "\n\n".join(more))
         for table in sorted((folder / "tables").glob("*.md")):
             yield _folded(f"Table: {table.stem.replace('_', ' ')}", table.read_text(encoding="utf-8"))
 

@@ -76,6 +76,19 @@ def test_a_stored_sweep_is_shown_with_its_figures_and_tables(gallery, tmp_path):
     assert taken == [f"assets/results/rank_ablation/{p.name}" for p in sorted(stored.glob("plots/*.svg"))]
 
 
+def test_sweeps_stand_in_the_papers_order_and_show_one_figure_each(gallery, tmp_path):
+    plots = [{"kind": "metric_by", "x": "rank", "series": "method"}, {"kind": "curves", "series": "method"}]
+    for name in ("zoology", "backward_ablation", "paper_table"):
+        folder = rank_sweep(tmp_path / "runs" / name, plots=plots)
+        write_plots(folder)
+        write_report(folder)
+        _load("store").store(folder, tmp_path / "results" / name)
+    page = _page(gallery)
+    places = [page.index(f"assets/results/{name}/") for name in ("paper_table", "backward_ablation", "zoology")]
+    assert places == sorted(places)
+    assert page.count("Figures: 1 more") == 3
+
+
 def test_a_device_has_one_figure_and_one_table_of_all_its_records(gallery, tmp_path):
     for record in (DOCS.parent / "benchmarks" / "results" / "h200").glob("*.json"):
         (tmp_path / "records" / record.name).write_text(record.read_text())
