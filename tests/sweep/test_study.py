@@ -123,6 +123,7 @@ def test_a_divergence_is_kept_and_the_sweep_goes_on(project: Path) -> None:
 
 
 def test_a_search_draws_its_trials_and_resumes(project: Path, started: Started) -> None:
+    started.make_with(lambda request: making.finish)
     search = {
         "lr": {"keys": ["model.optimizer.lr"], "low": 1e-4, "high": 0.1, "log": True},
         "rank": {"keys": ["model.config.ffn_rank"], "choices": [2, 4]},
