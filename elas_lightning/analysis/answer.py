@@ -14,10 +14,21 @@ from elas_lightning.analysis.metrics import metric_of
 from elas_lightning.analysis.points import best, describe, gather
 from elas_lightning.analysis.statistics import Difference, holm
 from elas_lightning.analysis.tables import comparisons
-from elas_lightning.analysis.wording import listing, lost, number, plural, plus_minus, seeds_phrase, seeds_span
+from elas_lightning.analysis.wording import (
+    decimals_of,
+    listing,
+    lost,
+    number,
+    plural,
+    plus_minus,
+    seeds_phrase,
+    seeds_span,
+)
 
 # The budget at which compute-optimal training of a dense language model settles (Hoffmann et al., 2022).
 USUAL_TOKENS_PER_PARAMETER = 20
+# Comparisons that an answer names one by one.
+_MOST_NAMED = 3
 
 
 def answer(results: SweepResults, captions: list[dict[str, Any]]) -> list[str]:
@@ -40,27 +51,36 @@ def answer(results: SweepResults, captions: list[dict[str, Any]]) -> list[str]:
         + _against_unigram(results, top.estimate.mean)
         + "."
     )
-    found = [d for *_, d in comparisons(results) if d is not None and d.p is not None]
+    rows = comparisons(results)
+    found = [(where, level, base, d) for where, level, base, d in rows if d is not None and d.p is not None]
     if len(found) > 1:
         said.append(_how_many_found(found))
     said.append(_completeness(results))
     return said
 
 
-def _how_many_found(comparisons: list[Difference]) -> str:
-    count, clear = len(comparisons), sum(d.found for d in comparisons)
-    adjusted = holm([d.p for d in comparisons])
-    kept = sum(d.found and p is not None and p < ALPHA for d, p in zip(comparisons, adjusted, strict=True))
+def _how_many_found(found: list[tuple[str, str, str, Difference]]) -> str:
+    """How many comparisons found a difference; which, where they are few."""
+    clear = [comparison for comparison in found if comparison[-1].found]
+    adjusted = holm([d.p for *_, d in found])
+    kept = sum(d.found and p is not None and p < ALPHA for (*_, d), p in zip(found, adjusted, strict=True))
+    count = len(found)
     # each interval stands on its own: of many, one in twenty leaves zero out by chance
-    corrected = f" ({kept} after correction for all {count}, Holm)" if kept < clear else ""
-    if clear == count:
-        every = "Both" if clear == 2 else f"All {clear}"
-        return f"{every} comparisons paired by seed have a 95 % interval without zero{corrected}."
-    some = {0: "none has", 1: "1 has"}.get(clear, f"{clear} have")
+    corrected = f" ({kept} after correction for all {count}, Holm)" if kept < len(clear) else ""
+    named = f": {listing([_in_words(*comparison) for comparison in clear])}" if 0 < len(clear) <= _MOST_NAMED else ""
+    if len(clear) == count:
+        every = "Both" if count == 2 else f"All {count}"
+        return f"{every} comparisons paired by seed have a 95 % interval without zero{corrected}{named}."
+    some = {0: "none has", 1: "1 has"}.get(len(clear), f"{len(clear)} have")
     return (
-        f"Of {count} comparisons paired by seed, {some} a 95 % interval without zero{corrected}; "
+        f"Of {count} comparisons paired by seed, {some} a 95 % interval without zero{corrected}{named}; "
         f"{'for the others ' if clear else ''}no difference was found, which is not the same as none."
     )
+
+
+def _in_words(where: str, level: str, base: str, found: Difference) -> str:
+    size = f"{abs(found.value):.{decimals_of(found)}f} {'%' if found.unit == '%' else 'nats'}"
+    return f"{level} is {size} {'above' if found.value > 0 else 'below'} {base}{where and f' with {where}'}"
 
 
 def _against_unigram(results: SweepResults, perplexity: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -126,6 +127,7 @@ def test_many_comparisons_are_counted_after_correction_too(tmp_path):
     search = {"m": {"kind": "choices", "values": [f"m{i}" for i in range(12)], "label": "m"}}
     text = read(write_sweep(tmp_path / "many", search, [], loss=loss, seeds=(1, 2, 3, 4))).text
     assert "Of 11 comparisons paired by seed, 1 has a 95 % interval without zero (0 after correction" in text
+    assert re.search(r"for all 11, Holm\): m1 is 0\.4\d? % above m0; for the others no difference was found", text)
 
 
 def test_no_difference_anywhere_is_no_matter_of_others(tmp_path):
