@@ -13,8 +13,9 @@ from elas_lightning.analysis.load import SweepResults, planned_runs, planned_see
 from elas_lightning.analysis.metrics import metric_of
 from elas_lightning.analysis.points import best, describe, gather
 from elas_lightning.analysis.statistics import Difference, holm
-from elas_lightning.analysis.tables import comparisons
+from elas_lightning.analysis.tables import Compared, comparisons, twin_comparisons
 from elas_lightning.analysis.wording import (
+    compare,
     decimals_of,
     listing,
     lost,
@@ -23,6 +24,7 @@ from elas_lightning.analysis.wording import (
     plus_minus,
     seeds_phrase,
     seeds_span,
+    sentence,
 )
 
 # The budget at which compute-optimal training of a dense language model settles (Hoffmann et al., 2022).
@@ -51,16 +53,29 @@ def answer(results: SweepResults, captions: list[dict[str, Any]]) -> list[str]:
         + _against_unigram(results, top.estimate.mean)
         + "."
     )
-    rows = comparisons(results)
-    found = [(where, level, base, d) for where, level, base, d in rows if d is not None and d.p is not None]
-    if len(found) > 1:
-        said.append(_how_many_found(found))
+    if twins := about_twins(results):
+        said.append(twins)
+    if len(others := _tested(comparisons(results))) > 1:  # a figure's caption has the only one
+        said.append(_how_many_found(others, "paired by seed"))
     said.append(_completeness(results))
     return said
 
 
-def _how_many_found(found: list[tuple[str, str, str, Difference]]) -> str:
-    """How many comparisons found a difference; which, where they are few."""
+def about_twins(results: SweepResults) -> str:
+    """What the comparisons with twins found, in a sentence; empty before the first pair has two seeds."""
+    found = _tested(twin_comparisons(results))
+    return _how_many_found(found, "of a choice with its twin (the same but for one thing)") if found else ""
+
+
+def _tested(rows: list[Compared]) -> list[tuple[str, str, str, Difference]]:
+    return [(where, level, base, d) for where, level, base, d in rows if d is not None and d.p is not None]
+
+
+def _how_many_found(found: list[tuple[str, str, str, Difference]], kind: str) -> str:
+    """How many comparisons of a kind found a difference; which, where they are few."""
+    if len(found) == 1:
+        ((where, level, base, d),) = found
+        return sentence([compare(d, level, base, where and f" with {where}")])
     clear = [comparison for comparison in found if comparison[-1].found]
     adjusted = holm([d.p for *_, d in found])
     kept = sum(d.found and p is not None and p < ALPHA for (*_, d), p in zip(found, adjusted, strict=True))
@@ -70,10 +85,10 @@ def _how_many_found(found: list[tuple[str, str, str, Difference]]) -> str:
     named = f": {listing([_in_words(*comparison) for comparison in clear])}" if 0 < len(clear) <= _MOST_NAMED else ""
     if len(clear) == count:
         every = "Both" if count == 2 else f"All {count}"
-        return f"{every} comparisons paired by seed have a 95 % interval without zero{corrected}{named}."
+        return f"{every} comparisons {kind} have a 95 % interval without zero{corrected}{named}."
     some = {0: "none has", 1: "1 has"}.get(len(clear), f"{len(clear)} have")
     return (
-        f"Of {count} comparisons paired by seed, {some} a 95 % interval without zero{corrected}{named}; "
+        f"Of {count} comparisons {kind}, {some} a 95 % interval without zero{corrected}{named}; "
         f"{'for the others ' if clear else ''}no difference was found, which is not the same as none."
     )
 

@@ -117,56 +117,85 @@ def _millions(value: float | None) -> str:
     return "not measured" if value is None else number(value * 1e-6)
 
 
-def comparisons(results: SweepResults) -> list[tuple[str, str, str, Difference | None]]:
+# Where two levels were compared, their names, and the difference; None where they share no finished seed.
+Compared = tuple[str, str, str, Difference | None]
+
+
+def comparisons(results: SweepResults) -> list[Compared]:
     """Each level of the sweep's contrasts against its baseline, at every combination of the other parameters.
 
     The two sides differ in the contrast alone; none is picked as the best, so that p means what it says.
 
     Returns:
-        ``(context, level, baseline, difference)``; empty when the sweep has no contrast.
+        ``(context, level, baseline, difference)``, without what ``twin_comparisons`` has; empty when the sweep has no
+        contrast.
     """
-    points = [point for point in gather(results, results.names, results.objective) if point.values]
-    rows = []
+    twins = (results.summary.get("twins") or {}).items()
+    rows: list[Compared] = []
     for name, base in contrasts(results):
-        parameter = results.parameter(name)
-        by_context: dict[str, dict[str, Point]] = {}
-        for point in points:
-            context = describe(results, {key: level for key, level in point.levels.items() if key != name})
-            by_context.setdefault(context, {})[side_name(parameter, point.levels[name])] = point
-        for context, sides in by_context.items():
-            rows += [
-                (context, level, base, difference(point, sides[base], results.objective))
-                for level, point in sides.items()
-                if base in sides and level != base
-            ]
+        levels = [side_name(results.parameter(name), level) for level in results.parameter(name).levels]
+        first = name == results.names[0]
+        pairs = [(level, base) for level in levels if level != base and not (first and (level, base) in twins)]
+        rows += _at_every_context(results, name, pairs)
     return rows
 
 
+def twin_comparisons(results: SweepResults) -> list[Compared]:
+    """Each choice that the sweep names a twin for against it, likewise: a family of its own, since it asks another
+    question than what all are held against."""
+    twins = results.summary.get("twins") or {}
+    return _at_every_context(results, results.names[0], list(twins.items()))
+
+
+def _at_every_context(results: SweepResults, name: str, pairs: list[tuple[str, str]]) -> list[Compared]:
+    """Pairs of a parameter's levels wherever all else is equal and both have finished runs."""
+    by_context: dict[str, dict[str, Point]] = {}
+    for point in gather(results, results.names, results.objective):
+        if point.values:
+            context = describe(results, {key: level for key, level in point.levels.items() if key != name})
+            by_context.setdefault(context, {})[side_name(results.parameter(name), point.levels[name])] = point
+    return [
+        (context, level, base, difference(sides[level], sides[base], results.objective))
+        for context, sides in by_context.items()
+        for level, base in pairs
+        if level in sides and base in sides
+    ]
+
+
 def comparison_table(results: SweepResults) -> Table | None:
-    """The comparisons as a table; None when no two points differ in a contrast alone."""
-    found = comparisons(results)
-    if not found:
+    """The comparisons as a table, those with twins first; None when no two points differ in one parameter alone."""
+    families = [family for family in (twin_comparisons(results), comparisons(results)) if family]
+    if not families:
         return None
     metric = metric_of(results.objective)
-    adjusted = holm([d.p if d else None for *_, d in found])
-    rows = []
-    for (where, level, base, d), p in zip(found, adjusted, strict=True):
-        cells = ("no shared seed", "none", "0", "none", "none", "not comparable")
-        if d is not None:
-            value = signed(d.value, decimals_of(d))
-            cells = (value, interval(d), str(d.n), p_text(d.p), p_text(p), _verdict(d, p))
-        rows.append((where or "all runs", level, base, *cells))
+    rows, tests = [], []
+    for family in families:
+        adjusted = holm([d.p if d else None for *_, d in family])
+        tests.append(sum(p is not None for p in adjusted))
+        for (where, level, base, d), p in zip(family, adjusted, strict=True):
+            cells = ("no shared seed", "none", "0", "none", "none", "not comparable")
+            if d is not None:
+                value = signed(d.value, decimals_of(d))
+                cells = (value, interval(d), str(d.n), p_text(d.p), p_text(p), _verdict(d, p))
+            rows.append((where or "all runs", level, base, *cells))
     unit = "%" if metric.difference == "%" else "nats"
     caption = f"Differences in {metric.noun}, paired by seed"
-    if count := sum(p is not None for p in adjusted):
+    if sum(tests):
         caption += (
-            ", with 95 % t-intervals of each comparison on its own. The last p is corrected for the number of tests in "
-            f"this table, {count} (Holm). “Not found” means that the interval includes zero: it bounds the difference "
-            "and does not show that there is none"
+            f", with 95 % t-intervals of each comparison on its own. The last p is corrected for {_counted(tests)} "
+            "(Holm). “Not found” means that the interval includes zero: it bounds the difference and does not show "
+            "that there is none"
         )
     caption += "."
     measured = (f"Difference ({unit})", f"95 % interval ({unit})", "Seeds", "p", "p (Holm)", "Reading")
     return Table(caption, ("Where", "Level", "Against", *measured), tuple(rows), 3)
+
+
+def _counted(tests: list[int]) -> str:
+    if len(tests) == 1:
+        return f"the number of tests in this table, {tests[0]}"
+    twins, others = tests
+    return f"the number of tests, {twins} against twins (the first rows) and {others} others, each family by itself"
 
 
 def p_text(p: float | None) -> str:

@@ -152,8 +152,8 @@ class SweepSpec:
         search: The dimensions.
         without: Points of the grid to leave out, by the labels of some or all dimensions.
         seeds: Each point runs once with each seed; it sets initialisation and, apart from it, data order.
-        twins: What choices of the first dimension are held against, label to label: the same model without what the
-            choice adds.
+        twins: What choices of the first dimension are held against beside the first of them, label to label: the same
+            but for one thing, a method without its 2:4 step, say.
         sampler: ``grid`` runs every combination; ``tpe`` and ``random`` draw ``trials`` points.
         trials: Points to draw; only for samplers that draw.
         pruner: ``median`` stops points that look worse than the median of the others, seed by seed.
@@ -222,10 +222,19 @@ class SweepSpec:
         yield from self._wrong_choices("baseline", self.baseline)
         if self.pruner == "none" and (self.baseline or self.pruning != Pruning()):
             yield "baseline and pruning are the pruner's, and there is none: leave them out, or give pruner: median"
-        for label in itertools.chain.from_iterable(self.twins.items()):
-            yield from self._wrong_choices("twins", {self.search[0].name: label})
+        yield from self._wrong_twins()
         for plot in self.plots:
             yield from self._wrong_options(plot)
+
+    def _wrong_twins(self) -> Iterator[str]:
+        name = self.search[0].name
+        for label in itertools.chain.from_iterable(self.twins.items()):
+            yield from self._wrong_choices("twins", {name: label})
+        for label, twin in self.twins.items():
+            if not isinstance(label, str) or not isinstance(twin, str):
+                yield f"twins has {label!r}: {twin!r}: give the choices of {name} labels, a mapping of texts to values"
+            if label == twin:
+                yield f"twins: {label!r} is held against itself; name another choice of {name}"
 
     def _wrong_choices(self, where: str, point: Point) -> Iterator[str]:
         """Why something is no point of the search, nor a part of one."""

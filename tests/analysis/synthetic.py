@@ -36,6 +36,7 @@ def write_sweep(
     planned: int | None = None,
     stop_after: int | None = None,
     importances: Mapping[str, float] | None = None,
+    twins: Mapping[str, str] | None = None,
     question: str = "How does validation perplexity depend on the rank, with and without 2:4 sparsity?",
 ) -> Path:
     """Write a sweep.
@@ -73,6 +74,7 @@ def write_sweep(
         "search": search,
         "seeds": list(seeds),
         "plots": list(plots),
+        "twins": dict(twins or {}),
         "environment": {
             "hardware": "2-core CPU, 8 GB",
             "python": "3.11.7",

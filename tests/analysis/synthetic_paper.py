@@ -46,14 +46,13 @@ def write_paper(root: Path, *, galore: bool = True, table: Mapping[str, Any] | N
         galore: whether result files hold the GaLore protocol's number.
         table: changes to the table of methods, as arguments of ``write_sweep``.
     """
-    changes = {"loss": method_loss(), **(table or {})}
+    changes = {"loss": method_loss(), "twins": TWINS, **(table or {})}
     search = {"method": {"kind": "choices", "values": list(METHODS), "label": "method"}}
     plots = [
         {"kind": "bars", "x": "method"},
         {"kind": "telemetry", "value": "dropped_energy", "filter": {"method": "ELAS"}},
     ]
-    folder = write_sweep(root / "paper_table", search, plots, question="Which method is best?", **changes)
-    _edit(folder / "summary.json", lambda content: content.update(twins=TWINS))
+    write_sweep(root / "paper_table", search, plots, question="Which method is best?", **changes)
     search = {
         "method": {"kind": "choices", "values": ["low-rank ReLU²", "ELAS"], "label": "method"},
         "size": {"kind": "choices", "values": list(SIZES), "label": "size"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -260,6 +261,32 @@ def test_every_question_has_an_answer_or_a_reason(paper):
     states = {question.number: question.state for question in asked}
     assert states[3] == "not yet"
     assert states[5] == "in part"
+
+
+def test_questions_that_twins_answer(tmp_path):
+    home = write_paper(tmp_path)
+    summary = json.loads((home / "summary.json").read_text())
+    # before the table of methods: naming twins does not make a part that table
+    summary["parts"].insert(0, {"name": "pattern_ablation", "folder": "pattern_ablation"})
+    (home / "summary.json").write_text(json.dumps(summary))
+    assert (
+        "structure costs, beside as many kept without it: the sweep pattern_ablation has not"
+        in _said(load_paper(home))[4]
+    )
+    search = {"pattern": {"kind": "choices", "values": ["dense", "free", "2:4"], "label": "pattern"}}
+    changes = {
+        "loss": lambda p, s: 4.0 + 0.02 * s + {"dense": 0, "free": 0.01, "2:4": 0.03}[p["pattern"]] * (1 + 0.01 * s),
+        "twins": {"2:4": "free"},
+    }
+    folder = write_sweep(tmp_path / "pattern_ablation", search, [], stop_after=7, **changes)
+    assert "the sweep pattern_ablation has no finished pair of runs yet" in _said(load_paper(home))[4]
+    shutil.rmtree(folder)
+    write_sweep(folder, search, [], **changes)
+    paper = load_paper(home)
+    assert paper.table_name == "paper_table"
+    assert "beside as many kept without it: 2:4 is 2.06" in _said(paper)[4]
+    only = replace(paper, parts={"pattern_ablation": paper.parts["pattern_ablation"]})
+    assert only.table_name == "pattern_ablation"
 
 
 def test_columns_that_not_every_version_records_are_read(tmp_path):

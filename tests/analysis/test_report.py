@@ -139,6 +139,19 @@ def test_no_difference_anywhere_is_no_matter_of_others(tmp_path):
     assert "Of 2 comparisons paired by seed, none has a 95 % interval without zero; no difference was found" in text
 
 
+def test_twins_have_a_sentence_of_their_own(tmp_path):
+    def loss(point, seed):
+        return 4.0 + 0.02 * seed + {"a": 0, "b": 0.001, "c": 0.05, "d": 0.052}[point["m"]] * (1 + 0.01 * seed)
+
+    search = {"m": {"kind": "choices", "values": ["a", "b", "c", "d"], "label": "m"}}
+    text = read(write_sweep(tmp_path / "two", search, [], loss=loss, twins={"c": "b", "d": "c"})).text
+    said = "Both comparisons of a choice with its twin (the same but for one thing) have a 95 % interval without zero: "
+    assert said in text
+    assert re.search(r"zero: c is 5\.\d+ % above b and d is 0\.2\d* % above c\.\s+All 3 comparisons paired by seed", text)
+    text = read(write_sweep(tmp_path / "one", search, [], loss=loss, twins={"d": "c"})).text
+    assert re.search(r"D is 0\.2\d* % \(95 % interval 0\.\d+ to 0\.\d+\) above c, paired over 3 seeds\.\s+All 3", text)
+
+
 def test_what_did_not_finish_is_no_part_of_what_is_counted(tmp_path):
     lost = {1: "failed", 2: "failed", 3: "pruned", 9: "diverged", 10: "diverged", 11: "diverged"}
     text = read(rank_sweep(tmp_path / "lost", plots=RANK_PLOTS[:1], states=lost)).text

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 import pytest
 from scipy import stats
 from synthetic import METHODS, rank_sweep, write_sweep
 
 from elas_lightning.analysis.load import load_sweep
-from elas_lightning.analysis.tables import Table, comparison_table, comparisons, p_text, results_table, write_tables
+from elas_lightning.analysis.statistics import holm
+from elas_lightning.analysis.tables import (
+    Table,
+    comparison_table,
+    comparisons,
+    p_text,
+    results_table,
+    twin_comparisons,
+    write_tables,
+)
 
 
 def test_results_are_the_means_of_trials_csv(rank_ablation):
@@ -89,6 +100,45 @@ def test_heatmap_and_bars_axes_are_contrasts_too(tmp_path):
     folder = write_sweep(tmp_path / "two", search, plots, loss=lambda p, s: 5.0 + 0.001 * s)
     sides = [(level, base) for _, level, base, _ in comparisons(load_sweep(folder))]
     assert sides == [("2:4", "dense")] * 2 + [("relu2", "swiglu")] * 2
+
+
+def test_twins_come_first_and_are_corrected_by_themselves(tmp_path):
+    losses = {"dense": 5.0, "free": 5.02, "tied": 5.03, "tied less": 4.99}
+    search = {
+        "pattern": {"kind": "choices", "values": list(losses), "label": "pattern"},
+        "activation": {"kind": "choices", "values": ["relu2", "swiglu"], "label": "activation"},
+    }
+
+    def loss(point, seed):
+        return losses[point["pattern"]] + 0.001 * ((5 * seed + len(point["pattern"] + point["activation"])) % 3)
+
+    plots = [{"kind": "bars", "x": "pattern"}]
+    without = comparison_table(load_sweep(write_sweep(tmp_path / "without", search, plots, loss=loss)))
+    named = {"tied": "free", "tied less": "dense"}
+    results = load_sweep(write_sweep(tmp_path / "with", search, plots, loss=loss, twins=named))
+    twins = [("tied", "free"), ("tied less", "dense")] * 2
+    assert [(level, base) for _, level, base, _ in twin_comparisons(results)] == twins
+    for where, level, base, found in twin_comparisons(results):
+        assert where in ("activation relu2", "activation swiglu")
+        assert found.value == pytest.approx(100 * math.expm1(losses[level] - losses[base]), abs=0.15)
+    # what a choice is held against twice, as its twin and as the first in the list, is tested once
+    assert [(level, base) for _, level, base, _ in comparisons(results)] == [("free", "dense"), ("tied", "dense")] * 2
+    table = comparison_table(results)
+    assert "the number of tests, 4 against twins (the first rows) and 4 others, each family by itself" in table.caption
+    assert "the number of tests in this table, 6" in without.caption
+    for family, rows in ((twin_comparisons, table.rows[:4]), (comparisons, table.rows[4:])):
+        tests = [difference.p for *_, difference in family(results)]
+        assert [row[-3] for row in rows] == [p_text(p) for p in tests]
+        assert [row[-2] for row in rows] == [p_text(p) for p in holm(tests)]
+
+
+def test_a_twin_that_has_not_run_is_left_out(tmp_path):
+    twins = {"elas": "lowrank"}
+    folder = write_sweep(
+        tmp_path / "waiting", {"method": METHODS}, [], loss=lambda p, s: 5.0, stop_after=3, twins=twins
+    )
+    assert twin_comparisons(load_sweep(folder)) == []
+    assert comparison_table(load_sweep(folder)) is None
 
 
 def test_no_table_where_nothing_is_compared(tmp_path):

@@ -117,6 +117,11 @@ def test_labels_stand_for_values() -> None:
         ({"without": [{"rank": 1}], "sampler": "tpe", "trials": 2}, "without leaves out points of a grid"),
         ({"twins": {1: 3}}, "twins: 3 is no choice of rank: 1, 2"),
         ({"twins": {1: [2]}}, "twins has {1: [2]}: give one choice of each"),
+        ({"twins": {1: 2}}, "twins has 1: 2: give the choices of rank labels"),
+        (
+            {"search": {"rank": {"keys": ["k"], "choices": {"low": 1, "high": 2}}}, "twins": {"low": "low"}},
+            "twins: 'low' is held against itself; name another choice of rank",
+        ),
         (
             {"search": {"rank": {"keys": ["k"], "choices": ["full", 0.5], "relative_to": "model.config.ffn_rank"}}},
             "search.rank.choices has 'full': give numbers, which are factors of model.config.ffn_rank",

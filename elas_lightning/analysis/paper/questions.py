@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from elas_lightning.analysis.answer import USUAL_TOKENS_PER_PARAMETER, tokens_per_parameter
+from elas_lightning.analysis.answer import USUAL_TOKENS_PER_PARAMETER, about_twins, tokens_per_parameter
 from elas_lightning.analysis.load import SweepResults
-from elas_lightning.analysis.paper.load import EVALUATIONS, Paper, method_names, seeds_of
+from elas_lightning.analysis.paper.load import EVALUATIONS, OURS, Paper, method_names, seeds_of
 from elas_lightning.analysis.paper.memory import accounts, memory_sentences
 from elas_lightning.analysis.paper.scaling import scaling_answers, scaling_series
 from elas_lightning.analysis.paper.speed import speed_answers
 from elas_lightning.analysis.paper.table import against_twins, methods
-from elas_lightning.analysis.paper.verdicts import OURS, close_to_twin
+from elas_lightning.analysis.paper.verdicts import close_to_twin
 from elas_lightning.analysis.parameters import level_name, lower_first
 from elas_lightning.analysis.plots.telemetry import QUANTITIES, at_common_steps
 from elas_lightning.analysis.statistics import Difference, estimate
@@ -124,6 +124,7 @@ def _memory(paper: Paper) -> Iterator[tuple[bool, str]]:
 def _matched(paper: Paper) -> Iterator[tuple[bool, str]]:
     yield from _part(paper, "matched_ablation", "A dense low-rank model with the same FLOPs, and with the same memory")
     yield from _part(paper, "rank_ablation", "How perplexity depends on the rank, with and without 2:4")
+    yield from _twins(paper, "pattern_ablation", "What the structure costs, beside as many kept without it")
     if paper.table is not None and paper.table.trials["flops_per_token"].notna().any():
         yield True, "FLOPs a token stand in the table of methods."
 
@@ -132,8 +133,7 @@ def _part(paper: Paper, part: str, what: str) -> Iterator[tuple[bool, str]]:
     """The comparisons of a part in a sentence for each contrast, or that it has not been run."""
     results = paper.parts.get(part)
     if results is None:
-        why = f"the sweep {part} has not been run" if part in paper.absent else "no part of this document asks it"
-        yield False, f"{what}: {why}."
+        yield False, f"{what}: {_why_absent(paper, part)}."
         return
     if (captions := paper.captions(part)) and (results.trials["state"] == "complete").any():
         yield True, f"{what}: {lower_first(captions[0])}"
@@ -150,6 +150,21 @@ def _part(paper: Paper, part: str, what: str) -> Iterator[tuple[bool, str]]:
         else:
             text = compare_many(found, level, base)
         yield True, f"{what}: {text}."
+
+
+def _twins(paper: Paper, part: str, what: str) -> Iterator[tuple[bool, str]]:
+    """What a part found of choices beside their twins, or that it has not."""
+    results = paper.parts.get(part)
+    if results is None:
+        yield False, f"{what}: {_why_absent(paper, part)}."
+    elif said := about_twins(results):
+        yield True, f"{what}: {lower_first(said)}"
+    else:
+        yield False, f"{what}: the sweep {part} has no finished pair of runs yet."
+
+
+def _why_absent(paper: Paper, part: str) -> str:
+    return f"the sweep {part} has not been run" if part in paper.absent else "no part of this document asks it"
 
 
 def _telemetry(paper: Paper) -> Iterator[tuple[bool, str]]:
@@ -175,6 +190,8 @@ def _telemetry(paper: Paper) -> Iterator[tuple[bool, str]]:
         if missing:
             yield False, f"These runs did not record {listing([QUANTITIES[c].noun for c in missing])}."
     yield from _part(paper, "warmup_ablation", "Dense warm-up")
+    yield from _twins(paper, "method_24_ablation", "Other choices of two of four beside the two largest")
+    yield from _twins(paper, "backward_ablation", "Other gradients, and backward with 2:4, too")
 
 
 def _telemetry_rows(results: SweepResults) -> pd.DataFrame | None:
@@ -261,13 +278,13 @@ _ASKED: list[tuple[str, _Answer, tuple[str, ...]]] = [
         "A dense model of lower rank at the same FLOPs or memory: is sparsity better than less rank? FLOPs of each "
         "method.",
         _matched,
-        ("matched_ablation", "rank_ablation"),
+        ("matched_ablation", "rank_ablation", "pattern_ablation"),
     ),
     (
         "How far is the natural pattern of squared ReLU from the 2:4 choice, by layer and over training? What does "
         "the straight-through estimator do to gradients? Convergence for different warm-ups.",
         _telemetry,
-        ("warmup_ablation", "paper_table"),
+        ("warmup_ablation", "method_24_ablation", "backward_ablation", "paper_table"),
     ),
     ("Downstream tasks, not only perplexity; at least 20 tokens per parameter.", _downstream, ("budget_ablation",)),
     (

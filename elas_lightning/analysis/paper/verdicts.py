@@ -7,7 +7,7 @@ from collections import Counter
 from elas_lightning.analysis.answer import USUAL_TOKENS_PER_PARAMETER, tokens_per_parameter
 from elas_lightning.analysis.equivalence import ALPHA, MARGIN, sentence_of
 from elas_lightning.analysis.load import SweepResults, planned_runs
-from elas_lightning.analysis.paper.load import Paper, method_names
+from elas_lightning.analysis.paper.load import OURS, Paper, method_names
 from elas_lightning.analysis.paper.table import Comparison, against_twins, methods
 from elas_lightning.analysis.points import Point, best_of, difference
 from elas_lightning.analysis.statistics import Difference, holm
@@ -25,7 +25,6 @@ from elas_lightning.analysis.wording import (
     signed,
 )
 
-OURS = "ELAS"
 # How far from its dense twin ELAS may be, in per cent of perplexity, for this suite to say that it keeps up.
 _CLOSE = 1.0
 
