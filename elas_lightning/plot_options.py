@@ -50,6 +50,7 @@ PLOT_OPTIONS = {
         ("x", "series"), ("metric", "log_x", "baseline", "focus", "filter"), needed=("x",), values=_METRIC
     ),
     "bars": PlotOptions(("x", "group"), ("metric", "baseline", "focus", "filter"), needed=("x",), values=_METRIC),
+    "differences": PlotOptions(("x",), ("baseline",), needed=("x",)),
     "curves": PlotOptions(("series", "style"), ("x", "value", "filter"), values={"x": TIMES, "value": CURVES}),
     "heatmap": PlotOptions(("x", "y"), ("metric", "baseline", "filter"), needed=("x", "y"), values=_METRIC),
     "lr_curve": PlotOptions(("x", "series"), ("metric", "baseline", "filter"), values=_METRIC),

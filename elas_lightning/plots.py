@@ -27,7 +27,18 @@ from elas_lightning.analysis.run import RunResults
 from elas_lightning.errors import UserError
 from elas_lightning.plot_options import PLOT_OPTIONS
 
-__all__ = ["bars", "curves", "heatmap", "importance", "lr_curve", "metric_by", "parallel", "pareto", "telemetry"]
+__all__ = [
+    "bars",
+    "curves",
+    "differences",
+    "heatmap",
+    "importance",
+    "lr_curve",
+    "metric_by",
+    "parallel",
+    "pareto",
+    "telemetry",
+]
 
 
 def curves(*results: SweepResults | RunResults, **options: Any) -> Figure:
@@ -69,6 +80,19 @@ def bars(*results: SweepResults | RunResults, **options: Any) -> Figure:
         UserError: As :func:`curves`.
     """
     return _draw("bars", results, {"x": "contender"}, options)
+
+
+def differences(*results: SweepResults | RunResults, **options: Any) -> Figure:
+    """Levels of a parameter against its first one, paired by seed, and against their twins, if the sweep names some.
+
+    Args:
+        results: One sweep, or runs.
+        options: ``x``, the parameter; ``baseline``.
+
+    Raises:
+        UserError: As :func:`curves`.
+    """
+    return _draw("differences", results, {"x": "contender"}, options)
 
 
 def telemetry(*results: SweepResults | RunResults, **options: Any) -> Figure:

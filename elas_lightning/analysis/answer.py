@@ -8,12 +8,12 @@ from typing import Any
 
 import pandas as pd
 
+from elas_lightning.analysis.comparisons import Compared, comparisons, twin_comparisons
 from elas_lightning.analysis.equivalence import ALPHA
 from elas_lightning.analysis.load import SweepResults, planned_runs, planned_seeds
 from elas_lightning.analysis.metrics import metric_of
 from elas_lightning.analysis.points import best, describe, gather
 from elas_lightning.analysis.statistics import Difference, holm
-from elas_lightning.analysis.tables import Compared, comparisons, twin_comparisons
 from elas_lightning.analysis.wording import (
     compare,
     decimals_of,
@@ -68,7 +68,7 @@ def about_twins(results: SweepResults) -> str:
 
 
 def _tested(rows: list[Compared]) -> list[tuple[str, str, str, Difference]]:
-    return [(where, level, base, d) for where, level, base, d in rows if d is not None and d.p is not None]
+    return [(where, level, base, d) for where, level, base, d, _ in rows if d is not None and d.p is not None]
 
 
 def _how_many_found(found: list[tuple[str, str, str, Difference]], kind: str) -> str:
@@ -87,9 +87,12 @@ def _how_many_found(found: list[tuple[str, str, str, Difference]], kind: str) ->
         every = "Both" if count == 2 else f"All {count}"
         return f"{every} comparisons {kind} have a 95 % interval without zero{corrected}{named}."
     some = {0: "none has", 1: "1 has"}.get(len(clear), f"{len(clear)} have")
+    left = [d for *_, d in found if not d.found]
+    reach = max(abs(end) for d in left for end in (d.low, d.high) if end is not None)
     return (
         f"Of {count} comparisons {kind}, {some} a 95 % interval without zero{corrected}{named}; "
-        f"{'for the others ' if clear else ''}no difference was found, which is not the same as none."
+        f"{'for the others ' if clear else ''}no difference was found, which leaves room for one of up to "
+        f"{number(reach)} {'%' if left[0].unit == '%' else 'nats'}."
     )
 
 

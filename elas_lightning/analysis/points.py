@@ -21,7 +21,7 @@ from elas_lightning.analysis.statistics import Difference, Estimate, estimate, p
 from elas_lightning.errors import UserError
 from elas_lightning.trials_table import STATES
 
-_COMPARING = ("metric_by", "bars", "lr_curve", "heatmap")
+_COMPARING = ("metric_by", "bars", "lr_curve", "heatmap", "differences")
 
 
 @dataclass(frozen=True)
@@ -151,17 +151,17 @@ def describe(results: SweepResults, levels: Mapping[str, Level]) -> str:
 def contrasts(results: SweepResults) -> list[tuple[str, str]]:
     """The parameters whose levels the sweep compares, each with the level that the others are held against.
 
-    These are the series and groups of the requested plots, and the named (not numeric) axes of bars and
-    heatmaps; in a sweep of one list of choices it is that one. The baseline is the plot's ``baseline`` for
-    its series, group or only axis, else the level listed first.
+    These are the series and groups of the requested plots, the named (not numeric) axes of bars and heatmaps, and
+    what differences are drawn of; in a sweep of one list of choices it is that one. The baseline is the plot's
+    ``baseline`` for its series, group or only axis, else the level listed first.
     """
     found: dict[str, str] = {}
-    for plot in results.summary.get("plots") or []:
-        if plot.get("kind") not in _COMPARING:
-            continue
+    plots = [plot for plot in results.summary.get("plots") or [] if plot.get("kind") in _COMPARING]
+    for plot in sorted(plots, key=lambda plot: "baseline" not in plot):  # who names one decides
         split = plot.get("series") or plot.get("group")
-        axes = [plot[key] for key in ("y", "x") if key in plot and plot["kind"] in ("bars", "heatmap")]
-        for name in [split, *(axis for axis in axes if not results.parameter(axis).numeric)]:
+        axes = [plot[key] for key in ("y", "x") if key in plot and plot["kind"] in ("bars", "heatmap", "differences")]
+        asked = plot["kind"] == "differences"
+        for name in [split, *(axis for axis in axes if asked or not results.parameter(axis).numeric)]:
             if name and name not in found:
                 owns_baseline = name == split or (not split and len(axes) == 1)
                 found[name] = baseline(results, name, plot if owns_baseline else {})

@@ -168,7 +168,7 @@ def plain_numbers(ax: Axes, which: str) -> None:
     be one in them or none, what lies between, too.
     """
     axis = ax.xaxis if which == "x" else ax.yaxis
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}" if value >= 1e-4 else f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
     axis.set_minor_formatter(NullFormatter())
     if axis.get_scale() == "linear":
         axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
@@ -178,6 +178,11 @@ def plain_numbers(ax: Axes, which: str) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0,), numticks=6))
     if decades > 5:
         axis.set_major_formatter(FuncFormatter(lambda value, _: "10" + f"{math.log10(value):.0f}".translate(_RAISED)))
+
+
+def _plain(value: float) -> str:
+    text = f"{value:,.10g}" if abs(value) >= 1e-4 else f"{value:g}"
+    return text.replace("-", "\u2212") if value <= -1e-4 else text
 
 
 def large_numbers(ax: Axes) -> None:

@@ -7,11 +7,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from elas_lightning.analysis.comparisons import comparisons, twin_comparisons
 from elas_lightning.analysis.equivalence import ALPHA
 from elas_lightning.analysis.load import SweepResults, results_of
 from elas_lightning.analysis.metrics import metric_of
-from elas_lightning.analysis.parameters import level_name, side_name
-from elas_lightning.analysis.points import Point, amount, contrasts, describe, difference, gather
+from elas_lightning.analysis.parameters import level_name
+from elas_lightning.analysis.points import Point, amount, gather
 from elas_lightning.analysis.statistics import Difference, holm
 from elas_lightning.analysis.wording import decimals_of, interval, lost, number, plus_minus, signed
 
@@ -117,51 +118,6 @@ def _millions(value: float | None) -> str:
     return "not measured" if value is None else number(value * 1e-6)
 
 
-# Where two levels were compared, their names, and the difference; None where they share no finished seed.
-Compared = tuple[str, str, str, Difference | None]
-
-
-def comparisons(results: SweepResults) -> list[Compared]:
-    """Each level of the sweep's contrasts against its baseline, at every combination of the other parameters.
-
-    The two sides differ in the contrast alone; none is picked as the best, so that p means what it says.
-
-    Returns:
-        ``(context, level, baseline, difference)``, without what ``twin_comparisons`` has; empty when the sweep has no
-        contrast.
-    """
-    twins = (results.summary.get("twins") or {}).items()
-    rows: list[Compared] = []
-    for name, base in contrasts(results):
-        levels = [side_name(results.parameter(name), level) for level in results.parameter(name).levels]
-        first = name == results.names[0]
-        pairs = [(level, base) for level in levels if level != base and not (first and (level, base) in twins)]
-        rows += _at_every_context(results, name, pairs)
-    return rows
-
-
-def twin_comparisons(results: SweepResults) -> list[Compared]:
-    """Each choice that the sweep names a twin for against it, likewise: a family of its own, since it asks another
-    question than what all are held against."""
-    twins = results.summary.get("twins") or {}
-    return _at_every_context(results, results.names[0], list(twins.items()))
-
-
-def _at_every_context(results: SweepResults, name: str, pairs: list[tuple[str, str]]) -> list[Compared]:
-    """Pairs of a parameter's levels wherever all else is equal and both have finished runs."""
-    by_context: dict[str, dict[str, Point]] = {}
-    for point in gather(results, results.names, results.objective):
-        if point.values:
-            context = describe(results, {key: level for key, level in point.levels.items() if key != name})
-            by_context.setdefault(context, {})[side_name(results.parameter(name), point.levels[name])] = point
-    return [
-        (context, level, base, difference(sides[level], sides[base], results.objective))
-        for context, sides in by_context.items()
-        for level, base in pairs
-        if level in sides and base in sides
-    ]
-
-
 def comparison_table(results: SweepResults) -> Table | None:
     """The comparisons as a table, those with twins first; None when no two points differ in one parameter alone."""
     families = [family for family in (twin_comparisons(results), comparisons(results)) if family]
@@ -170,9 +126,9 @@ def comparison_table(results: SweepResults) -> Table | None:
     metric = metric_of(results.objective)
     rows, tests = [], []
     for family in families:
-        adjusted = holm([d.p if d else None for *_, d in family])
+        adjusted = holm([d.p if d else None for *_, d, _ in family])
         tests.append(sum(p is not None for p in adjusted))
-        for (where, level, base, d), p in zip(family, adjusted, strict=True):
+        for (where, level, base, d, _), p in zip(family, adjusted, strict=True):
             cells = ("no shared seed", "none", "0", "none", "none", "not comparable")
             if d is not None:
                 value = signed(d.value, decimals_of(d))

@@ -272,7 +272,7 @@ class SweepSpec:
         if not isinstance(conditions, dict):
             yield f"plots: {kind} has filter={conditions!r}: give a mapping of searched names to choices"
             return
-        split = plot.get("series") or plot.get("group") or (plot["x"] if kind == "bars" else None)
+        split = plot.get("series") or plot.get("group") or (plot["x"] if kind in ("bars", "differences") else None)
         named = [(split, plot[key]) for key in ("baseline", "focus") if split and key in plot]
         known_later = {d.name for d in self.search if d.is_range or d.relative_to}
         for name, label in (*conditions.items(), *named):

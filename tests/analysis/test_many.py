@@ -85,9 +85,19 @@ def test_many_series_stay_beside_their_level_and_on_the_axis(tmp_path):
         assert low < places[0] < 6 < places[1] < high
 
 
-@pytest.mark.parametrize("kind", ["bars", "curves", "pareto", "parallel"])
+def test_names_of_many_differences_stand_apart(tmp_path):
+    results = sweep(tmp_path / "many", LONG)
+    results.summary["twins"] = {LONG[i]: LONG[i - 1] for i in range(1, 20)}
+    (ax,) = drawn(results, "differences", x="method").axes
+    labels = [label for label in ax.get_yticklabels() if label.get_text()]
+    # what is beside its twin, a heading, and what is not the first one's twin anyway
+    assert len(labels) == 19 + 1 + 18
+    assert not overlapping([label.get_window_extent() for label in labels])
+
+
+@pytest.mark.parametrize("kind", ["bars", "differences", "curves", "pareto", "parallel"])
 def test_names_are_no_formulas(tmp_path, kind):
-    options = {"bars": {"x": "method"}, "curves": {"series": "method"}}.get(kind, {})
+    options = {"bars": {"x": "method"}, "differences": {"x": "method"}, "curves": {"series": "method"}}.get(kind, {})
     figure = drawn(sweep(tmp_path / "odd", ODD), kind, **options)
     texts = [*(text for ax in figure.axes for text in (*ax.texts, *ax.get_yticklabels()))]
     named = [text for text in texts if "$" in text.get_text()]

@@ -424,6 +424,8 @@ def test_telemetry_by_layer(rank_ablation):
         ("curves", {"x": "epochs"}, "x='epochs' is not allowed"),
         ("telemetry", {"value": "zeros"}, "value='zeros' is not allowed"),
         ("heatmap", {"x": "rank"}, "needs `y`"),
+        ("differences", {}, "a differences plot needs `x`"),
+        ("differences", {"x": "method", "baseline": "dense"}, "baseline 'dense' is no value of method"),
         ("bars", {"x": "rank", "filter": {"method": "other"}}, "filter method=other matches no value"),
     ],
 )
@@ -432,7 +434,9 @@ def test_wrong_options_are_the_users_to_mend(rank_ablation, kind, options, words
         draw(rank_ablation, kind, **options)
 
 
-@pytest.mark.parametrize("kind", ["metric_by", "bars", "curves", "parallel", "importance", "telemetry", "lr_curve"])
+@pytest.mark.parametrize(
+    "kind", ["metric_by", "bars", "differences", "curves", "parallel", "importance", "telemetry", "lr_curve"]
+)
 def test_a_sweep_without_finished_runs_cannot_be_drawn(tmp_path, kind):
     folder = write_sweep(tmp_path / "dead", {"lr": RATES}, [], states=dict.fromkeys(range(12), "failed"))
     with pytest.raises(CannotDraw):

@@ -147,7 +147,9 @@ def test_twins_have_a_sentence_of_their_own(tmp_path):
     text = read(write_sweep(tmp_path / "two", search, [], loss=loss, twins={"c": "b", "d": "c"})).text
     said = "Both comparisons of a choice with its twin (the same but for one thing) have a 95 % interval without zero: "
     assert said in text
-    assert re.search(r"zero: c is 5\.\d+ % above b and d is 0\.2\d* % above c\.\s+All 3 comparisons paired by seed", text)
+    assert re.search(
+        r"zero: c is 5\.\d+ % above b and d is 0\.2\d* % above c\.\s+All 3 comparisons paired by seed", text
+    )
     text = read(write_sweep(tmp_path / "one", search, [], loss=loss, twins={"d": "c"})).text
     assert re.search(r"D is 0\.2\d* % \(95 % interval 0\.\d+ to 0\.\d+\) above c, paired over 3 seeds\.\s+All 3", text)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from elas_lightning.analysis.answer import USUAL_TOKENS_PER_PARAMETER, about_twins, tokens_per_parameter
+from elas_lightning.analysis.comparisons import comparisons
 from elas_lightning.analysis.load import SweepResults
 from elas_lightning.analysis.paper.load import EVALUATIONS, OURS, Paper, method_names, seeds_of
 from elas_lightning.analysis.paper.memory import accounts, memory_sentences
@@ -19,7 +20,6 @@ from elas_lightning.analysis.paper.verdicts import close_to_twin
 from elas_lightning.analysis.parameters import level_name, lower_first
 from elas_lightning.analysis.plots.telemetry import QUANTITIES, at_common_steps
 from elas_lightning.analysis.statistics import Difference, estimate
-from elas_lightning.analysis.tables import comparisons
 from elas_lightning.analysis.wording import compare, compare_many, listing, number, plural, plus_minus
 
 _HIDDEN = "ffn_hidden"
@@ -138,7 +138,7 @@ def _part(paper: Paper, part: str, what: str) -> Iterator[tuple[bool, str]]:
     if (captions := paper.captions(part)) and (results.trials["state"] == "complete").any():
         yield True, f"{what}: {lower_first(captions[0])}"
     pairs: dict[tuple[str, str], dict[str, Difference]] = {}
-    for where, level, base, difference in comparisons(results):
+    for where, level, base, difference, _ in comparisons(results):
         if difference is not None:
             pairs.setdefault((level, base), {})[where or "all else equal"] = difference
     if not pairs:

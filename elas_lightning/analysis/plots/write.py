@@ -17,6 +17,7 @@ from elas_lightning.analysis.parameters import lower_first, name_of
 from elas_lightning.analysis.plots.against import lr_curve, metric_by
 from elas_lightning.analysis.plots.base import CannotDraw, metric_in
 from elas_lightning.analysis.plots.curves import curves
+from elas_lightning.analysis.plots.differences import differences
 from elas_lightning.analysis.plots.dots import bars
 from elas_lightning.analysis.plots.overview import heatmap, importance
 from elas_lightning.analysis.plots.parallel import parallel
@@ -29,6 +30,7 @@ Draw = Callable[[SweepResults, Mapping[str, Any]], tuple[Figure, str]]
 KINDS: dict[str, Draw] = {
     "metric_by": metric_by,
     "bars": bars,
+    "differences": differences,
     "curves": curves,
     "heatmap": heatmap,
     "lr_curve": lr_curve,
@@ -120,6 +122,8 @@ def _title(results: SweepResults, options: Mapping[str, Any]) -> str:
             text = "Which parameter matters"
         case "curves":
             text = "Loss during training"
+        case "differences":
+            text = f"differences in {metric} by {label('x')}"
         case "telemetry":
             text = f"{str(options.get('value', '')).replace('_', ' ').capitalize()} by layer during training"
         case "heatmap":
