@@ -46,14 +46,10 @@ def comparisons_of(results: SweepResults, name: str, base: str = "") -> list[Com
     return _wherever(results, name, [pair for pair in pairs if pair[0] != base and pair not in _twins(results, name)])
 
 
-def twin_comparisons(results: SweepResults) -> list[Compared]:
+def twin_comparisons(results: SweepResults, name: str = "") -> list[Compared]:
     """Each choice that the sweep names a twin for against it, likewise: a family of its own, since it asks another
-    question than what all are held against."""
-    return twin_comparisons_of(results, results.names[0])
-
-
-def twin_comparisons_of(results: SweepResults, name: str) -> list[Compared]:
-    """The same of one parameter; only the first has twins."""
+    question than what all are held against. Twins are of the first parameter; of another ``name`` there are none."""
+    name = name or results.names[0]
     return _wherever(results, name, _twins(results, name))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -87,6 +88,13 @@ def test_twins_stand_above_the_others(twinned):
         assert "against dense:" not in values
     assert "against" not in ax.get_xlabel()
     assert "above the broken line each choice is beside its twin" in caption
+    # without others there is nothing to tell them from, and each pair is named in full
+    results = load_sweep(twinned)
+    results.summary["twins"] = {"tied": "free"}
+    only = replace(results, trials=results.trials[results.trials["pattern"].isin(["tied", "free"])])
+    figure, caption = KINDS["differences"](only, {"kind": "differences", "x": "pattern"})
+    assert names(figure.axes[0]) == ["activation relu2", "activation swiglu"]
+    assert "twin" not in caption
     # a parameter without twins has none of this
     _, ax, caption = draw(twinned, x="activation")
     assert "twin" not in caption

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from elas_lightning.analysis import style
-from elas_lightning.analysis.comparisons import Compared, comparisons_of, twin_comparisons_of
+from elas_lightning.analysis.comparisons import Compared, comparisons_of, twin_comparisons
 from elas_lightning.analysis.load import SweepResults
 from elas_lightning.analysis.metrics import metric_of
 from elas_lightning.analysis.plots.base import CannotDraw, Options, cut_clause, draw_seeds, required, value_limits
@@ -36,7 +36,7 @@ def differences(results: SweepResults, options: Options) -> tuple[Figure, str]:
     base = baseline(results, x, options) if "baseline" in options else ""
     twins, others = (
         [one for one in family if one.difference is not None]
-        for family in (twin_comparisons_of(results, x), comparisons_of(results, x, base))
+        for family in (twin_comparisons(results, x), comparisons_of(results, x, base))
     )
     shown = [*twins, *others]
     if not shown:
@@ -44,9 +44,10 @@ def differences(results: SweepResults, options: Options) -> tuple[Figure, str]:
     pairs, bases = {(one.level, one.base) for one in shown}, {one.base for one in shown}
     places = list(dict.fromkeys(one.where for one in shown))
     coloured = len(pairs) > 1 and 1 < len(places) <= _MOST_COLOURS
-    names = [_name(one, len(pairs), len(places), coloured, one in twins and len(bases) > 1) for one in shown]
+    apart = bool(twins and others) and len(bases) > 1
+    names = [_name(one, len(pairs), len(places), coloured, apart and i < len(twins)) for i, one in enumerate(shown)]
     above = list(dict.fromkeys(names[: len(twins)]))
-    heading = [f"against {others[0].base}:"] if twins and others else []
+    heading = [f"against {others[0].base}:"] if apart else []
     rows = [*above, *heading, *dict.fromkeys(names[len(twins) :])]
 
     ticks = [style.wrap(row, _NAME_WIDTH) for row in rows]
@@ -63,7 +64,7 @@ def differences(results: SweepResults, options: Options) -> tuple[Figure, str]:
         middle = (i - (len(groups) - 1) / 2) * height
         mine = [(rows.index(name) + middle, one) for name, one in zip(names, shown, strict=True)]
         _draw(ax, [(y, one) for y, one in mine if group in (None, one.where)], style.look(i), group, height)
-    if heading:
+    if apart:
         ax.axhline(len(above), color=style.GREY, linewidth=0.7, linestyle=(0, (4, 3)))
     style.level_axis(ax, "y", range(len(rows)), ticks)
     ax.set_ylim(len(rows) - 0.5, -0.5)
@@ -76,7 +77,7 @@ def differences(results: SweepResults, options: Options) -> tuple[Figure, str]:
     ax.set_xlabel(style.wrap(what, 44))
     if coloured:
         figure.legend(loc="outside upper right", ncols=style.legend_columns(places), frameon=False, borderaxespad=0.0)
-    return figure, sentence([*_clauses(shown, unit, bool(heading)), cut_clause(cut)])
+    return figure, sentence([*_clauses(shown, unit, apart), cut_clause(cut)])
 
 
 def _name(one: Compared, pairs: int, places: int, coloured: bool, against: bool) -> str:
