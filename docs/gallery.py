@@ -62,13 +62,14 @@ def _sweeps() -> Iterator[str]:
             f"{environment.get('hardware')}; {versions}."
         )
         drawn = json.loads((folder / "plots" / "captions.json").read_text(encoding="utf-8"))["figures"]
-        shown = [
-            f"![{figure['title']}](assets/results/{folder.name}/{figure['name']}.svg){{ .figure }}\n\n"
-            f"*{figure['caption']}*"
-            for figure in drawn
-        ]
-        yield from shown[:1]
-        if more := shown[1:]:
+        first, more = [], []
+        for figure in drawn:
+            (more if first and figure["kind"] != "differences" else first).append(
+                f"![{figure['title']}](assets/results/{folder.name}/{figure['name']}.svg){{ .figure }}\n\n"
+                f"*{figure['caption']}*"
+            )
+        yield from first
+        if more:
             yield _folded(f"Figures: {len(more)} more", "\n\n".join(more))
         for table in sorted((folder / "tables").glob("*.md")):
             yield _folded(f"Table: {table.stem.replace('_', ' ')}", table.read_text(encoding="utf-8"))

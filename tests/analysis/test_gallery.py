@@ -76,8 +76,12 @@ def test_a_stored_sweep_is_shown_with_its_figures_and_tables(gallery, tmp_path):
     assert taken == [f"assets/results/rank_ablation/{p.name}" for p in sorted(stored.glob("plots/*.svg"))]
 
 
-def test_sweeps_stand_in_the_papers_order_and_show_one_figure_each(gallery, tmp_path):
-    plots = [{"kind": "metric_by", "x": "rank", "series": "method"}, {"kind": "curves", "series": "method"}]
+def test_sweeps_stand_in_the_papers_order_and_show_means_and_differences(gallery, tmp_path):
+    plots = [
+        {"kind": "metric_by", "x": "rank", "series": "method"},
+        {"kind": "curves", "series": "method"},
+        {"kind": "differences", "x": "method"},
+    ]
     for name in ("zoology", "backward_ablation", "paper_table"):
         folder = rank_sweep(tmp_path / "runs" / name, plots=plots)
         write_plots(folder)
@@ -87,6 +91,9 @@ def test_sweeps_stand_in_the_papers_order_and_show_one_figure_each(gallery, tmp_
     places = [page.index(f"assets/results/{name}/") for name in ("paper_table", "backward_ablation", "zoology")]
     assert places == sorted(places)
     assert page.count("Figures: 1 more") == 3
+    for name in ("paper_table", "backward_ablation", "zoology"):
+        more = page.index("Figures: 1 more", page.index(f"{name}/metric_by_rank_method"))
+        assert page.index(f"{name}/differences_method") < more < page.index(f"{name}/curves_method")
 
 
 def test_a_device_has_one_figure_and_one_table_of_all_its_records(gallery, tmp_path):
