@@ -260,7 +260,7 @@ _ASKED: list[tuple[str, _Answer, tuple[str, ...]]] = [
         "Baselines without sparsity, error bars over at least three seeds, ablations that separate squared ReLU from "
         "2:4; hardware, batch, code and number of runs.",
         _baselines,
-        ("activation_ablation",),
+        ("activation_ablation", "initialization_ablation", "lr_sweep"),
     ),
     (
         "Speed against low rank without sparsity, not only against full rank; whole training steps and prefill, not "
