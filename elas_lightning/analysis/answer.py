@@ -22,6 +22,7 @@ from elas_lightning.analysis.wording import (
     number,
     plural,
     plus_minus,
+    room,
     seeds_phrase,
     seeds_span,
     sentence,
@@ -87,12 +88,10 @@ def _how_many_found(found: list[tuple[str, str, str, Difference]], kind: str) ->
         every = "Both" if count == 2 else f"All {count}"
         return f"{every} comparisons {kind} have a 95 % interval without zero{corrected}{named}."
     some = {0: "none has", 1: "1 has"}.get(len(clear), f"{len(clear)} have")
-    left = [d for *_, d in found if not d.found]
-    reach = max(abs(end) for d in left for end in (d.low, d.high) if end is not None)
     return (
         f"Of {count} comparisons {kind}, {some} a 95 % interval without zero{corrected}{named}; "
-        f"{'for the others ' if clear else ''}no difference was found, which leaves room for one of up to "
-        f"{number(reach)} {'%' if left[0].unit == '%' else 'nats'}."
+        f"{'for the others ' if clear else ''}no difference was found, which leaves room for one of "
+        f"{room([d for *_, d in found if not d.found])}."
     )
 
 

@@ -180,6 +180,16 @@ def plain_numbers(ax: Axes, which: str) -> None:
         axis.set_major_formatter(FuncFormatter(lambda value, _: "10" + f"{math.log10(value):.0f}".translate(_RAISED)))
 
 
+def log_from_zero(ax: Axes, low: float, high: float, straight: float) -> None:
+    """A scale along x that is logarithmic on both sides of a straight piece from ``-straight`` to ``straight``, a power
+    of ten; its limits, and ticks at the powers of ten."""
+    ax.set_xscale("symlog", linthresh=straight)
+    ax.set_xlim(1.3 * min(low, -straight), 1.3 * max(high, straight))
+    powers = [straight * 10.0**i for i in range(12)]
+    ticks = [tick for tick in (0.0, *powers, *(-power for power in powers)) if 1.3 * low <= tick <= 1.3 * high]
+    level_axis(ax, "x", ticks, [_plain(tick) for tick in ticks])
+
+
 def _plain(value: float) -> str:
     text = f"{value:,.10g}" if abs(value) >= 1e-4 else f"{value:g}"
     return text.replace("-", "\u2212") if value <= -1e-4 else text

@@ -86,6 +86,17 @@ def interval(difference: Difference) -> str:
     return f"{signed(difference.low, decimals)} to {signed(difference.high, decimals)}"
 
 
+def room(left: Sequence[Difference]) -> str:
+    """How large differences could be that were not found, by the ends of their intervals: ``up to 0.3 %``, or that of
+    the narrowest and of the widest."""
+    ends = [max(abs(end) for end in (d.low, d.high) if end is not None) for d in left]
+    unit = "%" if left[0].unit == "%" else "nats"
+    low, high = number(min(ends), 2), number(max(ends), 2)
+    if low == high:
+        return f"up to {high} {unit}"
+    return f"up to {low} {unit} where the interval is narrowest and {high} {unit} where it is widest"
+
+
 def compare(difference: Difference | None, a: str, b: str, context: str = "", paired: bool = True) -> str:
     """State a difference without claiming more than it shows.
 

@@ -77,28 +77,48 @@ def test_more_places_than_colours_have_a_row_each(tmp_path):
     assert not figure.legends
 
 
-def test_twins_stand_above_the_others(twinned):
-    _, ax, caption = draw(twinned, x="pattern")
-    assert names(ax) == ["tied against free", "tied less against dense", "against dense:", "free", "tied"]
-    for group in drawn(ax):
-        values = {row: value for row, value, _ in group}
-        assert values["tied against free"] == pytest.approx(1.0, abs=0.15)
-        assert values["tied less against dense"] == pytest.approx(-1.0, abs=0.15)
-        assert values["tied"] == pytest.approx(3.0, abs=0.2)
-        assert "against dense:" not in values
-    assert "against" not in ax.get_xlabel()
-    assert "above the broken line each choice is beside its twin" in caption
-    # without others there is nothing to tell them from, and each pair is named in full
+def test_twins_have_a_panel_and_a_scale_of_their_own(twinned):
+    figure, caption = KINDS["differences"](load_sweep(twinned), {"kind": "differences", "x": "pattern"})
+    above, below = figure.axes
+    assert names(above) == ["tied against free", "tied less against dense"]
+    assert names(below) == ["free", "tied"]
+    for ax, expected in ((above, [1.0, -1.0]), (below, [2.0, 3.05])):
+        for group in drawn(ax):
+            assert [value for _, value, _ in group] == pytest.approx(expected, abs=0.2)
+    assert max(map(abs, above.get_xlim())) < 2 < below.get_xlim()[1]
+    assert "against" not in above.get_xlabel()
+    assert below.get_xlabel().replace("\n", " ").endswith("against dense")
+    assert "in the upper part each choice is beside its twin" in caption
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["activation relu2", "activation swiglu"]
+
+
+def test_twins_alone_have_one_panel(twinned):
     results = load_sweep(twinned)
     results.summary["twins"] = {"tied": "free"}
     only = replace(results, trials=results.trials[results.trials["pattern"].isin(["tied", "free"])])
     figure, caption = KINDS["differences"](only, {"kind": "differences", "x": "pattern"})
-    assert names(figure.axes[0]) == ["activation relu2", "activation swiglu"]
-    assert "twin" not in caption
-    # a parameter without twins has none of this
+    (ax,) = figure.axes
+    assert names(ax) == ["activation relu2", "activation swiglu"]
+    assert "upper part" not in caption
+    # and a parameter without twins
     _, ax, caption = draw(twinned, x="activation")
-    assert "twin" not in caption
+    assert "upper part" not in caption
     assert "against relu2" in ax.get_xlabel().replace("\n", " ")
+
+
+def test_one_that_is_far_away_leaves_the_others_to_be_seen(tmp_path):
+    def loss(point, seed):
+        far = 0.3 * seed if point["method"] == "e" else 0.0
+        return 5 + 0.0005 * "abcde".index(point["method"]) * (-1) ** seed + far
+
+    search = {"method": {**METHODS, "values": list("abcde")}}
+    _, ax, caption = draw(write_sweep(tmp_path / "far", search, [], loss=loss), x="method")
+    assert ax.get_xscale() == "symlog"
+    assert "beyond 1 % to each side the axis is logarithmic" in caption
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1", "10", "100", "\u22121", "\u221210"]
+    low, high = ax.get_xlim()
+    for _, _, (left, right) in drawn(ax)[0]:
+        assert low < left < right < high
 
 
 def test_what_intervals_with_zero_leave_room_for_is_said(tmp_path):
@@ -110,7 +130,7 @@ def test_what_intervals_with_zero_leave_room_for_is_said(tmp_path):
     (unsure, sure), *_ = drawn(ax)
     assert unsure[2][0] < 0 < sure[2][0]
     assert "1 of 2 intervals leaves zero out" in caption
-    assert f"the others leave room for up to {max(map(abs, unsure[2])):.3f} %" in caption
+    assert f"the others leave room for up to {max(map(abs, unsure[2])):.2g} %" in caption
     folder = write_sweep(tmp_path / "two", {"method": {**METHODS, "values": ["a", "b"]}}, [], loss=loss)
     _, ax, caption = draw(folder, x="method")
     assert names(ax) == ["b"]

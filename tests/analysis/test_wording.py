@@ -11,6 +11,7 @@ from elas_lightning.analysis.wording import (
     decimals_of,
     number,
     plus_minus,
+    room,
     seeds_phrase,
     sentence,
     signed,
@@ -119,3 +120,11 @@ def test_what_is_tiny_is_not_rounded_to_nothing():
 @pytest.mark.parametrize(("percent", "text"), [(0.0312, "0.03 % above"), (2.46, "2.5 % above")])
 def test_a_difference_in_one_seed_is_not_rounded_to_nothing(percent, text):
     assert f"a is {text} b in the one seed" in compare(Difference(percent, None, None, None, 1, "%"), "a", "b")
+
+
+def test_room_is_that_of_the_narrowest_and_of_the_widest_interval():
+    narrow = Difference(0.1, -0.02, 0.22, 0.1, 3, "%")
+    wide = Difference(-0.5, -2.04, 1.1, 0.1, 3, "%")
+    assert room([narrow]) == "up to 0.22 %"
+    assert room([narrow, wide]) == "up to 0.22 % where the interval is narrowest and 2.0 % where it is widest"
+    assert room([Difference(0.001, -0.002, 0.004, 0.1, 3, "absolute")]) == "up to 0.0040 nats"

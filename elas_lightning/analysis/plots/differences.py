@@ -6,6 +6,7 @@ difference is certain. Pairs of runs with the same seed take that out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -17,11 +18,13 @@ from elas_lightning.analysis.load import SweepResults
 from elas_lightning.analysis.metrics import metric_of
 from elas_lightning.analysis.plots.base import CannotDraw, Options, cut_clause, draw_seeds, required, value_limits
 from elas_lightning.analysis.points import baseline
-from elas_lightning.analysis.wording import number, sentence
+from elas_lightning.analysis.wording import room, sentence
 
 # More combinations of other parameters than this have no colours of their own.
 _MOST_COLOURS = 7
 _NAME_WIDTH, _LINE = 24, 0.16  # letters, inches
+# Where the farthest end of an interval is so many times as far from zero as the middle one, most of them would be dots.
+_FAR = 30
 
 
 @style.styled
@@ -34,56 +37,81 @@ def differences(results: SweepResults, options: Options) -> tuple[Figure, str]:
     """
     x = required(options, "x")
     base = baseline(results, x, options) if "baseline" in options else ""
-    twins, others = (
+    families = [
         [one for one in family if one.difference is not None]
         for family in (twin_comparisons(results, x), comparisons_of(results, x, base))
-    )
-    shown = [*twins, *others]
-    if not shown:
+    ]
+    panels = [family for family in families if family]
+    if not panels:
         raise CannotDraw(f"no two choices of {x} have a finished seed in common")
-    pairs, bases = {(one.level, one.base) for one in shown}, {one.base for one in shown}
+    shown = [one for family in panels for one in family]
     places = list(dict.fromkeys(one.where for one in shown))
-    coloured = len(pairs) > 1 and 1 < len(places) <= _MOST_COLOURS
-    apart = bool(twins and others) and len(bases) > 1
-    names = [_name(one, len(pairs), len(places), coloured, apart and i < len(twins)) for i, one in enumerate(shown)]
-    above = list(dict.fromkeys(names[: len(twins)]))
-    heading = [f"against {others[0].base}:"] if apart else []
-    rows = [*above, *heading, *dict.fromkeys(names[len(twins) :])]
+    several = len({(one.level, one.base) for one in shown}) > 1
+    groups = places if several and 1 < len(places) <= _MOST_COLOURS else [""]
+    names = [_names(family, len(places) > 1, groups) for family in panels]
+    rows = [len(set(own)) for own in names]
+    lines = max(2, 2 * len(groups), *(style.wrap(name, _NAME_WIDTH).count("\n") + 1 for own in names for name in own))
+    figure = style.new_figure(height=0.3 + 0.8 * len(panels) + _LINE * lines * sum(rows))
+    axes = figure.subplots(len(panels), height_ratios=rows, squeeze=False)[:, 0]
+    clauses = _clauses(shown, results, len(panels) > 1)
+    for ax, family, own in zip(axes, panels, names, strict=True):
+        clauses += _panel(ax, results, list(zip(own, family, strict=True)), groups)
+    if len(groups) > 1:
+        handles, labels = axes[-1].get_legend_handles_labels()
+        columns = style.legend_columns(labels)
+        figure.legend(handles, labels, loc="outside upper right", ncols=columns, frameon=False, borderaxespad=0.0)
+    return figure, sentence(list(dict.fromkeys(clauses)))
 
-    ticks = [style.wrap(row, _NAME_WIDTH) for row in rows]
-    groups = places if coloured else [None]
-    lines = max(2, max(tick.count("\n") for tick in ticks) + 1, 2 * len(groups))
-    figure = style.new_figure(height=1.1 + _LINE * lines * len(rows))
-    ax = figure.add_subplot()
-    seeds = [value for one in shown for value in one.by_seed.values()]
-    spans = [(d.low, d.high) for one in shown if (d := one.difference) and d.low is not None and d.high is not None]
-    cut = value_limits(ax, "x", [0.0, *seeds], spans)
+
+def _names(family: Sequence[Compared], several: bool, groups: Sequence[str]) -> list[str]:
+    """What stands beside the row of each comparison: as much as its axis and its colour do not say."""
+    pairs, bases = {(one.level, one.base) for one in family}, {one.base for one in family}
+    placed = several and len(groups) == 1
+    names = []
+    for one in family:
+        pair = one.level if len(bases) == 1 else f"{one.level} against {one.base}"
+        names.append(", ".join([*([pair] if len(pairs) > 1 or not placed else []), *([one.where] if placed else [])]))
+    return names
+
+
+def _panel(ax: Axes, results: SweepResults, named: Sequence[tuple[str, Compared]], groups: Sequence[str]) -> list[str]:
+    """One family of comparisons on an axis of its own; what has to be said of that."""
+    rows = list(dict.fromkeys(name for name, _ in named))
+    family = [one for _, one in named]
+    said = _limits(ax, family, _unit(results))
     ax.axvline(0, color=style.GREY, linewidth=1, zorder=1)
     height = 0.8 / len(groups)
     for i, group in enumerate(groups):
         middle = (i - (len(groups) - 1) / 2) * height
-        mine = [(rows.index(name) + middle, one) for name, one in zip(names, shown, strict=True)]
-        _draw(ax, [(y, one) for y, one in mine if group in (None, one.where)], style.look(i), group, height)
-    if apart:
-        ax.axhline(len(above), color=style.GREY, linewidth=0.7, linestyle=(0, (4, 3)))
-    style.level_axis(ax, "y", range(len(rows)), ticks)
+        mine = [(rows.index(name) + middle, one) for name, one in named if group in ("", one.where)]
+        _draw(ax, mine, style.look(i), group or None, height)
+    style.level_axis(ax, "y", range(len(rows)), [style.wrap(row, _NAME_WIDTH) for row in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
-    metric = metric_of(results.objective)
-    unit = "%" if metric.difference == "%" else "nats"
-    what = f"Difference in {metric.noun} ({unit})"
-    if len(bases) == 1:
-        what += f", {shown[0].level if len(pairs) == 1 else ''} against {shown[0].base}".replace("  ", " ")
+    what = f"Difference in {metric_of(results.objective).noun} ({_unit(results)})"
+    if len({one.base for one in family}) == 1:
+        level = family[0].level if len({one.level for one in family}) == 1 else ""
+        what += f",{level and ' ' + level} against {family[0].base}"
     ax.set_xlabel(style.wrap(what, 44))
-    if coloured:
-        figure.legend(loc="outside upper right", ncols=style.legend_columns(places), frameon=False, borderaxespad=0.0)
-    return figure, sentence([*_clauses(shown, unit, apart), cut_clause(cut)])
+    return said
 
 
-def _name(one: Compared, pairs: int, places: int, coloured: bool, against: bool) -> str:
-    """What stands beside a comparison's row: as much as the axis, the heading above it and its colour do not say."""
-    said = [f"{one.level} against {one.base}" if against else one.level] if pairs > 1 or places == 1 else []
-    return ", ".join([*said, *([one.where] if places > 1 and not coloured else [])])
+def _unit(results: SweepResults) -> str:
+    return "%" if metric_of(results.objective).difference == "%" else "nats"
+
+
+def _limits(ax: Axes, family: Sequence[Compared], unit: str) -> list[str]:
+    """Choose scale and limits of an axis of differences; what has to be said of them."""
+    seeds = [value for one in family for value in one.by_seed.values()]
+    spans = [(d.low, d.high) for one in family if (d := one.difference) and d.low is not None and d.high is not None]
+    reaches = sorted(max(abs(low), abs(high)) for low, high in spans)
+    middle = reaches[(len(reaches) - 1) // 2] if reaches else 0.0
+    if not middle or reaches[-1] < _FAR * middle:
+        return [cut_clause(value_limits(ax, "x", [0.0, *seeds], spans))]
+    straight = 10.0 ** math.ceil(math.log10(middle))
+    ends = [*seeds, *(end for span in spans for end in span)]
+    style.log_from_zero(ax, min(ends), max(ends), straight)
+    return [f"beyond {straight:g} {unit} to each side the axis is logarithmic"]
 
 
 def _draw(ax: Axes, rows: Sequence[tuple[float, Compared]], look: style.Look, name: str | None, height: float) -> None:
@@ -106,7 +134,7 @@ def _draw(ax: Axes, rows: Sequence[tuple[float, Compared]], look: style.Look, na
     draw_seeds(ax, [(value, place + 0.3 * height) for place, one in rows for value in one.by_seed.values()], look)
 
 
-def _clauses(shown: Sequence[Compared], unit: str, twins: bool) -> list[str]:
+def _clauses(shown: Sequence[Compared], results: SweepResults, twins: bool) -> list[str]:
     tested = [one.difference for one in shown if one.difference and one.difference.low is not None]
     if not tested:
         return ["each pair shares one seed, too few for intervals"]
@@ -114,10 +142,9 @@ def _clauses(shown: Sequence[Compared], unit: str, twins: bool) -> list[str]:
     clauses = ["pairs of runs with the same seed (dots), their means and 95 % intervals"]
     clauses.append(_how_many(len(found), len(tested)))
     if left := [d for d in tested if not d.found]:
-        most = max(abs(end) for d in left for end in (d.low, d.high) if end is not None)
-        clauses.append(f"{'the others leave' if found else 'that leaves'} room for up to {number(most)} {unit}")
+        clauses.append(f"{'the others leave' if found else 'that leaves'} room for {room(left)}")
     if twins:
-        clauses.append("above the broken line each choice is beside its twin, which differs from it in one thing")
+        clauses.append("in the upper part each choice is beside its twin, which differs from it in one thing")
     return clauses
 
 
