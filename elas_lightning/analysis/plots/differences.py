@@ -108,7 +108,7 @@ def _limits(ax: Axes, family: Sequence[Compared], unit: str) -> list[str]:
     middle = reaches[(len(reaches) - 1) // 2] if reaches else 0.0
     if not middle or reaches[-1] < _FAR * middle:
         return [cut_clause(value_limits(ax, "x", [0.0, *seeds], spans))]
-    straight = 10.0 ** math.ceil(math.log10(middle))
+    straight = 10.0 ** round(math.log10(middle))
     ends = [*seeds, *(end for span in spans for end in span)]
     style.log_from_zero(ax, min(ends), max(ends), straight)
     return [f"beyond {straight:g} {unit} to each side the axis is logarithmic"]
