@@ -21,9 +21,12 @@ from elas_lightning.analysis import style
 from elas_lightning.analysis.benchmark_records import KINDS, measurements, read_records
 from elas_lightning.analysis.benchmark_summary import Line, lines, summary_figure, summary_table
 from elas_lightning.analysis.benchmarks import speed_table, verdict
+from elas_lightning.analysis.paper.cost import cost_figure
+from elas_lightning.analysis.paper.load import Paper, load_stored
 from elas_lightning.errors import UserError
 
 PAGE = "gallery.md"
+_COST = "assets/results/cost_of_24.svg"
 ROOT = Path(__file__).resolve().parent.parent
 STORED = ROOT / "docs" / "results"
 RECORDS = ROOT / "benchmarks" / "results"
@@ -35,6 +38,9 @@ def on_files(files: Files, config: Any) -> Files:
         name = f"assets/results/{picture.parent.parent.name}/{picture.name}"
         files.append(File.generated(config, name, content=picture.read_bytes()))
     with tempfile.TemporaryDirectory() as folder:
+        if cost := cost_figure(_stored()):
+            _, picture = style.save(cost[0], Path(folder) / "cost")
+            files.append(File.generated(config, _COST, content=picture.read_bytes()))
         for device, found in _devices().items():
             _, picture = style.save(summary_figure(found), Path(folder) / "overview")
             files.append(File.generated(config, _picture(device), content=picture.read_bytes()))
@@ -49,11 +55,18 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return "\n\n".join([markdown, "## Sweeps", *sweeps, "## Benchmarks", *_benchmarks()])
 
 
-def _sweeps() -> Iterator[str]:
+def _stored() -> Paper:
     order = yaml.safe_load((ROOT / "sweeps" / "paper.yaml").read_text(encoding="utf-8"))["parts"]
-    folders = sorted(path.parent for path in STORED.glob("*/summary.json"))
-    for folder in sorted(folders, key=lambda f: order.index(f.name) if f.name in order else len(order)):
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return load_stored(STORED, order)
+
+
+def _sweeps() -> Iterator[str]:
+    paper = _stored()
+    if cost := cost_figure(paper):
+        yield "### What does 2:4 cost, wherever it was asked?"
+        yield f"![Models with the 2:4 step against the same ones without it]({_COST}){{ .figure }}\n\n*{cost[1]}*"
+    for name, results in paper.parts.items():
+        summary = results.summary
         environment = summary.get("environment") or {}
         versions = ", ".join(f"{key} {value}" for key, value in (environment.get("versions") or {}).items())
         yield f"### {summary['question']}"
@@ -61,17 +74,17 @@ def _sweeps() -> Iterator[str]:
             f"`{summary['command']}`: size `{summary['size']}`, corpus `{(summary.get('data') or {}).get('source')}`, "
             f"{environment.get('hardware')}; {versions}."
         )
-        drawn = json.loads((folder / "plots" / "captions.json").read_text(encoding="utf-8"))["figures"]
+        drawn = json.loads((STORED / name / "plots" / "captions.json").read_text(encoding="utf-8"))["figures"]
         first, more = [], []
         for figure in drawn:
             (more if first and figure["kind"] != "differences" else first).append(
-                f"![{figure['title']}](assets/results/{folder.name}/{figure['name']}.svg){{ .figure }}\n\n"
+                f"![{figure['title']}](assets/results/{name}/{figure['name']}.svg){{ .figure }}\n\n"
                 f"*{figure['caption']}*"
             )
         yield from first
         if more:
             yield _folded(f"Figures: {len(more)} more", "\n\n".join(more))
-        for table in sorted((folder / "tables").glob("*.md")):
+        for table in sorted((STORED / name / "tables").glob("*.md")):
             yield _folded(f"Table: {table.stem.replace('_', ' ')}", table.read_text(encoding="utf-8"))
 
 

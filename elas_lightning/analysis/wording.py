@@ -97,6 +97,15 @@ def room(left: Sequence[Difference]) -> str:
     return f"up to {low} {unit} where the interval is narrowest and {high} {unit} where it is widest"
 
 
+def how_many_found(found: int, tested: int) -> str:
+    """How many of some intervals leave zero out, as a clause."""
+    every = "the interval" if tested == 1 else f"all {tested} intervals"
+    if found in (0, tested):
+        verb = "leave zero out" if found else "include zero"
+        return f"{every} {verb.replace(' ', 's ', 1) if tested == 1 else verb}"
+    return f"{found} of {tested} intervals {'leaves' if found == 1 else 'leave'} zero out"
+
+
 def compare(difference: Difference | None, a: str, b: str, context: str = "", paired: bool = True) -> str:
     """State a difference without claiming more than it shows.
 

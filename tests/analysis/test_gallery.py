@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from mkdocs.structure.files import Files
-from synthetic import rank_sweep
+from synthetic import METHODS, rank_sweep, write_sweep
 
 from elas_lightning.analysis.plots import write_plots
 from elas_lightning.analysis.report import write_report
@@ -94,6 +94,22 @@ def test_sweeps_stand_in_the_papers_order_and_show_means_and_differences(gallery
     for name in ("paper_table", "backward_ablation", "zoology"):
         more = page.index("Figures: 1 more", page.index(f"{name}/metric_by_rank_method"))
         assert page.index(f"{name}/differences_method") < more < page.index(f"{name}/curves_method")
+
+
+def test_what_the_step_costs_in_all_stored_sweeps_comes_first(gallery, tmp_path):
+    search = {"method": {**METHODS, "values": ["dense", "2:4"]}}
+    folder = write_sweep(tmp_path / "runs" / "zoology", search, [{"kind": "bars", "x": "method"}])
+    write_report(folder)
+    _load("store").store(folder, tmp_path / "results" / "zoology")
+    page = _page(gallery)
+    assert page.index("assets/results/cost_of_24.svg") < page.index("assets/results/zoology")
+    assert "*What the 2:4 step costs in 1 comparison with" in page
+    plugins = SimpleNamespace(_current_plugin="docs/gallery.py")
+    config = SimpleNamespace(site_dir=str(tmp_path / "site"), use_directory_urls=False, plugins=plugins)
+    assert "assets/results/cost_of_24.svg" in [file.src_uri for file in gallery.on_files(Files([]), config)]
+    picture = tmp_path / "cost.png"
+    _load("store").draw_cost(tmp_path / "results", picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_device_has_one_figure_and_one_table_of_all_its_records(gallery, tmp_path):

@@ -49,8 +49,9 @@ def test_every_section_is_there(home, text):
         "Divergences and failures",
     ):
         assert title in page.titles
-    # bars, telemetry, warm-ups and sizes; equivalence, scaling and protocol
-    assert len(page.images) == 7
+    # bars, telemetry, warm-ups and sizes; cost, equivalence, scaling and protocol
+    assert len(page.images) == 8
+    assert "What 2:4 costs, wherever it was asked" in page.titles
     assert "The paper's dense warm-up (published)" in page.titles
     assert "placement_ablation: " in page.text
     assert "loss became nan at step" in page.text
@@ -66,7 +67,7 @@ def test_same_results_same_page(home, text):
 def test_plots_of_parts_and_document_are_redrawn(home):
     written = write_paper_plots(home)
     own = {path.stem for path in written if path.parent == home / "plots"}
-    assert own == {"equivalence", "protocol", "scaling"}
+    assert own == {"cost", "equivalence", "protocol", "scaling"}
     assert any(path.parent == home.parent / "warmup_ablation/plots" for path in written)
 
 

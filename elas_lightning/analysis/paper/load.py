@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -110,6 +110,21 @@ def load_paper(folder: Path, benchmarks: Path | None = None) -> Paper:
         records=_objects(benchmarks) if benchmarks else {},
         evaluations=_objects(folder / EVALUATIONS),
     )
+
+
+def load_stored(folder: Path, order: Sequence[str]) -> Paper:
+    """Sweeps that lie in one folder, as a document without a command, records or tasks.
+
+    Args:
+        folder: each of its folders with a ``summary.json`` is a sweep.
+        order: names of those that come first.
+
+    Raises:
+        UserError: if a file cannot be read.
+    """
+    names = sorted(path.parent.name for path in folder.glob("*/summary.json"))
+    names.sort(key=lambda name: order.index(name) if name in order else len(order))
+    return Paper(folder, {}, {name: load_sweep(folder / name) for name in names}, {}, {}, {})
 
 
 def method_names(results: SweepResults) -> list[str]:

@@ -11,6 +11,7 @@ from elas_lightning.analysis import style
 from elas_lightning.analysis.answer import answer, facts, losses
 from elas_lightning.analysis.load import planned_runs
 from elas_lightning.analysis.page import data_uri, drawn, render, table_html
+from elas_lightning.analysis.paper.cost import cost_figure
 from elas_lightning.analysis.paper.forest import forest
 from elas_lightning.analysis.paper.load import Paper, load_paper
 from elas_lightning.analysis.paper.memory import memory_table, sizes_table
@@ -68,6 +69,7 @@ def write_paper_report(folder: str | Path, benchmarks: Path | None = None) -> Pa
         question=paper.summary["question"],
         command=paper.summary["command"],
         answer=verdicts(paper),
+        cost=_figure(own, "cost"),
         missing=_missing(paper),
         questions=questions(paper),
         methods=table_html(methods_table(paper.table) if paper.table else None, "Table of methods"),
@@ -109,6 +111,7 @@ def _own_figures(paper: Paper) -> _Own:
     series, runs = scaling_series(paper), measured(paper)
     by_number = "Lines are the arithmetic of dividing by N + 1; points are runs."
     made: dict[str, tuple[Figure, str] | None] = {
+        "cost": cost_figure(paper),
         "equivalence": forest(against_twins(paper.table)) if paper.table else None,
         "protocol": (protocol_figure(runs), by_number),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ Options = Mapping[str, Any]
 _MOST_TICKS = 9
 # With more measurements than this, markers hide the line they sit on.
 MOST_MARKERS = 25
+# Where the farthest end of an interval is so many times as far from zero as the middle one, most of them would be dots.
+_FAR = 30
 TIME_LABELS = {"tokens": "Training tokens", "step": "Optimizer step", "seconds": "Training time (s)"}
 
 
@@ -147,6 +150,20 @@ def value_limits(ax: Axes, which: str, values: Sequence[float], intervals: Seque
     (ax.set_xlim if which == "x" else ax.set_ylim)(*shown)
     style.plain_numbers(ax, which)
     return min(ends_low) < shown[0] or max(ends_high) > shown[1]
+
+
+def difference_limits(
+    ax: Axes, values: Sequence[float], intervals: Sequence[tuple[float, float]], unit: str
+) -> list[str]:
+    """Choose scale and limits of an x axis of differences, zero among them; what has to be said of them."""
+    reaches = sorted(max(abs(low), abs(high)) for low, high in intervals)
+    middle = reaches[(len(reaches) - 1) // 2] if reaches else 0.0
+    if not middle or reaches[-1] < _FAR * middle:
+        return [cut_clause(value_limits(ax, "x", [0.0, *values], intervals))]
+    straight = 10.0 ** round(math.log10(middle))
+    ends = [*values, *(end for interval in intervals for end in interval)]
+    style.log_from_zero(ax, min(ends), max(ends), straight)
+    return [f"beyond {straight:g} {unit} to each side the axis is logarithmic"]
 
 
 def best_clause(results: SweepResults, metric: Metric, done: Sequence[Point]) -> str:

@@ -6,7 +6,6 @@ difference is certain. Pairs of runs with the same seed take that out.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -16,15 +15,13 @@ from elas_lightning.analysis import style
 from elas_lightning.analysis.comparisons import Compared, comparisons_of, twin_comparisons
 from elas_lightning.analysis.load import SweepResults
 from elas_lightning.analysis.metrics import metric_of
-from elas_lightning.analysis.plots.base import CannotDraw, Options, cut_clause, draw_seeds, required, value_limits
+from elas_lightning.analysis.plots.base import CannotDraw, Options, difference_limits, draw_seeds, required
 from elas_lightning.analysis.points import baseline
-from elas_lightning.analysis.wording import room, sentence
+from elas_lightning.analysis.wording import how_many_found, room, sentence
 
 # More combinations of other parameters than this have no colours of their own.
 _MOST_COLOURS = 7
 _NAME_WIDTH, _LINE = 24, 0.16  # letters, inches
-# Where the farthest end of an interval is so many times as far from zero as the middle one, most of them would be dots.
-_FAR = 30
 
 
 @style.styled
@@ -78,7 +75,9 @@ def _panel(ax: Axes, results: SweepResults, named: Sequence[tuple[str, Compared]
     """One family of comparisons on an axis of its own; what has to be said of that."""
     rows = list(dict.fromkeys(name for name, _ in named))
     family = [one for _, one in named]
-    said = _limits(ax, family, _unit(results))
+    seeds = [value for one in family for value in one.by_seed.values()]
+    spans = [(d.low, d.high) for one in family if (d := one.difference) and d.low is not None and d.high is not None]
+    said = difference_limits(ax, seeds, spans, _unit(results))
     ax.axvline(0, color=style.GREY, linewidth=1, zorder=1)
     height = 0.8 / len(groups)
     for i, group in enumerate(groups):
@@ -98,20 +97,6 @@ def _panel(ax: Axes, results: SweepResults, named: Sequence[tuple[str, Compared]
 
 def _unit(results: SweepResults) -> str:
     return "%" if metric_of(results.objective).difference == "%" else "nats"
-
-
-def _limits(ax: Axes, family: Sequence[Compared], unit: str) -> list[str]:
-    """Choose scale and limits of an axis of differences; what has to be said of them."""
-    seeds = [value for one in family for value in one.by_seed.values()]
-    spans = [(d.low, d.high) for one in family if (d := one.difference) and d.low is not None and d.high is not None]
-    reaches = sorted(max(abs(low), abs(high)) for low, high in spans)
-    middle = reaches[(len(reaches) - 1) // 2] if reaches else 0.0
-    if not middle or reaches[-1] < _FAR * middle:
-        return [cut_clause(value_limits(ax, "x", [0.0, *seeds], spans))]
-    straight = 10.0 ** round(math.log10(middle))
-    ends = [*seeds, *(end for span in spans for end in span)]
-    style.log_from_zero(ax, min(ends), max(ends), straight)
-    return [f"beyond {straight:g} {unit} to each side the axis is logarithmic"]
 
 
 def _draw(ax: Axes, rows: Sequence[tuple[float, Compared]], look: style.Look, name: str | None, height: float) -> None:
@@ -140,17 +125,9 @@ def _clauses(shown: Sequence[Compared], results: SweepResults, twins: bool) -> l
         return ["each pair shares one seed, too few for intervals"]
     found = [d for d in tested if d.found]
     clauses = ["pairs of runs with the same seed (dots), their means and 95 % intervals"]
-    clauses.append(_how_many(len(found), len(tested)))
+    clauses.append(how_many_found(len(found), len(tested)))
     if left := [d for d in tested if not d.found]:
         clauses.append(f"{'the others leave' if found else 'that leaves'} room for {room(left)}")
     if twins:
         clauses.append("in the upper part each choice is beside its twin, which differs from it in one thing")
     return clauses
-
-
-def _how_many(found: int, tested: int) -> str:
-    every = "the interval" if tested == 1 else f"all {tested} intervals"
-    if found in (0, tested):
-        verb = "leave zero out" if found else "include zero"
-        return f"{every} {verb.replace(' ', 's ', 1) if tested == 1 else verb}"
-    return f"{found} of {tested} intervals {'leaves' if found == 1 else 'leave'} zero out"
