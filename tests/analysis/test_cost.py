@@ -79,3 +79,8 @@ def test_without_a_pair_there_is_no_figure(tmp_path):
     assert cost_figure(load_stored(tmp_path, [])) is None
     write_sweep(tmp_path / "single", {"sparsity": STEP}, [], seeds=(1,), loss=lambda p, s: 5.0)
     assert cost_figure(load_stored(tmp_path, [])) is None
+    folder = write_sweep(tmp_path / "nats", {"sparsity": STEP}, [], loss=lambda p, s: 5.0 + 0.01 * s)
+    assert cost_figure(load_stored(tmp_path, [])) is not None
+    text = (folder / "summary.json").read_text()
+    (folder / "summary.json").write_text(text.replace('"objective": "val_perplexity"', '"objective": "val_loss"'))
+    assert cost_figure(load_stored(tmp_path, [])) is None

@@ -51,7 +51,7 @@ def cost_figure(paper: Paper) -> tuple[Figure, str] | None:
 
 
 def _costs(paper: Paper) -> list[list[Compared]]:
-    """The comparisons by part, in the document's order."""
+    """The comparisons by part, in the document's order; parts with another objective than perplexity have none."""
     twins = paper.table.summary["twins"] if paper.table else {}
     pairs = {*twins.items(), _STEP}
     parts = [
@@ -61,6 +61,7 @@ def _costs(paper: Paper) -> list[list[Compared]]:
             if (one.level, one.base) in pairs and one.difference and one.difference.low is not None
         ]
         for results in paper.parts.values()
+        if results.objective == "val_perplexity"
     ]
     return [part for part in parts if part]
 
