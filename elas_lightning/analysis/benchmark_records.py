@@ -13,6 +13,8 @@ from typing import Any
 
 from elas_lightning.errors import UserError
 
+# Those whose records hold measurements.
+BENCHMARKS = ("ffn", "train_step", "prefill")
 KINDS = {
     "ffn forward": "Feed-forward network, forward",
     "ffn forward_backward": "Feed-forward network, forward and backward",
@@ -116,7 +118,7 @@ def read_records(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}): delete it or measure again") from None
-        if isinstance(record, dict) and record.get("benchmark") in ("ffn", "train_step", "prefill"):
+        if isinstance(record, dict) and record.get("benchmark") in BENCHMARKS:
             found.append((path, record))
     if not found:
         raise UserError(f"there is no benchmark record in {folder}: run `elas bench --json FILE` first")

@@ -14,7 +14,7 @@ from elas_lightning.analysis.tables import Table
 
 _MARK = "†"
 _COLUMNS = 3
-_SHORT = {
+SHORT = {
     "ffn forward": "FFN forward",
     "ffn forward_backward": "FFN forward and backward",
     "train_step": "Training step",
@@ -41,6 +41,11 @@ class Line:
     best: dict[str, Measurement]
     bound: set[str]
     full: dict[str, float]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU ran it."""
+        return any(row.gpu for row in self.best.values())
 
 
 def lines(rows: Sequence[Measurement]) -> list[Line]:
@@ -69,7 +74,7 @@ def summary_table(found: Sequence[Line]) -> Table:
     shapes = sorted({s for line in found for s in line.best}, key=lambda shape: place_order((shape, 0)))
     cells = tuple(
         (
-            _SHORT[line.kind],
+            SHORT[line.kind],
             f"{line.tokens:,}",
             "out of the way" if line.replayed else "included",
             *(_cell(line, shape) for shape in shapes),
@@ -121,7 +126,7 @@ def summary_figure(found: Sequence[Line]) -> Figure:
         axis.set_xlim(-0.6, most - 0.4)
         style.level_axis(axis, "x", range(len(line.best)), [shape.upper() for shape in line.best])
         launches = "replayed without launches" if line.replayed else "launches included"
-        axis.set_title(f"{_SHORT[line.kind]}\n{line.tokens:,} tokens, {launches}", fontsize=9)
+        axis.set_title(f"{SHORT[line.kind]}\n{line.tokens:,} tokens, {launches}", fontsize=9)
     for axis in axes[len(found) :]:
         axis.set_visible(False)
     highest = max(row.ratio["median"] for line in found for row in line.best.values())

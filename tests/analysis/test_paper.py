@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from elas_lightning.analysis.paper.protocol import batches_for, flattery, measur
 from elas_lightning.analysis.paper.published import published, published_perplexities, published_tables
 from elas_lightning.analysis.paper.questions import questions
 from elas_lightning.analysis.paper.scaling import scaling_sentences, scaling_series, scaling_table
-from elas_lightning.analysis.paper.speed import speed_sentences, speed_table
+from elas_lightning.analysis.paper.speed import by_device, speed_answers
 from elas_lightning.analysis.paper.table import NOT_RUN, against_baseline, against_twins, methods, methods_table
 from elas_lightning.analysis.paper.verdicts import close_to_twin, completeness, verdicts, winner
 from elas_lightning.analysis.statistics import holm
@@ -310,41 +311,44 @@ def test_columns_that_not_every_version_records_are_read(tmp_path):
     assert "The account of 5 methods" in said[3]
 
 
-RATIO = {"median": 0.9, "p20": 0.85, "p80": 0.95}
+RECORDS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
 
-@pytest.mark.parametrize(
-    "record",
-    [
-        {
-            "settings": {"device": "cuda", "shape": "60m"},
-            "contenders": {"elas": {"speed_against": {"low rank dense": RATIO}}},
-        },
-        {
-            "device_type": "cuda",
-            "cases": [
-                {"shape": "60m", "measured": [{"contender": "ELAS", "speed_against": {"low-rank ReLU²": RATIO}}]}
-            ],
-        },
-    ],
-)
-def test_speed_is_read_from_records_of_either_form(tmp_path, record):
+def test_speed_is_told_device_by_device_records_in_folders_too(tmp_path):
+    home = write_paper(tmp_path)
+    paper = load_paper(home, RECORDS)
+    gpu, cpu = by_device(paper)
+    assert "H200" in gpu
+    assert "EPYC" in cpu
+    said = _said(paper)[2]
+    record = json.loads((RECORDS / "h200/train_step.json").read_text())
+    step = record["cases"][0]["contenders"]["ELAS, hopper, recompute"]["speed_against"]["low-rank ReLU²"]
+    ours = f"{step['median']:.2f} ({step['p20']:.2f} to {step['p80']:.2f}) at 1B times the speed of its dense twin"
+    assert f"Training step with 16,384 tokens on {gpu}: ELAS's fastest way runs at {ours}" in said
+    assert "FFN forward with 16,384 tokens, launches out of the way, on" in said
+    assert "where launches bound one of the two at 60M" in said
+    assert "no record from a GPU" not in said
+    assert "Not measured yet" not in said
+
+
+def test_what_speed_was_not_measured_of_is_said(tmp_path):
     home, results = write_paper(tmp_path), tmp_path / "results"
     results.mkdir()
-    (results / "a.json").write_text(json.dumps({"benchmark": "train_step", "device": "H100", **record}))
-    paper = load_paper(home, results)
-    (row,) = speed_table(paper).rows
-    assert row[:3] == ("train_step", "H100", "60m")
-    assert row[5] == "0.90 (0.85 to 0.95)"
-    first, *rest = speed_sentences(paper)
-    assert "runs at 0.90 (0.85 to 0.95) times the speed of low" in first
-    assert rest == ["Not measured yet: the speed of prefill."]
+    shutil.copy(RECORDS / "train_step_60m_cpu.json", results)
+    (results / "old.json").write_text(json.dumps({"benchmark": "ffn", "cases": [{"shape": "60m"}]}))
+    found = list(speed_answers(load_paper(home, results)))
+    assert [known for known, _ in found] == [True, False, False, False]
+    assert "at 60M times the speed of its dense twin" in found[0][1]
+    assert "Of an earlier version, to be measured again: old.json." in found[1][1]
+    assert "There is no record from a GPU" in found[2][1]
+    assert found[3][1] == "Not measured yet: the speed of prefill."
 
 
 def test_without_records_the_document_says_so(paper):
-    (sentence,) = speed_sentences(paper)
+    ((known, sentence),) = speed_answers(paper)
+    assert not known
     assert sentence.startswith("No record with ratios lies under benchmarks/results/")
-    assert speed_table(paper) is None
+    assert by_device(paper) == {}
 
 
 def test_published_figures_are_verbatim_and_marked_as_published():

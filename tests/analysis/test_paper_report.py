@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from synthetic_paper import write_paper
@@ -105,3 +106,13 @@ def test_composites_are_told_from_sweeps_and_broken_files_are_one_line(tmp_path)
     (home / "summary.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         is_paper(home)
+
+
+def test_speed_of_a_gpu_has_a_figure_and_a_table(tmp_path):
+    records = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+    page = Page(write_paper_report(write_paper(tmp_path), records).read_text(encoding="utf-8"))
+    captions = [image["alt"] for image in page.images if "beside its dense twin" in image["alt"]]
+    (caption,) = captions  # the CPU's one bar is a number
+    assert caption.startswith("NVIDIA H200")
+    assert "2.09 hopper" in page.text
+    assert "1.00 reference" in page.text

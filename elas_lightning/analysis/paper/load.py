@@ -30,7 +30,7 @@ class Paper:
         summary: its ``summary.json``.
         parts: the sweeps whose files are there, by name, in the composite's order.
         absent: the other parts, each with the reason.
-        records: speed measured side by side: the benchmarks' files by name.
+        records: the benchmarks' files, also in folders of devices, by their path below ``benchmarks/results``.
         evaluations: results of ``elas eval`` by file name.
     """
 
@@ -107,8 +107,8 @@ def load_paper(folder: Path, benchmarks: Path | None = None) -> Paper:
         summary=summary,
         parts=parts,
         absent=absent,
-        records=_objects(benchmarks) if benchmarks else {},
-        evaluations=_objects(folder / EVALUATIONS),
+        records=_objects(benchmarks, "**/*.json") if benchmarks else {},
+        evaluations=_objects(folder / EVALUATIONS, "*.json"),
     )
 
 
@@ -138,5 +138,5 @@ def seeds_of(results: SweepResults) -> int:
     return len(planned_seeds(results.summary))
 
 
-def _objects(folder: Path) -> dict[str, dict[str, Any]]:
-    return {path.name: read_json(path, _ADVICE) for path in sorted(folder.glob("*.json"))}
+def _objects(folder: Path, pattern: str) -> dict[str, dict[str, Any]]:
+    return {str(path.relative_to(folder)): read_json(path, _ADVICE) for path in sorted(folder.glob(pattern))}

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from elas_lightning.analysis import style
 from elas_lightning.analysis.answer import answer, facts, losses
+from elas_lightning.analysis.benchmark_summary import Line, summary_figure, summary_table
 from elas_lightning.analysis.load import planned_runs
 from elas_lightning.analysis.page import data_uri, drawn, render, table_html
 from elas_lightning.analysis.paper.cost import cost_figure
@@ -19,7 +20,7 @@ from elas_lightning.analysis.paper.protocol import measured, protocol_figure, pr
 from elas_lightning.analysis.paper.published import published_tables
 from elas_lightning.analysis.paper.questions import questions
 from elas_lightning.analysis.paper.scaling import scaling_figure, scaling_sentences, scaling_series, scaling_table
-from elas_lightning.analysis.paper.speed import speed_sentences, speed_table
+from elas_lightning.analysis.paper.speed import by_device, speed_answers
 from elas_lightning.analysis.paper.table import against_twins, methods_table
 from elas_lightning.analysis.paper.tasks import tasks_table
 from elas_lightning.analysis.paper.verdicts import statistics_note, verdicts
@@ -82,8 +83,11 @@ def write_paper_report(folder: str | Path, benchmarks: Path | None = None) -> Pa
         protocol=protocol_sentences(runs),
         protocol_table=table_html(protocol_table(runs) if runs else None, "Evaluation protocols"),
         protocol_figure=_figure(own, "protocol"),
-        speed=speed_sentences(paper),
-        speed_table=table_html(speed_table(paper), "Speed side by side"),
+        speed=[sentence for _, sentence in speed_answers(paper)],
+        speed_devices=[
+            {"figure": _figure(own, name), "table": table_html(summary_table(found), f"{device}: speed side by side")}
+            for device, (name, found) in _devices(paper).items()
+        ],
         speed_published=_published("speed"),
         memory_published=_published("memory"),
         sizes_table=table_html(sizes_table(paper), "Memory at the paper's sizes"),
@@ -115,6 +119,9 @@ def _own_figures(paper: Paper) -> _Own:
         "equivalence": forest(against_twins(paper.table)) if paper.table else None,
         "protocol": (protocol_figure(runs), by_number),
     }
+    for device, (name, found) in _devices(paper).items():
+        if sum(len(line.best) for line in found) > 1:  # one bar is a number
+            made[name] = summary_figure(found), f"{device}: ELAS's fastest way beside its dense twin."
     figure = scaling_figure(series)
     if figure is not None:
         made["scaling"] = (
@@ -123,6 +130,11 @@ def _own_figures(paper: Paper) -> _Own:
             "beyond the largest size and shaded where 95 % of the resampled seeds lie.",
         )
     return {name: (style.save(found[0], home / name), found[1]) for name, found in made.items() if found is not None}
+
+
+def _devices(paper: Paper) -> dict[str, tuple[str, list[Line]]]:
+    """What was measured on each device, with the name of its figure."""
+    return {device: (f"speed_{i}", found) for i, (device, found) in enumerate(by_device(paper).items(), start=1)}
 
 
 def _figure(own: _Own, name: str) -> dict[str, str] | None:
