@@ -65,7 +65,7 @@ def answer(results: SweepResults, captions: list[dict[str, Any]]) -> list[str]:
 def about_twins(results: SweepResults) -> str:
     """What the comparisons with twins found, in a sentence; empty before the first pair has two seeds."""
     found = _tested(twin_comparisons(results))
-    return _how_many_found(found, "of a choice with its twin (the same but for one thing)") if found else ""
+    return _how_many_found(found, "of a choice with the twin that the sweep names for it") if found else ""
 
 
 def _tested(rows: list[Compared]) -> list[tuple[str, str, str, Difference]]:

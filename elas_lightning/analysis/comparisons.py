@@ -35,7 +35,7 @@ def comparisons(results: SweepResults) -> list[Compared]:
     The two sides differ in the contrast alone; none is picked as the best, so that p means what it says. Empty when
     the sweep has no contrast.
     """
-    return [found for name, _ in contrasts(results) for found in comparisons_of(results, name)]
+    return [found for name, base in contrasts(results) for found in comparisons_of(results, name, base)]
 
 
 def comparisons_of(results: SweepResults, name: str, base: str = "") -> list[Compared]:

@@ -152,8 +152,8 @@ class SweepSpec:
         search: The dimensions.
         without: Points of the grid to leave out, by the labels of some or all dimensions.
         seeds: Each point runs once with each seed; it sets initialisation and, apart from it, data order.
-        twins: What choices of the first dimension are held against beside the first of them, label to label: the same
-            but for one thing, a method without its 2:4 step, say.
+        twins: What choices of the first dimension are held against beside the first of them, label to label: what
+            differs in nothing but what is asked, such as a method without its 2:4 step.
         sampler: ``grid`` runs every combination; ``tpe`` and ``random`` draw ``trials`` points.
         trials: Points to draw; only for samplers that draw.
         pruner: ``median`` stops points that look worse than the median of the others, seed by seed.

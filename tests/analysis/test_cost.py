@@ -61,6 +61,14 @@ def test_the_step_alone_counts_and_what_was_found_has_a_colour(tmp_path):
     assert "1 of 2 intervals leaves zero out (1 after correction for all, Holm)" in caption
 
 
+def test_other_twins_are_no_models_without_the_step(tmp_path):
+    search = {"method": {**METHODS, "values": ["low-rank ReLU²", "ELAS", "LORO", "CoLA"]}}
+    twins = {"ELAS": "low-rank ReLU²", "LORO": "CoLA"}
+    write_sweep(tmp_path / "table", search, [], twins=twins, loss=lambda p, s: 5 + 0.001 * s * len(p["method"]))
+    figure, _ = cost_figure(load_stored(tmp_path, []))
+    assert [name for name, *_ in shown(figure)] == ["ELAS"]
+
+
 def test_many_rows_stand_in_two_columns_of_whole_parts(tmp_path):
     for i, count in enumerate((9, 6, 8)):
         ranks = {"kind": "choices", "values": [*range(4, 4 + count)], "label": "rank"}

@@ -88,7 +88,7 @@ def test_twins_have_a_panel_and_a_scale_of_their_own(twinned):
     assert max(map(abs, above.get_xlim())) < 2 < below.get_xlim()[1]
     assert "against" not in above.get_xlabel()
     assert below.get_xlabel().replace("\n", " ").endswith("against dense")
-    assert "in the upper part each choice is beside its twin" in caption
+    assert "in the upper part each choice is beside the twin" in caption
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["activation relu2", "activation swiglu"]
 
 

@@ -287,7 +287,7 @@ def test_questions_that_twins_answer(tmp_path):
     assert paper.table_name == "paper_table"
     assert "beside as many kept without it: 2:4 is 2.06" in _said(paper)[4]
     only = replace(paper, parts={"pattern_ablation": paper.parts["pattern_ablation"]})
-    assert only.table_name == "pattern_ablation"
+    assert only.table_name is None
 
 
 def test_columns_that_not_every_version_records_are_read(tmp_path):

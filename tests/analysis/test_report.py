@@ -145,7 +145,7 @@ def test_twins_have_a_sentence_of_their_own(tmp_path):
 
     search = {"m": {"kind": "choices", "values": ["a", "b", "c", "d"], "label": "m"}}
     text = read(write_sweep(tmp_path / "two", search, [], loss=loss, twins={"c": "b", "d": "c"})).text
-    said = "Both comparisons of a choice with its twin (the same but for one thing) have a 95 % interval without zero: "
+    said = "Both comparisons of a choice with the twin that the sweep names for it have a 95 % interval without zero: "
     assert said in text
     assert re.search(
         r"zero: c is 5\.\d+ % above b and d is 0\.2\d* % above c\.\s+All 3 comparisons paired by seed", text

@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from elas_lightning.analysis import style
 from elas_lightning.analysis.comparisons import Compared, comparisons, twin_comparisons
 from elas_lightning.analysis.equivalence import ALPHA
-from elas_lightning.analysis.paper.load import Paper
+from elas_lightning.analysis.paper.load import OURS, Paper
 from elas_lightning.analysis.plots.base import difference_limits
 from elas_lightning.analysis.statistics import holm
 from elas_lightning.analysis.wording import how_many_found, plural, room, sentence
 
-# As sweeps name the step where it is the only thing that they switch; methods are named by the table's twins.
+# As sweeps name the step where it is the only thing that they switch; ELAS and its variants have twins in the table.
 _STEP = ("2:4", "dense")
 # Rows from which on they stand in two columns.
 _TALL = 20
@@ -53,7 +53,7 @@ def cost_figure(paper: Paper) -> tuple[Figure, str] | None:
 def _costs(paper: Paper) -> list[list[Compared]]:
     """The comparisons by part, in the document's order; parts with another objective than perplexity have none."""
     twins = paper.table.summary["twins"] if paper.table else {}
-    pairs = {*twins.items(), _STEP}
+    pairs = {_STEP, *((method, twin) for method, twin in twins.items() if method.startswith(OURS))}
     parts = [
         [
             one

@@ -48,9 +48,8 @@ class Paper:
 
     @cached_property
     def table_name(self) -> str | None:
-        """The name of that part: the first that names a twin of ELAS, else the first that names twins."""
-        named = [name for name, part in self.parts.items() if part.summary.get("twins")]
-        return min(named, key=lambda name: OURS not in self.parts[name].summary["twins"], default=None)
+        """The name of that part: the first that names a twin of ELAS."""
+        return next((name for name, part in self.parts.items() if OURS in (part.summary.get("twins") or {})), None)
 
     def captions(self, part: str) -> list[str]:
         """What the figures of a part show, as they were drawn last."""

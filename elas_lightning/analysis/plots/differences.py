@@ -129,5 +129,5 @@ def _clauses(shown: Sequence[Compared], results: SweepResults, twins: bool) -> l
     if left := [d for d in tested if not d.found]:
         clauses.append(f"{'the others leave' if found else 'that leaves'} room for {room(left)}")
     if twins:
-        clauses.append("in the upper part each choice is beside its twin, which differs from it in one thing")
+        clauses.append("in the upper part each choice is beside the twin that the sweep names for it")
     return clauses
