@@ -117,23 +117,25 @@ class Composite:
 
     def list_runs(self) -> Iterator[str]:
         """What there is to run, line by line, with an estimate of the time by the runs that are there."""
-        missing = 0
-        seconds: list[float] = []
+        missing = steps = 0
+        there: list[tuple[float, int]] = []
         for plan in self.plans:
             yield f"{plan.spec.name}: {plan.spec.question} ({plan.planned_runs} runs)"
             if plan.spec.is_search:
                 yield f"  {plan.spec.trials} points are drawn by {plan.spec.sampler}"
                 missing += plan.planned_runs
+                steps += plan.planned_runs * plan.steps
                 continue
             for planned in plan.runs():
                 stored = _finished(planned.request.directory)
                 if stored is None:
                     missing += 1
+                    steps += plan.steps_of(planned)
                 elif stored.metrics.get("seconds"):
-                    seconds.append(stored.metrics["seconds"])
-                there = "there" if stored else "to run"
-                yield f"  {planned.label}, seed {planned.seed} ({there}): {planned.request.command}"
-        yield f"{missing} runs are missing; {_estimate(missing, seconds)}; {_in_words(self.minutes)}"
+                    there.append((stored.metrics["seconds"], plan.steps_of(planned)))
+                state = "there" if stored else "to run"
+                yield f"  {planned.label}, seed {planned.seed} ({state}): {planned.request.command}"
+        yield f"{missing} runs are missing; {_estimate(steps, there)}; {_in_words(self.minutes)}"
 
     def run(self, console: Console) -> list[str]:
         """Run what is missing, part by part, until all is there or the time is over.
@@ -171,13 +173,14 @@ def _finished(directory: Path) -> RunResult | None:
     return RunResult.read(directory) if (directory / RESULT_NAME).exists() else None
 
 
-def _estimate(missing: int, seconds: list[float]) -> str:
-    if not missing:
+def _estimate(steps: int, there: list[tuple[float, int]]) -> str:
+    """How long so many optimizer steps take, by the seconds and steps of the runs that are there."""
+    if not steps:
         return "nothing is left to do"
-    if not seconds:
+    if not there:
         return "how long they take is known once one has run here"
-    each = sum(seconds) / len(seconds)
-    return f"about {duration(missing * each)} at {each:.0f} s each (mean of the {len(seconds)} that are there)"
+    each = sum(seconds for seconds, _ in there) / sum(made for _, made in there)
+    return f"about {duration(steps * each)} at {1000 * each:.0f} ms a step (mean of the {len(there)} that are there)"
 
 
 def _in_words(minutes: float | None) -> str:

@@ -94,6 +94,21 @@ class Plan:
             for seed in self.spec.seeds:
                 yield self.run(point, seed)
 
+    @cached_property
+    def steps(self) -> int:
+        """Optimizer steps of a run, where its point says nothing else."""
+        return int(self.base["trainer"]["max_steps"])
+
+    def steps_of(self, planned: PlannedRun) -> int:
+        """Optimizer steps of a run, by which some of a sweep's take longer than others."""
+        overlays, overrides = planned.request.overlays, planned.request.overrides
+        if _LENGTH in overrides:
+            return int(overrides[_LENGTH])
+        # to resolve a stack takes a tenth of a second, and next to none of them changes the length
+        if any("max_steps" in path.read_text() for path in overlays[len(self.base_overlays) :]):
+            return int(resolve(overlays, overrides)["trainer"]["max_steps"])
+        return self.steps
+
     def check(self) -> None:
         """Refuse before the first run what a later one would trip over.
 
@@ -170,7 +185,7 @@ class Plan:
             resolve((*self.base_overlays, overlay_path(name)), {**self.spec.overrides, **self.overrides})
             for name in dimension.overlays.values()
         )
-        return any(config["trainer"]["max_steps"] != self.base["trainer"]["max_steps"] for config in configs)
+        return any(config["trainer"]["max_steps"] != self.steps for config in configs)
 
     @property
     def planned_runs(self) -> int:

@@ -61,7 +61,9 @@ class SweepProgress:
         self._done: set[str] = set()
         self._best: tuple[float, str] | None = None
         self._began: float | None = None
+        # Runs count by their optimizer steps; of a search, whose points nobody knows beforehand, all alike.
         self._fresh = 0
+        self._steps = {} if plan.spec.is_search else {r.request.directory.name: plan.steps_of(r) for r in plan.runs()}
 
     @property
     def done(self) -> int:
@@ -83,7 +85,7 @@ class SweepProgress:
             self._best = (score, event.planned.label)
         if self._began is None or known:
             return
-        self._fresh += 1
+        self._fresh += self._steps.get(event.result.run, 1)
         name = objective.name.removeprefix("val_").replace("_", " ")
         if score is not None:
             verdict = f"{name} {score:.4g}"
@@ -101,8 +103,13 @@ class SweepProgress:
         if self.done < total:
             # by the pace of everybody who works on it
             pace = (time.perf_counter() - self._began) / self._fresh
-            parts.append(f"{duration((total - self.done) * pace)} left")
+            parts.append(f"{duration(self._left() * pace)} left")
         self._console.print("  ".join(parts), highlight=False, markup=False, soft_wrap=True)
+
+    def _left(self) -> int:
+        if self._plan.spec.is_search:
+            return self._plan.planned_runs - self.done
+        return sum(steps for run, steps in self._steps.items() if run not in self._done)
 
 
 def duration(seconds: float) -> str:

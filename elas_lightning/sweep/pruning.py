@@ -32,7 +32,7 @@ def build_pruner(plan: Plan) -> BasePruner:
     """The pruner that a sweep's file names."""
     if plan.spec.pruner == "none":
         return NopPruner()
-    return PairedMedianPruner(plan.base["trainer"]["max_steps"], plan.spec.pruning, plan.spec.baseline)
+    return PairedMedianPruner(plan.steps, plan.spec.pruning, plan.spec.baseline)
 
 
 class PairedMedianPruner(BasePruner):

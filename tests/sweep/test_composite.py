@@ -176,7 +176,7 @@ def test_a_dry_run_lists_all_runs_with_an_estimate(
     assert main(["sweep", "both", "--dry-run", *overrides]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("4 runs are missing; about ")
-    assert "(mean of the 4 that are there)" in last
+    assert " ms a step (mean of the 4 that are there)" in last
 
 
 @pytest.mark.parametrize(

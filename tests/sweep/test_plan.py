@@ -75,6 +75,24 @@ def test_factors_change_several_keys_together(planned: Callable[..., Plan]) -> N
     assert [c["model"]["config"]["sparsity"]["placement"] for c in configs] == [[], ["ffn_hidden"]]
 
 
+def test_a_runs_steps_are_those_of_its_point(planned: Callable[..., Plan], project: Path) -> None:
+    long = "trainer: {max_steps: 90}\nmodel: {optimizer: {warmup_steps: 2}}\n"
+    (project / "experiments/methods/long.yaml").write_text(long)
+    search = {"method": {"overlays": {"plain": "methods/elas", "long": "methods/long"}}}
+    times = {"length": {"factors": {1: {"trainer.max_steps": 1}, 2: {"trainer.max_steps": 2}}}}
+
+    def steps(plan: Plan) -> list[int]:
+        found = [plan.steps_of(run) for run in plan.runs()]
+        configs = [resolve(run.request.overlays, run.request.overrides) for run in plan.runs()]
+        assert found == [config["trainer"]["max_steps"] for config in configs]
+        return found
+
+    plan = planned(search=search, seeds=[0], plots=[])
+    assert steps(plan) == [12, 90]
+    assert steps(planned(search=search, seeds=[0], plots=[], overrides={"trainer.max_steps": 7})) == [7, 7]
+    assert sorted(steps(planned(search={**search, **times}, seeds=[0], plots=[]))) == [12, 12, 24, 24]
+
+
 def test_factors_of_what_is_no_number_are_refused(planned: Callable[..., Plan]) -> None:
     for key, message in (("model.config.ffn", "is 'relu2': no number"), ("model.rnak", "no configuration key")):
         with pytest.raises(UserError, match=f"search.form.factors is '{key}', which {message}|is {message}"):

@@ -71,6 +71,34 @@ def test_the_time_left_is_by_the_pace_of_all_workers(
     assert _lines(console)[1].endswith("3 min left")
 
 
+def test_a_run_of_three_times_the_steps_counts_as_three(
+    planned: Callable[..., Plan], console: Console, passing: Callable[[float], None]
+) -> None:
+    plan = planned(
+        search={"length": {"factors": {1: {"trainer.max_steps": 1}, 3: {"trainer.max_steps": 3}}}},
+        plots=[{"kind": "curves", "series": "length"}],
+    )
+    progress = SweepProgress(plan, console)
+    progress.begin()
+    for length in (1, 3):
+        for seed in plan.spec.seeds:
+            passing(60 * length)
+            run = plan.run({"length": length}, seed)
+            progress.run_ended(RunEvent(0, run, replace(RESULT, run=run.request.directory.name), 60.0 * length))
+    assert [line.rsplit("  ", 1)[1] for line in _lines(console)[:3]] == ["7 min left", "6 min left", "3 min left"]
+
+
+def test_the_runs_of_a_search_count_alike(
+    planned: Callable[..., Plan], console: Console, passing: Callable[[float], None]
+) -> None:
+    plan = planned(sampler="random", trials=3)
+    progress = SweepProgress(plan, console)
+    progress.begin()
+    passing(60)
+    progress.run_ended(_event(plan, 0.125, 0))
+    assert _lines(console)[0].endswith("5 min left")
+
+
 def test_a_divergence_says_why_and_is_never_the_best(planned: Callable[..., Plan], console: Console) -> None:
     plan = planned()
     progress = SweepProgress(plan, console)

@@ -125,6 +125,7 @@ def _matched(paper: Paper) -> Iterator[tuple[bool, str]]:
     yield from _part(paper, "matched_ablation", "A dense low-rank model with the same FLOPs, and with the same memory")
     yield from _part(paper, "rank_ablation", "How perplexity depends on the rank, with and without 2:4")
     yield from _twins(paper, "width_ablation", "Half the width, for as many FLOPs as 2:4")
+    yield from _twins(paper, "budget_ablation", "The same with more training tokens")
     yield from _twins(paper, "pattern_ablation", "What the structure costs, beside as many kept without it")
     if paper.table is not None and paper.table.trials["flops_per_token"].notna().any():
         yield True, "FLOPs a token stand in the table of methods."
@@ -279,7 +280,7 @@ _ASKED: list[tuple[str, _Answer, tuple[str, ...]]] = [
         "A dense model of lower rank at the same FLOPs or memory: is sparsity better than less rank? FLOPs of each "
         "method.",
         _matched,
-        ("matched_ablation", "rank_ablation", "width_ablation", "pattern_ablation"),
+        ("matched_ablation", "rank_ablation", "width_ablation", "budget_ablation", "pattern_ablation"),
     ),
     (
         "How far is the natural pattern of squared ReLU from the 2:4 choice, by layer and over training? What does "
