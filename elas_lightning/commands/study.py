@@ -152,12 +152,14 @@ def _status(options: argparse.Namespace) -> int:
 def _composite(composite: Any, options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    composite.check()
+    console = Console()
+    composite.announce(console)
+    composite.check(console)
     if options.dry_run:
         for line in composite.list_runs():
             print(line)
         return 0
-    missing = composite.run(Console())
+    missing = composite.run(console)
     _report(options)
     if missing:
         print(f"missing: {'; '.join(missing)}. The same command goes on")

@@ -106,14 +106,23 @@ class Composite:
             return self.request.budget
         return self.spec.budget_minutes.get(device_kind())
 
-    def check(self) -> None:
+    def announce(self, console: Console) -> None:
+        """Say what is asked and how long it may take; to check all points of many parts takes a while, too."""
+        console.print(
+            f"{self.spec.question}\n{len(self.plans)} parts, {_in_words(self.minutes)}, into {self.folder}/",
+            highlight=False,
+        )
+
+    def check(self, console: Console) -> None:
         """Refuse before the first run what a later one would trip over.
 
         Raises:
             UserError: A point of a part is no possible configuration.
         """
-        for plan in self.plans:
-            plan.check()
+        with console.status("") as shown:
+            for plan in self.plans:
+                shown.update(f"checking {plan.spec.name}")
+                plan.check()
 
     def list_runs(self) -> Iterator[str]:
         """What there is to run, line by line, with an estimate of the time by the runs that are there."""
@@ -146,10 +155,6 @@ class Composite:
         Raises:
             Interrupted: Stopped by the user; the same call goes on.
         """
-        console.print(
-            f"{self.spec.question}\n{len(self.plans)} parts, {_in_words(self.minutes)}, into {self.folder}/",
-            highlight=False,
-        )
         # All parts get their tables before the first run is made: the report names what is missing.
         parts = zip(self.spec.parts, self.plans, strict=True)
         runs = [SweepRun(plan, self.request.part(part), console) for part, plan in parts]

@@ -41,7 +41,9 @@ def both(project: Path) -> Path:
 
 def _run(budget: float | None = None) -> tuple[list[str], str]:
     console = Console(file=io.StringIO(), width=200)
-    missing = Composite(Request("both", overrides=QUICK, budget=budget)).run(console)
+    composite = Composite(Request("both", overrides=QUICK, budget=budget))
+    composite.announce(console)
+    missing = composite.run(console)
     return missing, console.file.getvalue()  # type: ignore[attr-defined]
 
 
