@@ -30,6 +30,7 @@ from elas_lightning.layout import checkpoint_folder, new_run_directory
 from elas_lightning.nn.config import ModelConfig
 from elas_lightning.settings import check_overlays, check_settings
 from elas_lightning.training.checkpoints import CheckpointBetweenSteps, SafeCheckpointIO
+from elas_lightning.training.host_memory import keep_freed_memory
 from elas_lightning.training.interruption import StopBetweenSteps
 from elas_lightning.training.live import LiveProgress
 from elas_lightning.training.module import ElasModule
@@ -163,6 +164,8 @@ class ElasCLI(LightningCLI):
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:  # all mean a setting
             raise UserError(f"trainer: {_in_one_line(str(error))}") from error
         check_trainer(trainer)
+        if trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         return trainer
 
     def choose_directory(self, given: str | None) -> Path:
