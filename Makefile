@@ -53,7 +53,7 @@ plots: $(READY)  ## Redraw the plots of EXP from the stored results
 report: $(READY)  ## Rewrite plots, tables and report.html of EXP from the stored results
 	@$(BIN)/elas report $(which_study)
 
-test: $(READY)  ## Run the tests (9 to 15 minutes on two cores)
+test: $(READY)  ## Run the tests (9 to 23 minutes on two cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(READY)  ## Run the proofs that take minutes
