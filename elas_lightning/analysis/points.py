@@ -108,7 +108,7 @@ def _count(rows: pd.DataFrame) -> dict[str, int]:
 
 
 def amount(results: SweepResults, point: Point, column: str) -> float | None:
-    """What all runs of a point share, such as their number of parameters; None where no run has it."""
+    """What a point's runs share, such as their number of parameters, or the largest; None where no run has it."""
     values = results.trials.loc[results.trials["run"].isin(point.runs), column].dropna()
     return float(values.max()) if len(values) else None
 

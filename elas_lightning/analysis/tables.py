@@ -16,7 +16,7 @@ from elas_lightning.analysis.points import Point, amount, gather
 from elas_lightning.analysis.statistics import Difference, holm
 from elas_lightning.analysis.wording import decimals_of, interval, lost, number, plus_minus, signed
 
-# Seeds of one point share the model, so these are the same for each; speed is not.
+# Of all of a point's runs: its seeds share the model, and of their peaks of memory the highest is what has to fit.
 _AMOUNTS = ("parameters", "flops_per_token", "peak_memory_bytes")
 # What Markdown would take for markup in a name: emphasis, code, formulas, tags, entities, the table's own bars.
 _MARKUP = re.compile(r"[\\`*|$]|<(?=[A-Za-z/!])|&(?=#?\w+;)|(?<!\w)_|_(?!\w)")
@@ -104,8 +104,8 @@ def results_table(results: SweepResults) -> Table:
         )
     caption = (
         "Mean ± half of the 95 % t-interval over the complete seeds of each point; a point with one seed has "
-        "no interval. Peak memory is what was allocated on a GPU, or the whole process on a CPU, whose "
-        "interpreter and libraries it includes."
+        "no interval. Peak memory is the highest of a point's runs: what was allocated on a GPU, or the whole process "
+        "on a CPU, whose interpreter and libraries it includes."
     )
     return Table(caption, tuple(columns), tuple(rows), len(results.parameters))
 

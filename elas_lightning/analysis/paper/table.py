@@ -25,7 +25,7 @@ _CAPTION = (
     f"two one-sided tests with a margin of {100 * MARGIN:g} % stated beforehand, corrected likewise; “not shown” "
     f"is neither equal nor different. Weights and gradients as the paper counts them, {_PUBLISHED_BYTES} bytes a "
     "parameter. Speeds are of runs made one after another, not side by side: an indication, no claim. Peak memory "
-    "is what was allocated on a GPU, or the whole process on a CPU."
+    "is the highest of a method's runs: what was allocated on a GPU, or the whole process on a CPU."
 )
 
 
